@@ -1,0 +1,35 @@
+"""What every method is: the pathways it needs, and the terms whose sum is the loss."""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from switchkd.types import Need, Routes
+
+#: Named values in nats, one for each answer token.
+Terms = dict[str, Float[Tensor, " answers"]]
+
+
+class Method(ABC):
+    """A distillation method: a frozen dataclass whose fields are its knobs.
+
+    A method knows routes, never models. The trainer sums what `terms` returns and divides once, by the number of answer tokens of the
+    global batch (all ranks, all accumulation steps), so a term carries its weight and no reduction.
+    """
+
+    name: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def needs(self) -> frozenset[Need]:
+        """The pathways whose logits `terms` reads."""
+
+    @abstractmethod
+    def terms(self, routes: Routes, targets: Int[Tensor, " answers"]) -> Terms:
+        """The weighted terms of the loss at every answer token."""
+
+    def statistics(self, routes: Routes) -> Terms:
+        """What else is worth a line in the log, per answer token; not part of the loss."""
+        return {}

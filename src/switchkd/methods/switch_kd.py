@@ -1,0 +1,61 @@
+"""Switch-KD (arXiv 2604.14629): align the student's answers, and what the teacher would answer through the student's eyes."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from jaxtyping import Int
+from torch import Tensor
+
+from switchkd.losses import cross_entropy, dbild, knee
+from switchkd.methods.base import Method, Terms
+from switchkd.types import Need, Routes
+
+
+@dataclass(frozen=True)
+class SwitchKD(Method):
+    """L = CE(z_S, y) + λ1·DBiLD(z_T, z_S) + λ2·DBiLD(z_T, z_SW), with z_SW = L_T(P_T(V_S(x)), t).
+
+    `align` is λ1, `switch` is λ2; `temperature`, `window` and `min_k` are those of `switchkd.losses.dbild`. Reverse KL both ways, no T²
+    factor. A weight of 0 leaves its pathway out; the switch term trains the student's vision encoder and nothing else.
+    """
+
+    name: ClassVar[str] = "switch_kd"
+    align: float = 1.0
+    switch: float = 1.0
+    temperature: float = 3.0
+    window: int | None = 128
+    min_k: int = 3
+
+    def __post_init__(self) -> None:
+        if self.align < 0 or self.switch < 0:
+            raise ValueError(f"switch_kd: weights must not be negative, got align={self.align}, switch={self.switch}")
+        if self.align == self.switch == 0:
+            raise ValueError("switch_kd: align and switch are both 0, which leaves plain cross-entropy: use method sft")
+        if self.temperature <= 0:
+            raise ValueError(f"switch_kd: temperature must be positive, got {self.temperature}")
+        if self.min_k < 2 or (self.window is not None and self.window < self.min_k):
+            raise ValueError(f"switch_kd: need 2 <= min_k <= window, got min_k={self.min_k}, window={self.window}")
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """Student and teacher, and the switch where it has a weight."""
+        return frozenset({"student", "teacher", "switch"} if self.switch else {"student", "teacher"})
+
+    def terms(self, routes: Routes, targets: Int[Tensor, " answers"]) -> Terms:
+        """Cross-entropy, `align` and `switch`, each at its weight."""
+        knobs = {"temperature": self.temperature, "window": self.window, "min_k": self.min_k}
+        terms = {"ce": cross_entropy(routes.student, targets)}
+        if self.align:
+            terms["align"] = self.align * dbild(routes.shared, routes.teacher, **knobs)
+        if self.switch:
+            terms["switch"] = self.switch * dbild(routes.switch, routes.teacher, **knobs)
+        return terms
+
+    def statistics(self, routes: Routes) -> Terms:
+        """The knee k of each leader: a k stuck at `min_k` means that almost no logits are compared."""
+        leaders = {"teacher": routes.teacher, "student": routes.shared if self.align else None, "switch": routes.switch}
+        return {
+            f"knee_{leader}": knee(logits, window=self.window, min_k=self.min_k).float()
+            for leader, logits in leaders.items()
+            if logits is not None
+        }

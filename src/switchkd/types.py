@@ -1,0 +1,60 @@
+"""What travels between the parts of the project: a batch on the way in, routes on the way out."""
+
+from dataclasses import dataclass
+from typing import Literal, TypedDict
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from typing_extensions import NotRequired
+
+#: Label of a position that is not part of an answer, as in the rest of the Hugging Face world.
+IGNORE_INDEX = -100
+
+
+class Batch(TypedDict):
+    """Padded conversations and their images, ready for a pathway.
+
+    `labels` repeats `input_ids` on answer tokens and is `IGNORE_INDEX` elsewhere. It is *not* shifted: the pathway shifts, once.
+    """
+
+    input_ids: Int[Tensor, "batch sequence"]
+    attention_mask: Int[Tensor, "batch sequence"]
+    labels: Int[Tensor, "batch sequence"]
+    #: All images of the batch in the order of their placeholders; absent where no row has an image.
+    pixel_values: NotRequired[Float[Tensor, "images channels height width"]]
+
+
+def answer_positions(labels: Int[Tensor, "batch sequence"]) -> Bool[Tensor, "batch sequence"]:
+    """Positions whose *next* token is part of an answer: where the logits are compared. The only shift of the project."""
+    mask = labels.new_zeros(labels.shape, dtype=bool)
+    mask[:, :-1] = labels[:, 1:] != IGNORE_INDEX
+    return mask
+
+
+def answer_targets(labels: Int[Tensor, "batch sequence"]) -> Int[Tensor, " answers"]:
+    """The answer tokens themselves, in the order of `answer_positions`."""
+    shifted = labels[:, 1:]
+    return shifted[shifted != IGNORE_INDEX]
+
+
+@dataclass(frozen=True)
+class Routes:
+    """Next-token logits at the answer positions, one tensor for each pathway that a method needs.
+
+    `student` holds every row of the student's head, so that its cross-entropy is the one plain Hugging Face code computes.
+    `teacher` and `switch` hold the real vocabulary only: the padding rows of a head never take part in a comparison.
+    """
+
+    student: Float[Tensor, "answers rows"]
+    teacher: Float[Tensor, "answers vocab"] | None = None
+    switch: Float[Tensor, "answers vocab"] | None = None
+
+    @property
+    def shared(self) -> Float[Tensor, "answers vocab"]:
+        """The student's logits on the ids that it shares with the teacher."""
+        assert self.teacher is not None, "no teacher route: the method did not name it in `needs`"
+        return self.student[:, : self.teacher.shape[-1]]
+
+
+#: The pathways a method can ask for.
+Need = Literal["student", "teacher", "switch"]
