@@ -1,0 +1,61 @@
+"""Write the world to disk as other people's data come: PNG pictures and LLaVA JSON."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+import numpy as np
+from PIL import Image
+
+from .draw import draw
+from .questions import Question, ask
+from .scenes import SPLITS, Difficulty, Scene, Split, scenes
+
+
+def samples(seed: int, split: Split, difficulty: Difficulty) -> Iterator[tuple[Scene, list[Question], np.ndarray]]:
+    """Yield scenes of one split, their questions and pictures (uint8 [48, 48, 3]); the same ones for the same seed."""
+    rng = Random(f"{seed} {split} {difficulty}")
+    for scene in scenes(rng, split, difficulty):
+        questions = ask(scene, rng)
+        if questions is not None:
+            yield scene, questions, draw(scene, rng, difficulty)
+
+
+def write(
+    directory: str | Path, *, train: int, validation: int, test: int, seed: int, difficulty: Difficulty = "medium"
+) -> None:
+    """Write as many pictures as asked for, each with one question of every kind as a conversation of several turns.
+
+    Gives `DIR/{train,validation,test}.json` and `DIR/images/SPLIT/NNNNN.png`; a split of 0 pictures gets no file.
+    No scene appears in two splits.
+    Raises FileExistsError where a split's file is there already: two data sets are never mixed.
+    """
+    directory = Path(directory)
+    for split, number in zip(SPLITS, (train, validation, test), strict=True):
+        if number < 0:
+            raise ValueError(f"{split}={number}: the number of pictures cannot be negative")
+        if number:
+            _write_split(directory, split, number, seed, difficulty)
+
+
+def _write_split(directory: Path, split: Split, number: int, seed: int, difficulty: Difficulty) -> None:
+    file = directory / f"{split}.json"
+    if file.exists():
+        raise FileExistsError(f"{file} exists: give an empty directory, or delete the old data set first")
+    (directory / "images" / split).mkdir(parents=True, exist_ok=True)
+    rows = []
+    for index, (_, questions, picture) in zip(range(number), samples(seed, split, difficulty), strict=False):
+        image = f"images/{split}/{index:05d}.png"
+        Image.fromarray(picture).save(directory / image)
+        rows.append(_row(f"{split}-{index:05d}", image, questions))
+    file.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+def _row(name: str, image: str, questions: list[Question]) -> dict:
+    conversations = []
+    for index, question in enumerate(questions):
+        conversations.append({"from": "human", "value": ("<image>\n" if index == 0 else "") + question.text})
+        conversations.append({"from": "gpt", "value": question.answer})
+    kinds = [question.kind for question in questions]
+    return {"id": name, "image": image, "conversations": conversations, "kinds": kinds}
