@@ -7,6 +7,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from typing_extensions import NotRequired
 
+#: The pathways a method can ask for.
+Need = Literal["student", "teacher", "switch"]
+
 #: Label of a position that is not part of an answer, as in the rest of the Hugging Face world.
 IGNORE_INDEX = -100
 
@@ -49,12 +52,11 @@ class Routes:
     teacher: Float[Tensor, "answers vocab"] | None = None
     switch: Float[Tensor, "answers vocab"] | None = None
 
-    @property
-    def shared(self) -> Float[Tensor, "answers vocab"]:
-        """The student's logits on the ids that it shares with the teacher."""
-        assert self.teacher is not None, "no teacher route: the method did not name it in `needs`"
-        return self.student[:, : self.teacher.shape[-1]]
-
-
-#: The pathways a method can ask for.
-Need = Literal["student", "teacher", "switch"]
+    def __getitem__(self, need: Need) -> Float[Tensor, "answers vocab"]:
+        """The logits that are compared: the student's cut to the ids that it shares with the teacher, the others as they are."""
+        if need == "student":
+            return self.student if self.teacher is None else self.student[:, : self.teacher.shape[-1]]
+        logits = self.teacher if need == "teacher" else self.switch
+        if logits is None:
+            raise LookupError(f"the {need} route was not run: the method does not name it in `needs`")
+        return logits

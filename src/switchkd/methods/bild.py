@@ -38,5 +38,5 @@ class BiLD(Method):
         """Cross-entropy and the logits-difference loss."""
         return {
             "ce": cross_entropy(routes.student, targets),
-            "bild": bild(routes.shared, routes.teacher, top_k=self.top_k, temperature=self.temperature),
+            "bild": bild(routes["student"], routes["teacher"], top_k=self.top_k, temperature=self.temperature),
         }

@@ -37,5 +37,5 @@ class KD(Method):
         """Cross-entropy and the divergence from the teacher."""
         return {
             "ce": cross_entropy(routes.student, targets),
-            "kd": jsd(routes.shared, routes.teacher, beta=self.beta, temperature=self.temperature),
+            "kd": jsd(routes["student"], routes["teacher"], beta=self.beta, temperature=self.temperature),
         }

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from switchkd.losses import cross_entropy, dbild, knee
@@ -43,19 +43,19 @@ class SwitchKD(Method):
 
     def terms(self, routes: Routes, targets: Int[Tensor, " answers"]) -> Terms:
         """Cross-entropy, `align` and `switch`, each at its weight."""
-        knobs = {"temperature": self.temperature, "window": self.window, "min_k": self.min_k}
         terms = {"ce": cross_entropy(routes.student, targets)}
         if self.align:
-            terms["align"] = self.align * dbild(routes.shared, routes.teacher, **knobs)
+            terms["align"] = self.align * self._dbild(routes, "student")
         if self.switch:
-            terms["switch"] = self.switch * dbild(routes.switch, routes.teacher, **knobs)
+            terms["switch"] = self.switch * self._dbild(routes, "switch")
         return terms
+
+    def _dbild(self, routes: Routes, learner: Need) -> Float[Tensor, " answers"]:
+        return dbild(
+            routes[learner], routes["teacher"], temperature=self.temperature, window=self.window, min_k=self.min_k
+        )
 
     def statistics(self, routes: Routes) -> Terms:
         """The knee k of each leader: a k stuck at `min_k` means that almost no logits are compared."""
-        leaders = {"teacher": routes.teacher, "student": routes.shared if self.align else None, "switch": routes.switch}
-        return {
-            f"knee_{leader}": knee(logits, window=self.window, min_k=self.min_k).float()
-            for leader, logits in leaders.items()
-            if logits is not None
-        }
+        leaders: list[Need] = ["teacher", "student", "switch"] if self.switch else ["teacher", "student"]
+        return {f"knee_{who}": knee(routes[who], window=self.window, min_k=self.min_k).float() for who in leaders}

@@ -1,0 +1,95 @@
+"""A student and its frozen teacher: the visual switch, and what must agree before it can work."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from switchkd.models.families.base import Features
+from switchkd.models.pathway import Pathway
+from switchkd.types import Batch, Need, Routes
+
+
+class Pair(nn.Module):
+    """The only module that the trainer, DDP and FSDP see: a student, and a teacher where the method has one.
+
+    The teacher is in eval mode and without gradients whatever happens to the pair; the switch runs *through* it, so that the gradient
+    reaches the student's vision encoder.
+
+    Args:
+        student: the pathway that learns.
+        teacher: the frozen pathway, or None.
+        needs: the routes that the method will ask for; what they require is checked here, before anything runs.
+        vocabulary: the number of real token ids, `len(tokenizer)`; head rows beyond it are padding and never compared.
+
+    Raises:
+        ValueError: if the pair does not fit `needs`, with both numbers.
+    """
+
+    # How transformers.Trainer is told that the loss shifts labels and divides by the answer tokens of the global batch itself
+    loss_type = "ForCausalLM"
+    accepts_loss_kwargs = True
+
+    def __init__(
+        self, student: Pathway, teacher: Pathway | None, *, needs: frozenset[Need], vocabulary: int | None = None
+    ) -> None:
+        super().__init__()
+        rows = student.head.out_features
+        self.vocabulary = rows if vocabulary is None else vocabulary
+        if self.vocabulary > rows:
+            raise ValueError(
+                f"the tokenizer has {self.vocabulary} ids but the student's head only {rows} rows: "
+                "the processor belongs to another model"
+            )
+        check_fit(student, teacher, needs)
+        self.student = student
+        self.teacher = None if teacher is None else teacher.requires_grad_(False).eval()
+
+    def forward(self, batch: Batch, needs: frozenset[Need]) -> Routes:
+        """The logits of the routes in `needs` at the answer positions."""
+        seen = self.student.see(batch)  # V_S(x)
+        return Routes(
+            student=self.student.logits(self.student.say(seen, batch)),  # z_S = L_S(P_S(V_S(x)), t)
+            teacher=self._teacher(batch) if "teacher" in needs else None,
+            switch=self._switch(seen, batch) if "switch" in needs else None,
+        )
+
+    def _switch(self, seen: Features | None, batch: Batch) -> Float[Tensor, "answers vocab"]:
+        """z_SW = L_T(P_T(V_S(x)), t): the visual switch. The teacher speaks about what the student sees."""
+        assert self.teacher is not None
+        return self.teacher.logits(self.teacher.say(seen, batch))[:, : self.vocabulary]
+
+    @torch.no_grad()
+    def _teacher(self, batch: Batch) -> Float[Tensor, "answers vocab"]:
+        """z_T = L_T(P_T(V_T(x)), t)."""
+        assert self.teacher is not None
+        return self.teacher.logits(self.teacher.say(self.teacher.see(batch), batch))[:, : self.vocabulary]
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the student's mode; the teacher stays in eval mode."""
+        super().train(mode)
+        if self.teacher is not None:
+            self.teacher.eval()
+        return self
+
+
+def check_fit(student: Pathway, teacher: Pathway | None, needs: frozenset[Need]) -> None:
+    """Raise ValueError, with both numbers, if `teacher` cannot teach `student` along the routes in `needs`."""
+    if not needs & {"teacher", "switch"}:
+        return
+    if teacher is None:
+        raise ValueError(f"the method needs the routes {', '.join(sorted(needs))}, but there is no teacher")
+    ours, theirs = (pathway.family.geometry(pathway.model.config) for pathway in (student, teacher))
+    for what in ours:
+        if ours[what] != theirs[what] and (what != "feature width" or "switch" in needs):
+            raise ValueError(
+                f"student and teacher differ in {what}: {ours[what]} and {theirs[what]}. They read the same batch and their logits "
+                "are compared one to one, so choose a student with the teacher's"
+            )
+    if "switch" in needs:
+        vision = [parameter for module in student.part("vision") for parameter in module.parameters()]
+        if not any(parameter.requires_grad for parameter in vision):
+            raise ValueError(
+                f"the student's vision encoder is frozen (0 of {sum(p.numel() for p in vision)} parameters train) and the switch "
+                "trains nothing else: add vision to the stage's `train`, or set the method's switch to 0"
+            )

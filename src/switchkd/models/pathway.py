@@ -1,0 +1,100 @@
+"""One VLM as a pathway: what it sees, and what it would say."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import AutoModelForImageTextToText, PreTrainedModel
+
+from switchkd.models.families import family_of
+from switchkd.models.families.base import Features
+from switchkd.types import Batch, answer_positions
+
+
+class Pathway(nn.Module):
+    """Vision encoder V, projector P and language model L of one VLM.
+
+    `see` is V(x). `say` is L(P(features), t) up to the final norm, at the answer positions; `head` is the output matrix. The features
+    need not be the model's own: that is the visual switch.
+
+    Raises:
+        ValueError: for a family, vision encoder or language model that the project does not cover.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.family = family_of(model.config)
+        self.family.check(model.config)
+        self.model = model
+
+    def see(self, batch: Batch) -> Features | None:
+        """V(x), what the projector receives; None for a batch without images."""
+        return self.family.see(self.model, batch) if "pixel_values" in batch else None
+
+    def say(self, features: Features | None, batch: Batch) -> Float[Tensor, "answers hidden"]:
+        """L(P(features), t): the hidden state at every position whose next token is part of an answer."""
+        outputs = self.model.model(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            mm_encoder_outputs=None if features is None else {"image": self.family.project(self.model, features)},
+            use_cache=False,
+        )
+        return outputs.last_hidden_state[answer_positions(batch["labels"])]
+
+    def logits(self, hidden: Float[Tensor, "positions hidden"]) -> Float[Tensor, "positions rows"]:
+        """The head, in float32 or wider also under autocast: logits rounded to bf16 tie, and ties lose the ranking of the top-k."""
+        dtype = torch.promote_types(hidden.dtype, torch.float32)
+        head = self.head
+        with torch.autocast(hidden.device.type, enabled=False):
+            return F.linear(hidden.to(dtype), head.weight.to(dtype), None if head.bias is None else head.bias.to(dtype))
+
+    @property
+    def head(self) -> nn.Linear:
+        """The output matrix, from hidden states to logits."""
+        return self.model.get_output_embeddings()
+
+    def part(self, name: str) -> list[nn.Module]:
+        """The modules of `vision`, `projector` or `language`."""
+        return self.family.part(self.model, name)
+
+    def train_only(self, parts: tuple[str, ...]) -> None:
+        """Let the named parts learn and freeze the rest; vision parameters that feed nothing stay frozen."""
+        if unknown := set(parts) - set(self.family.parts):
+            raise ValueError(f"unknown parts {sorted(unknown)}; a model has {', '.join(self.family.parts)}")
+        self.model.requires_grad_(False)
+        for name in parts:
+            parameters = {key: p for module in self.part(name) for key, p in module.named_parameters()}
+            adapters = {key: p for key, p in parameters.items() if ".lora_" in key}
+            for parameter in (adapters or parameters).values():  # what adapters sit on stays frozen
+                parameter.requires_grad_(True)
+        for parameter in self.family.blind_parameters(self.model):
+            parameter.requires_grad_(False)
+
+
+def load_pathway(path_or_model: str | Path | PreTrainedModel, *, dtype: str = "auto") -> Pathway:
+    """A pathway from a checkpoint directory, a hub name or a model in memory.
+
+    Args:
+        path_or_model: what `AutoModelForImageTextToText.from_pretrained` takes, or a model.
+        dtype: of the weights when they are loaded: `auto` keeps the checkpoint's own.
+
+    Raises:
+        ValueError: if the checkpoint lacks weights of its architecture, which transformers would draw at random, or its family is not
+            supported.
+    """
+    if isinstance(path_or_model, PreTrainedModel):
+        return Pathway(path_or_model)
+    loaded: Any = AutoModelForImageTextToText.from_pretrained(
+        str(path_or_model), dtype=dtype, trust_remote_code=False, use_safetensors=True, output_loading_info=True
+    )
+    model, info = loaded
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if keys := sorted(map(str, info[problem])):
+            raise ValueError(
+                f"{path_or_model}: {len(keys)} {problem.replace('_', ' ')} for a {model.config.model_type}, {keys[0]} first: "
+                "its weights would be random in part. Save the checkpoint again with `save_pretrained`"
+            )
+    return Pathway(model)

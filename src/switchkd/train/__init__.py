@@ -1,0 +1,1 @@
+"""Training: recipes, stages, the trainer and its checkpoints."""

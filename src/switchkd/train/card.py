@@ -1,0 +1,45 @@
+"""The model card of a student: what it was distilled from, how, and how well it does."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+
+def model_card(*, recipe_yaml: str, student: str, teacher: str | None, methods: list[str], data: list[str]) -> str:
+    """README.md of a checkpoint, in the form the Hugging Face hub reads."""
+    origin = f"distilled from [{teacher}] " if teacher else "trained "
+    return f"""---
+library_name: transformers
+pipeline_tag: image-text-to-text
+tags: [switchkd, knowledge-distillation]
+---
+
+# {Path(student).name}, {origin}with {" → ".join(methods)}
+
+A student trained with `switchkd`. It is a plain Hugging Face model: `AutoModelForImageTextToText.from_pretrained` and
+`AutoProcessor.from_pretrained` load it, and no file of the teacher is in it.
+
+| | |
+|---|---|
+| student initialised from | `{student}` |
+| teacher | `{teacher or "none"}` |
+| method | {" → ".join(methods)} |
+| data | {", ".join(f"`{path}`" for path in data)} |
+
+## Recipe
+
+```yaml
+{recipe_yaml.strip()}
+```
+"""
+
+
+def add_results(directory: str | Path, accuracy: Mapping[str, float], *, data: str) -> None:
+    """Append a table of exact-match accuracies, in percent, to the model card in `directory`."""
+    card = Path(directory) / "README.md"
+    rows = "\n".join(f"| {kind} | {value:.1f} |" for kind, value in accuracy.items())
+    text = card.read_text(encoding="utf-8").split("\n## Results\n")[0]
+    card.write_text(
+        f"{text}\n## Results\n\nExact match in percent on `{json.dumps(data)[1:-1]}`:\n\n| kind | accuracy |\n|---|---|\n{rows}\n",
+        encoding="utf-8",
+    )

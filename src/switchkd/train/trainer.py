@@ -1,0 +1,146 @@
+"""A thin `transformers.Trainer`: the loss, the log, and what a checkpoint holds. Everything else is the Trainer's own."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import ProcessorMixin, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import rotate_checkpoints
+
+from switchkd.methods import Method
+from switchkd.models import Pair
+from switchkd.train import checkpoint
+from switchkd.types import Batch, answer_targets
+
+
+class DistillationTrainer(Trainer):
+    """Trains `pair.student` with `method`.
+
+    The loss is the sum of the method's terms over all answer tokens of the global batch (every rank, every accumulation step), divided
+    once by their number. So batch 4 × 1, 1 × 4 accumulation and 2 processes × 2 are the same step.
+
+    Args:
+        pair: student and frozen teacher.
+        method: whose terms are summed.
+        args: the Trainer's arguments.
+        processor: saved with every checkpoint.
+        card: the text of the model card of every checkpoint.
+        kwargs: passed on to `transformers.Trainer`.
+    """
+
+    def __init__(
+        self,
+        pair: Pair,
+        method: Method,
+        args: TrainingArguments,
+        *,
+        processor: ProcessorMixin,
+        card: str,
+        **kwargs: Any,
+    ) -> None:
+        callbacks = [StopOnNonFiniteGradient(), *kwargs.pop("callbacks", [])]
+        super().__init__(model=pair, args=args, callbacks=callbacks, **kwargs)
+        self.pair = pair
+        self.method = method
+        self.processor = processor
+        self.card = card
+        self._run = str(args.output_dir)
+        self._staging: str | None = None
+        self._sums: dict[str, Tensor] = {}
+
+    # ---- loss
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: Batch,  # type: ignore[override]
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The sum of all terms on this rank's micro-batch over the answer tokens of the global batch."""
+        if num_items_in_batch is None or num_items_in_batch == 0:
+            raise ValueError(
+                f"step {self.state.global_step}: the global batch has no answer token, so there is nothing to learn from"
+            )
+        routes = model(inputs, self.method.needs)
+        terms = {
+            name: values.sum() for name, values in self.method.terms(routes, answer_targets(inputs["labels"])).items()
+        }
+        loss = torch.stack(list(terms.values())).sum() / num_items_in_batch
+        if not torch.isfinite(loss):
+            found = ", ".join(f"{name} {value.item():.4g}" for name, value in terms.items())
+            raise FloatingPointError(
+                f"step {self.state.global_step}: the loss is not finite ({found}); stopped before the update"
+            )
+        self._record(terms, routes.student.shape[0])
+        if (self.state.global_step + 1) % self.args.logging_steps == 0:
+            with torch.no_grad():
+                statistics = self.method.statistics(routes)
+            for name, values in statistics.items():
+                self._add(name, values.sum(), values.numel())
+        # DDP averages gradients over ranks; the division above is already global
+        loss = loss * self.accelerator.num_processes
+        return (loss, routes) if return_outputs else loss
+
+    # ---- log
+
+    def _record(self, terms: dict[str, Tensor], tokens: int) -> None:
+        for name, value in terms.items():
+            self._add(name, value.detach(), tokens)
+
+    def _add(self, name: str, total: Tensor, tokens: int) -> None:
+        entry = torch.stack([total.double(), total.new_full((), tokens, dtype=torch.float64)])
+        self._sums[name] = self._sums.get(name, 0) + entry
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add to each log line every term and statistic as its mean over the answer tokens since the last line, in nats."""
+        if "loss" in logs and self._sums:
+            names = sorted(self._sums)
+            sums = self.accelerator.reduce(torch.stack([self._sums[name] for name in names]), reduction="sum")
+            logs |= {name: (total / tokens).item() for name, (total, tokens) in zip(names, sums, strict=True)}
+            logs["answer_tokens"] = sums[names.index("ce"), 1].item()
+            self._sums = {}
+        super().log(logs, start_time)
+
+    # ---- checkpoints
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        if self.args.should_save:
+            checkpoint.save_student(
+                self.pair.student, self.processor, self.card, output_dir or self._run, state_dict
+            )
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        checkpoint.load_student(self.pair.student, resume_from_checkpoint)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return self._staging or super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        """Write into a staging folder, and rename it when it is complete."""
+        run, limit = self._run, self.args.save_total_limit
+        if self.args.should_save:
+            checkpoint.clear_staging(run)
+        self.accelerator.wait_for_everyone()
+        self._staging, self.args.save_total_limit = checkpoint.staging(run), None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._staging, self.args.save_total_limit = None, limit
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            checkpoint.publish(run, self.state.global_step)
+            rotate_checkpoints(output_dir=run, save_total_limit=limit)
+        self.accelerator.wait_for_everyone()
+
+
+class StopOnNonFiniteGradient(TrainerCallback):
+    """Raise before the optimizer applies a gradient that is not finite. Under fp16 the loss scaler skips such steps by design."""
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Check the norm of all gradients."""
+        gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
+        if not args.fp16 and not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
+            raise FloatingPointError(f"step {state.global_step}: the gradient is not finite; stopped before the update")

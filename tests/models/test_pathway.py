@@ -1,0 +1,118 @@
+"""A pathway is the plain model, cut in three: every logit at the answer positions must be the same."""
+
+import pytest
+import torch
+from tiny_models import BUILDS, IMAGE_TOKEN, tiny_batch, tiny_llava
+from transformers import CLIPConfig, GPT2Config, LlavaConfig
+
+from switchkd.models import Pathway, load_pathway
+from switchkd.models.families import family_of
+from switchkd.types import IGNORE_INDEX, answer_positions, answer_targets
+
+
+@pytest.mark.parametrize(("vision", "language"), BUILDS)
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+@pytest.mark.parametrize("images", [(1, 2, 0), (1, 1), (0, 0)], ids=str)
+def test_logits_are_those_of_the_plain_model(vision, language, padding_side, images):
+    model = tiny_llava(vision, language)
+    pathway = load_pathway(model)
+    batch = tiny_batch(padding_side=padding_side, images=images)
+
+    plain = model(**{key: value for key, value in batch.items() if key != "labels"}).logits
+    # written out by hand: the logits at t predict the token at t + 1
+    expected = [
+        plain[row, t]
+        for row in range(len(images))
+        for t in range(plain.shape[1] - 1)
+        if batch["labels"][row, t + 1] != IGNORE_INDEX
+    ]
+
+    logits = pathway.logits(pathway.say(pathway.see(batch), batch))
+    assert logits.shape[0] == sum(3 + row + 2 for row in range(len(images)))
+    torch.testing.assert_close(logits, torch.stack(expected), rtol=0, atol=1e-6)
+
+
+def test_cross_entropy_of_the_pathway_is_the_loss_of_the_plain_model():
+    model, batch = tiny_llava(), tiny_batch()
+    pathway = Pathway(model)
+    logits = pathway.logits(pathway.say(pathway.see(batch), batch))
+    ours = torch.nn.functional.cross_entropy(logits, answer_targets(batch["labels"]))
+    torch.testing.assert_close(ours, model(**batch).loss, rtol=1e-6, atol=1e-6)
+
+
+def test_positions_and_targets_shift_once():
+    labels = torch.tensor([[IGNORE_INDEX, 7, 8, IGNORE_INDEX], [9, IGNORE_INDEX, IGNORE_INDEX, 3]])
+    assert answer_positions(labels).tolist() == [[True, True, False, False], [False, False, True, False]]
+    assert answer_targets(labels).tolist() == [7, 8, 3]  # 9 has no position before it
+
+
+@pytest.mark.parametrize(
+    ("strategy", "layer", "tokens", "width"), [("full", -2, 4, 32), ("default", -1, 3, 32), ("full", [1, -2], 4, 64)]
+)
+def test_features_are_what_the_projector_receives(strategy, layer, tokens, width):
+    model = tiny_llava("siglip")
+    config = LlavaConfig(
+        **{**model.config.to_dict(), "vision_feature_select_strategy": strategy, "vision_feature_layer": layer}
+    )
+    model = type(model)(config).eval()
+    received = []
+    model.model.multi_modal_projector.register_forward_pre_hook(lambda _, inputs: received.append(inputs[0]))
+    batch = tiny_batch(images=(1, 1))
+    model.model.get_image_features(batch["pixel_values"])
+    pathway = Pathway(model)
+    features = pathway.see(batch)
+    assert features.shape == (2, tokens, width)
+    assert torch.equal(features, received[0])
+    geometry = pathway.family.geometry(config)
+    assert (geometry["visual tokens per image"], geometry["feature width"]) == (tokens, width)
+
+
+@pytest.mark.parametrize(("vision", "language"), BUILDS)
+def test_blind_parameters_are_exactly_those_without_gradient(vision, language):
+    pathway = Pathway(tiny_llava(vision, language))
+    batch = tiny_batch()
+    pathway.say(pathway.see(batch), batch).square().sum().backward()
+    without = {id(p) for module in pathway.part("vision") for p in module.parameters() if p.grad is None}
+    assert without == {id(p) for p in pathway.family.blind_parameters(pathway.model)}
+    assert without
+
+
+def test_train_only_freezes_the_rest():
+    pathway = Pathway(tiny_llava())
+    pathway.train_only(("projector",))
+    trained = {name.split(".")[1] for name, p in pathway.model.named_parameters() if p.requires_grad}
+    assert trained == {"multi_modal_projector"}
+    with pytest.raises(ValueError, match=r"unknown parts \['tower'\]; a model has vision, projector, language"):
+        pathway.train_only(("tower",))
+
+
+def test_an_unknown_family_names_the_file_to_write():
+    with pytest.raises(ValueError, match=r"'gpt2' is not supported yet \(supported: llava\).*families/gpt2\.py"):
+        family_of(GPT2Config())
+
+
+def test_an_untested_member_of_a_family_is_refused():
+    model = tiny_llava()
+    model.config.text_config = GPT2Config()
+    with pytest.raises(ValueError, match="language model 'gpt2' has not been tested; supported: llama, qwen2"):
+        Pathway(model)
+    model.config.vision_config = CLIPConfig()
+    with pytest.raises(ValueError, match="vision encoder 'clip' has not been tested"):
+        Pathway(model)
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path):
+    model = tiny_llava()
+    state = model.state_dict()
+    del state["model.vision_tower.embeddings.patch_embedding.weight"]
+    model.save_pretrained(tmp_path, state_dict=state)
+    with pytest.raises(ValueError, match=r"1 missing keys for a llava, .*patch_embedding.weight first"):
+        load_pathway(tmp_path)
+
+
+def test_load_from_a_directory_gives_the_same_pathway(tmp_path):
+    model, batch = tiny_llava(), tiny_batch()
+    model.save_pretrained(tmp_path)
+    there, here = load_pathway(tmp_path), load_pathway(model)
+    assert torch.equal(there.say(there.see(batch), batch), here.say(here.see(batch), batch))
+    assert there.model.config.image_token_id == IMAGE_TOKEN
