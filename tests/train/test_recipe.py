@@ -85,16 +85,16 @@ def test_a_stage_that_sets_epochs_counts_epochs(write):
         (["--data.train", "123"], lambda r: r.data.train == "123"),
         (["--student.lora.r", "8"], lambda r: r.student.lora == LoRA(r=8)),
         (["--evaluate.data", "test.json"], lambda r: r.evaluate.data == "test.json"),
-        (["--method.switch", "0"], lambda r: r.resolved_stages()[1].method == SwitchKD(align=0.5, switch=0)),
+        (["--method.switch", "0"], lambda r: r.resolved_stages()[1].method == SwitchKD(align=0.5, switch=0.0)),
         (["--method.window", "none"], lambda r: r.method.window is None),
         # a new method drops the knobs of the old one, whatever the order of the flags
-        (["--method.beta", "1", "--method.name", "kd"], lambda r: r.method == KD(beta=1)),
+        (["--method.beta", "1", "--method.name", "kd"], lambda r: r.method == KD(beta=1.0)),
         (["--stages.0.learning-rate", "2"], lambda r: r.resolved_stages()[0].learning_rate == 2),
         (["--stages.1.train", "vision", "language"], lambda r: r.stages[1].train == ("vision", "language")),
-        (["--stages.0.method.temperature", "2"], lambda r: r.stages[0].method == KD(temperature=2)),
+        (["--stages.0.method.temperature", "2"], lambda r: r.stages[0].method == KD(temperature=2.0)),
         (["--stages.0.method.name", "sft"], lambda r: r.stages[0].method == SFT()),
         # a stage that inherits its method: one knob changed, the others inherited
-        (["--stages.1.method.align", "2"], lambda r: r.stages[1].method == SwitchKD(align=2)),
+        (["--stages.1.method.align", "2"], lambda r: r.stages[1].method == SwitchKD(align=2.0)),
     ],
 )
 def test_flags_change_any_field(write, flags, value):
@@ -111,7 +111,7 @@ def test_flags_change_no_shared_yaml_anchor(write):
         "{name: dft,", "{name: dft, method: *m,"
     )
     recipe = load_recipe(write(text), ["--stages.0.method.beta", "1"])
-    assert (recipe.stages[0].method, recipe.stages[1].method) == (KD(beta=1), KD())
+    assert (recipe.stages[0].method, recipe.stages[1].method) == (KD(beta=1.0), KD())
 
 
 @pytest.mark.parametrize("text", [PLAIN, STAGED, *(path.read_text() for path in sorted(RECIPES.glob("*.yaml")))])
