@@ -1,0 +1,144 @@
+"""Bi-directional logits differences: BiLD, and its dynamic successor DBiLD, the loss of Switch-KD."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from switchkd.losses.inputs import at_least_float32, check_at_least_two, check_pair, check_temperature
+from switchkd.losses.knee import check_selection, knee_rank, leader_order
+from switchkd.losses.pairs import pair_reverse_kl
+
+
+def bild(
+    student: Float[Tensor, "n vocab"], teacher: Float[Tensor, "n vocab"], *, top_k: int = 8, temperature: float = 3.0
+) -> Float[Tensor, " n"]:
+    """KL(p_T ‖ p_S) on the teacher's top k + KL(p_T ‖ p_S) on the student's top k (BiLD, COLING 2025).
+
+    p = softmax(d/τ) over all differences d_ij = z_i − z_j with i < j in the leader's order: k(k−1)/2 values per model.
+    Direction: forward KL, both times. T² policy: no τ² factor.
+
+    Args:
+        student: z_S; gradients flow here.
+        teacher: z_T, a constant.
+        top_k: k; more than there are tokens means the whole vocabulary. Memory grows with k².
+        temperature: τ > 0, for both.
+
+    Returns:
+        Nats per position, float32 (float64 for float64 logits).
+
+    Raises:
+        ValueError: wrong shapes, non-finite logits, a temperature that is not positive, top_k or vocabulary below 2,
+            a teacher that requires grad.
+        TypeError: logits that are not floating point.
+    """
+    check_pair(student, teacher)
+    check_temperature(temperature)
+    check_at_least_two("the vocabulary", student.shape[1])
+    check_at_least_two("top_k", top_k)
+    z_s, z_t = at_least_float32(student), at_least_float32(teacher)
+    teacher_led = _forward_kl_on(leader_order(z_t, top_k), z_s, z_t, temperature)
+    student_led = _forward_kl_on(leader_order(z_s.detach(), top_k), z_s, z_t, temperature)
+    return teacher_led + student_led
+
+
+def _forward_kl_on(
+    ids: Int[Tensor, "n k"], student: Float[Tensor, "n vocab"], teacher: Float[Tensor, "n vocab"], temperature: float
+) -> Float[Tensor, " n"]:
+    """KL(p_T ‖ p_S) over the differences of the logits at `ids`, every pair written out."""
+    i, j = torch.triu_indices(ids.shape[1], ids.shape[1], offset=1, device=ids.device)
+    log_s, log_t = (
+        ((z[:, i] - z[:, j]) / temperature).log_softmax(dim=-1)
+        for z in (student.gather(1, ids), teacher.gather(1, ids))
+    )
+    return (log_t.exp() * (log_t - log_s)).sum(dim=-1)
+
+
+def dbild(
+    student: Float[Tensor, "n vocab"],
+    teacher: Float[Tensor, "n vocab"],
+    *,
+    temperature: float = 3.0,
+    window: int | None = 128,
+    min_k: int = 3,
+) -> Float[Tensor, " n"]:
+    """KL(p_X ‖ p_T) on the teacher's top k_T + KL(p_X ‖ p_T) on X's own top k_X (Switch-KD, arXiv 2604.14629).
+
+    X is the student, or the switch pathway. p = softmax(d/τ) over all differences d_ij = z_i − z_j with i < j in the
+    leader's order, and k is the `knee` of the leader's logits at that position. Order and knee are not differentiated.
+    Direction: reverse KL, both times. T² policy: no τ² factor.
+    Time and memory are linear in k (see `pair_reverse_kl`), so that even the whole vocabulary is affordable.
+
+    Args:
+        student: z_X; gradients flow here, but have no gradient of their own.
+        teacher: z_T, a constant.
+        temperature: τ > 0, for both.
+        window: where the knee is sought; None, or more than there are tokens, means the whole vocabulary.
+        min_k: the least k. With k = 2 there is one pair, whose probability is always 1: nothing is learned.
+
+    Returns:
+        Nats per position, float32 (float64 for float64 logits).
+
+    Raises:
+        ValueError: wrong shapes, non-finite logits, a temperature that is not positive, window, min_k or vocabulary
+            below 2, a teacher that requires grad.
+        TypeError: logits that are not floating point.
+    """
+    check_pair(student, teacher)
+    check_temperature(temperature)
+    check_selection(student, window, min_k)
+    return _DBiLD.apply(student, teacher, temperature, window, min_k)
+
+
+class _DBiLD(torch.autograd.Function):
+    """Value and gradient come out of the same sums, so the forward pass keeps the gradient instead of the logits."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        student: Float[Tensor, "n vocab"],
+        teacher: Float[Tensor, "n vocab"],
+        temperature: float,
+        window: int | None,
+        min_k: int,
+    ) -> Float[Tensor, " n"]:
+        precision = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
+        loss_t, ids_t, gradient_t = reverse_kl_led_by(teacher, student, teacher, temperature, window, min_k)
+        loss_s, ids_s, gradient_s = reverse_kl_led_by(student, student, teacher, temperature, window, min_k)
+        ctx.save_for_backward(ids_t, gradient_t.to(precision), ids_s, gradient_s.to(precision))
+        ctx.vocab, ctx.dtype = student.shape[1], student.dtype
+        return (loss_t + loss_s).to(precision)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Float[Tensor, " n"]) -> tuple[Float[Tensor, "n vocab"], None, None, None, None]:
+        ids_t, gradient_t, ids_s, gradient_s = ctx.saved_tensors
+        gradient = gradient_t.new_zeros(len(upstream), ctx.vocab)
+        for ids, led in ((ids_t, gradient_t), (ids_s, gradient_s)):
+            gradient.scatter_add_(1, ids, led * upstream[:, None])
+        return gradient.to(ctx.dtype), None, None, None, None
+
+
+def reverse_kl_led_by(
+    leader: Float[Tensor, "n vocab"],
+    student: Float[Tensor, "n vocab"],
+    teacher: Float[Tensor, "n vocab"],
+    temperature: float,
+    window: int | None,
+    min_k: int,
+) -> tuple[Float[Tensor, " n"], Int[Tensor, "n k"], Float[Tensor, "n k"]]:
+    """KL(p_X ‖ p_T) on the leader's top k: one of the two halves of `dbild`, without its checks.
+
+    Returns:
+        The divergence per position, the ids compared (in the leader's order, as many as the longest k asks for) and the
+        divergence's gradient with respect to the student's logits at these ids, 0 beyond a position's own k; float64.
+    """
+    ids = leader_order(leader, window)
+    k = knee_rank(leader.gather(1, ids), min_k)
+    if len(k):
+        ids = ids[:, : int(k.max())]
+    a, b = (z.gather(1, ids).double() / temperature for z in (student, teacher))
+    divergence, gradient = pair_reverse_kl(a, b, k)
+    return divergence, ids, gradient / temperature

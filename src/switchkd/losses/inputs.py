@@ -1,0 +1,101 @@
+"""What every loss asks of its inputs, said once: shapes, dtypes, finite logits, sensible settings."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+_LOGIT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_logits(name: str, logits: Tensor) -> None:
+    """Refuse what is not a matrix of finite floating-point logits; `name` is how the message calls it.
+
+    Raises:
+        ValueError: wrong shape, or a NaN or infinite logit (its position, token and value are named).
+        TypeError: a dtype other than float16, bfloat16, float32 or float64.
+    """
+    if logits.ndim != 2:
+        raise ValueError(f"{name} must have the shape [positions, vocab], got {list(logits.shape)}")
+    if logits.dtype not in _LOGIT_DTYPES:
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {logits.dtype}")
+    if logits.numel() == 0:
+        return
+    # One pass over the data: a NaN spreads to both ends, an infinity is one of them, and nothing can overflow.
+    lowest, highest = torch.aminmax(logits.detach())
+    if not (torch.isfinite(lowest) & torch.isfinite(highest)):
+        bad = (~torch.isfinite(logits)).nonzero()
+        position, token = bad[0].tolist()
+        raise ValueError(
+            f"{name} must be finite: {logits[position, token].item()} at position {position}, token {token} "
+            f"({len(bad)} of {logits.numel()} values are not finite). Leave masked vocabulary rows out of the "
+            "comparison; if these come from a model, check its precision and its weights"
+        )
+
+
+def check_pair(student: Tensor, teacher: Tensor) -> None:
+    """Refuse logits that cannot be compared, and a teacher that would be trained.
+
+    Raises:
+        ValueError: as `check_logits`; two different shapes; teacher logits that require grad.
+        TypeError: as `check_logits`.
+    """
+    check_logits("student", student)
+    check_logits("teacher", teacher)
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"student and teacher must have the same shape [positions, vocab], got {list(student.shape)} and "
+            f"{list(teacher.shape)}: compare the same positions and the shared vocabulary ids only"
+        )
+    if teacher.requires_grad:
+        raise ValueError(
+            "teacher requires grad, but the target of a distillation loss is fixed: "
+            "compute it under torch.no_grad() or detach it"
+        )
+
+
+def check_targets(targets: Tensor, logits: Tensor) -> None:
+    """Refuse targets that are not one vocabulary id per position.
+
+    Raises:
+        ValueError: wrong shape, or an id outside the vocabulary (its position is named).
+        TypeError: targets that are not integers.
+    """
+    positions, vocab = logits.shape
+    if targets.shape != (positions,):
+        raise ValueError(
+            f"targets must have the shape [{positions}] of the logits' positions, got {list(targets.shape)}"
+        )
+    if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
+        raise TypeError(f"targets must be integers, got {targets.dtype}")
+    outside = ((targets < 0) | (targets >= vocab)).nonzero()
+    if len(outside):
+        position = int(outside[0])
+        raise ValueError(
+            f"targets must be ids from 0 to {vocab - 1}: {int(targets[position])} at position {position}. "
+            "Losses know no ignored label: select the answer positions first"
+        )
+
+
+def check_temperature(temperature: float) -> None:
+    """Raise ValueError unless the temperature is a positive, finite number."""
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature must be positive and finite, got {temperature}")
+
+
+def check_beta(beta: float) -> None:
+    """Raise ValueError unless beta lies between 0 (forward KL) and 1 (reverse KL)."""
+    if not 0 <= beta <= 1:
+        raise ValueError(f"beta must be between 0 (forward KL) and 1 (reverse KL), got {beta}")
+
+
+def check_at_least_two(name: str, value: int) -> None:
+    """Raise ValueError where fewer than two logits would be compared: they form no pair."""
+    if value < 2:
+        raise ValueError(f"{name} must be at least 2 (two logits make the first pair), got {value}")
+
+
+def at_least_float32(logits: Float[Tensor, "n vocab"]) -> Float[Tensor, "n vocab"]:
+    """Half precision becomes float32; float32 and float64 stay what they are."""
+    return logits if logits.dtype == torch.float64 else logits.float()

@@ -1,0 +1,81 @@
+"""Which logits a leader compares: its order (descending, ties by id) and the knee of that curve."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from switchkd.losses.inputs import check_at_least_two, check_logits
+
+
+def knee(logits: Float[Tensor, "n vocab"], *, window: int | None = 128, min_k: int = 3) -> Int[Tensor, " n"]:
+    """k = 1 + argmax_r (1 − x_r) − y_r, x_r = r/(W−1), y_r = (v_r − v_last)/(v_first − v_last) (Switch-KD, 2604.14629).
+
+    v are the W largest logits in descending order, both axes are normalised to [0, 1], and the knee is the point
+    furthest below the chord: a steep head gives a small k, a flat one a large k. The first of equal points counts.
+    A curve that is flat or lies nowhere below its chord has no knee and gives `min_k`.
+
+    Args:
+        logits: one row per position; logits, not probabilities, on which k would collapse.
+        window: W; None, or more than there are tokens, means the whole vocabulary.
+        min_k: the least k. With k = 2 the only pair has probability 1, and `dbild` has nothing to compare.
+
+    Returns:
+        k per position: 1-based, at least `min_k`, never above the window.
+
+    Raises:
+        ValueError: wrong shape, non-finite logits, window, min_k or vocabulary below 2.
+        TypeError: logits that are not floating point.
+    """
+    check_logits("logits", logits)
+    check_selection(logits, window, min_k)
+    return knee_rank(logits.gather(1, leader_order(logits, window)), min_k)
+
+
+def check_selection(logits: Float[Tensor, "n vocab"], window: int | None, min_k: int) -> None:
+    """Raise ValueError where window, min_k or the vocabulary leave no pair to compare."""
+    check_at_least_two("the vocabulary", logits.shape[1])
+    check_at_least_two("min_k", min_k)
+    if window is not None:
+        check_at_least_two("window", window)
+
+
+def leader_order(logits: Float[Tensor, "n vocab"], window: int | None) -> Int[Tensor, "n window"]:
+    """Ids of the `window` largest logits, descending, equal logits by the lower id: exact at the window's edge too.
+
+    bf16 and fp16 need no copy in float32 here: that conversion changes neither the order nor the ties.
+    """
+    if window is None or window >= logits.shape[1]:
+        return logits.sort(dim=-1, descending=True, stable=True).indices
+    # topk promises nothing about ties. Inside the window, a sort by id and a stable sort by value settle them.
+    values, ids = logits.topk(window + 1, dim=-1)
+    ids = ids[:, :window].sort(dim=-1).values
+    order = logits.gather(1, ids).sort(dim=-1, descending=True, stable=True).indices
+    ids = ids.gather(1, order)
+    # Where the first value outside equals the last inside, topk may have kept the wrong ids: rare, except in bf16.
+    crossing = (values[:, window] == values[:, window - 1]).nonzero().squeeze(-1)
+    if len(crossing):
+        ids[crossing] = _order_down_to(values[crossing, window], logits[crossing], window)
+    return ids
+
+
+def _order_down_to(edge: Float[Tensor, " n"], logits: Float[Tensor, "n vocab"], window: int) -> Int[Tensor, "n window"]:
+    """`leader_order` by sorting, in each row, all logits that are not below its edge (at least `window` of them)."""
+    row, token = (logits >= edge[:, None]).nonzero().unbind(dim=1)  # ascending ids within each row
+    count = row.bincount(minlength=len(logits))
+    column = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
+    ids = token.new_zeros(len(logits), int(count.max()))
+    values = logits.new_full(ids.shape, -torch.inf)
+    ids[row, column], values[row, column] = token, logits[row, token]
+    return ids.gather(1, values.sort(dim=-1, descending=True, stable=True).indices[:, :window])
+
+
+def knee_rank(values: Float[Tensor, "n window"], min_k: int) -> Int[Tensor, " n"]:
+    """k of `knee` for logits already in descending order."""
+    window = values.shape[1]
+    # float64, so that k is the formula's own even where two points are almost equally far below the chord
+    values = values.double()
+    height = values - values[:, -1:]
+    span = height[:, :1]
+    y = height / torch.where(span > 0, span, 1)
+    x = torch.arange(window, dtype=values.dtype, device=values.device) / (window - 1)
+    return (((1 - x) - y).argmax(dim=-1) + 1).clamp(min=min_k).clamp(max=window)

@@ -1,0 +1,105 @@
+"""Slow, literal versions of the losses, written from the equations: Python loops, float64, full sorts, all pairs."""
+
+import math
+
+from torch import Tensor
+
+
+def rows(logits: Tensor) -> list[list[float]]:
+    return logits.detach().double().tolist()
+
+
+def softmax(values: list[float]) -> list[float]:
+    highest = max(values)
+    weights = [math.exp(value - highest) for value in values]
+    total = math.fsum(weights)
+    return [weight / total for weight in weights]
+
+
+def log_softmax(values: list[float]) -> list[float]:
+    highest = max(values)
+    log_total = highest + math.log(math.fsum(math.exp(value - highest) for value in values))
+    return [value - log_total for value in values]
+
+
+def kl(p: list[float], q: list[float]) -> float:
+    """KL(softmax(p) ‖ softmax(q))."""
+    log_p, log_q = log_softmax(p), log_softmax(q)
+    return math.fsum(math.exp(lp) * (lp - lq) for lp, lq in zip(log_p, log_q, strict=True))
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> list[float]:
+    return [-log_softmax(z)[y] for z, y in zip(rows(logits), targets.tolist(), strict=True)]
+
+
+def forward_kl(student: Tensor, teacher: Tensor, temperature: float) -> list[float]:
+    return [
+        kl([v / temperature for v in t], [v / temperature for v in s])
+        for s, t in zip(rows(student), rows(teacher), strict=True)
+    ]
+
+
+def reverse_kl(student: Tensor, teacher: Tensor, temperature: float) -> list[float]:
+    return forward_kl(teacher, student, temperature)
+
+
+def jsd(student: Tensor, teacher: Tensor, beta: float, temperature: float) -> list[float]:
+    losses = []
+    for s, t in zip(rows(student), rows(teacher), strict=True):
+        p_s = softmax([v / temperature for v in s])
+        p_t = softmax([v / temperature for v in t])
+        loss = 0.0
+        for a, b in zip(p_s, p_t, strict=True):
+            mixed = beta * b + (1 - beta) * a
+            loss += beta * b * math.log(b / mixed) + (1 - beta) * a * math.log(a / mixed)
+        losses.append(loss)
+    return losses
+
+
+def order(logits: list[float]) -> list[int]:
+    """All ids, the largest logit first, the lower id first among equals."""
+    return sorted(range(len(logits)), key=lambda token: (-logits[token], token))
+
+
+def knee(logits: list[float], window: int | None, min_k: int) -> int:
+    """The rank, from 1, of the point furthest below the chord of the sorted, normalised window."""
+    size = len(logits) if window is None else min(window, len(logits))
+    curve = [logits[token] for token in order(logits)][:size]
+    first, last = curve[0], curve[-1]
+    if first == last:
+        return min(min_k, size)
+    best_rank, best_gap = 0, -math.inf
+    for rank, value in enumerate(curve):
+        x = rank / (size - 1)
+        y = (value - last) / (first - last)
+        gap = (1 - x) - y
+        if gap > best_gap:
+            best_rank, best_gap = rank, gap
+    return min(max(best_rank + 1, min_k), size)
+
+
+def differences(logits: list[float], ids: list[int], temperature: float) -> list[float]:
+    """(z_i − z_j)/τ for every pair of ids, the earlier one first."""
+    return [(logits[ids[i]] - logits[ids[j]]) / temperature for i in range(len(ids)) for j in range(len(ids)) if i < j]
+
+
+def bild(student: Tensor, teacher: Tensor, top_k: int, temperature: float) -> list[float]:
+    losses = []
+    for s, t in zip(rows(student), rows(teacher), strict=True):
+        loss = 0.0
+        for leader in (t, s):
+            ids = order(leader)[:top_k]
+            loss += kl(differences(t, ids, temperature), differences(s, ids, temperature))
+        losses.append(loss)
+    return losses
+
+
+def dbild(student: Tensor, teacher: Tensor, temperature: float, window: int | None, min_k: int) -> list[float]:
+    losses = []
+    for s, t in zip(rows(student), rows(teacher), strict=True):
+        loss = 0.0
+        for leader in (t, s):
+            ids = order(leader)[: knee(leader, window, min_k)]
+            loss += kl(differences(s, ids, temperature), differences(t, ids, temperature))
+        losses.append(loss)
+    return losses
