@@ -1,0 +1,106 @@
+"""Batched greedy generation from a Hugging Face model: the same question always gets the same answer."""
+
+from collections.abc import Iterable, Iterator, Sized
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from transformers import AutoProcessor, GenerationConfig, PreTrainedModel, ProcessorMixin
+
+from switchkd.data.collate import prompts
+from switchkd.models import load_pathway
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model said. `truncated`: it had not finished after `max_new_tokens`."""
+
+    text: str
+    truncated: bool
+
+
+def load(path: str | Path) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """A model and its processor, from a checkpoint directory or a hub name, on the GPU if there is one.
+
+    Raises:
+        ValueError: weights of the model are missing, or its family is not supported.
+        OSError: there is no such model.
+    """
+    model: Any = load_pathway(path).model  # Any: the hints of `to` are wrong
+    processor = AutoProcessor.from_pretrained(str(path), trust_remote_code=False)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
+
+
+def greedy(model: PreTrainedModel, max_new_tokens: int) -> GenerationConfig:
+    """Plain greedy decoding. A checkpoint's own sampling, beams and penalties do not apply; its stop tokens do."""
+    own = model.generation_config
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        # Their neutral values: generate() takes over what is left unset from the checkpoint.
+        temperature=1.0,
+        top_k=50,
+        top_p=1.0,
+        eos_token_id=own.eos_token_id,
+        pad_token_id=own.pad_token_id,
+        bos_token_id=own.bos_token_id,
+    )
+
+
+@torch.inference_mode()
+def answers(
+    model: PreTrainedModel, processor: ProcessorMixin, rows: list[dict[str, Any]], *, max_new_tokens: int
+) -> list[Answer]:
+    """One answer to each row, whose last message is the user's. One batch.
+
+    Raises:
+        ValueError: a row that cannot be asked, or a model and a processor without a token that ends an answer.
+    """
+    batch: dict[str, Any] = {**prompts(processor, rows)}
+    batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+    if "pixel_values" in batch:
+        batch["pixel_values"] = batch["pixel_values"].to(model.dtype)
+    config = greedy(model, max_new_tokens)
+    tokenizer: Any = processor.tokenizer
+    if config.eos_token_id is None:
+        config.eos_token_id = tokenizer.eos_token_id
+    if config.eos_token_id is None:
+        raise ValueError(
+            "neither the model's generation config nor the tokenizer names an eos token: answers never end"
+        )
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    if config.pad_token_id is None:
+        config.pad_token_id = ends[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    was_training = model.training
+    model.eval()
+    try:
+        generate: Any = model.generate
+        sequences = generate(**batch, generation_config=config)
+    finally:
+        model.train(was_training)
+    new = sequences[:, batch["input_ids"].shape[1] :]
+    if len(new) != len(rows):
+        raise RuntimeError(f"{len(rows)} questions were asked and {len(new)} answers came back")
+    finished = torch.isin(new, torch.tensor(ends, device=new.device)).any(dim=1)
+    texts = tokenizer.batch_decode(new, skip_special_tokens=True)
+    return [Answer(text.strip(), not done) for text, done in zip(texts, finished.tolist(), strict=True)]
+
+
+def with_progress(batches: Iterable[Any], what: str) -> Iterator[Any]:
+    """Yield `batches` under a bar on a terminal, or with a plain line every tenth of the way; on stderr."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        yield from track(batches, what, console=console, transient=True)
+        return
+    assert isinstance(batches, Sized)
+    total = len(batches)
+    for done, batch in enumerate(batches, start=1):
+        yield batch
+        if done * 10 // total > (done - 1) * 10 // total:
+            console.print(f"{what}: {done} of {total} batches", highlight=False)

@@ -1,0 +1,62 @@
+"""Exact match after a normalisation that is stated in full, per kind of question and over all.
+
+Normalisation of expected and given answer alike, in this order:
+1. Unicode NFKC, so that full-width and composed characters compare equal;
+2. lower case;
+3. every run of white space becomes one space;
+4. white space and punctuation (Unicode categories P*) are stripped from both ends, except a `-` before a digit; a text
+   of nothing but punctuation stays as it is.
+
+Nothing else: no articles, number words or synonyms are treated as equal, and an answer that contains the right one is
+wrong.
+"""
+
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import groupby
+
+
+def normalise(text: str) -> str:
+    """The form in which two answers are compared; see the top of this file."""
+    text = " ".join(unicodedata.normalize("NFKC", text).lower().split())
+    begin, end = 0, len(text)
+    while begin < end and _strippable(text[begin]) and not _is_minus(text, begin):
+        begin += 1
+    while end > begin and _strippable(text[end - 1]):
+        end -= 1
+    return text[begin:end] or text
+
+
+def _strippable(character: str) -> bool:
+    return character.isspace() or unicodedata.category(character).startswith("P")
+
+
+def _is_minus(text: str, index: int) -> bool:
+    return text[index] == "-" and text[index + 1 : index + 2].isdigit()
+
+
+def is_right(expected: str, given: str) -> bool:
+    """Whether the two are equal after normalisation."""
+    return normalise(expected) == normalise(given)
+
+
+@dataclass(frozen=True)
+class Score:
+    """How many of how many."""
+
+    questions: int
+    right: int
+    accuracy_percent: float
+
+
+def score(right: Iterable[bool]) -> Score:
+    """The accuracy over all questions of `right`; there must be one."""
+    marks = list(right)
+    return Score(len(marks), sum(marks), 100 * sum(marks) / len(marks))
+
+
+def score_by_kind(kinds: Iterable[str | None], right: Iterable[bool]) -> dict[str, Score]:
+    """One score for each kind, by name; questions without a kind are left out."""
+    marks = sorted((kind, mark) for kind, mark in zip(kinds, right, strict=True) if kind is not None)
+    return {kind: score(mark for _, mark in group) for kind, group in groupby(marks, key=lambda pair: pair[0])}

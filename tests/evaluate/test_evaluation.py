@@ -1,0 +1,229 @@
+import dataclasses
+import json
+import logging
+
+import pytest
+import torch
+from PIL import Image
+from tiny import IMAGE_SIZE, tiny_processor
+from tiny_models import tiny_llava
+from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+from switchkd.data.collate import prompts
+from switchkd.data.errors import DataError
+from switchkd.data.sources import load_rows
+from switchkd.evaluate import Results, evaluate, evaluation
+from switchkd.evaluate.generate import Answer, answers
+from switchkd.evaluate.questions import fingerprint, prompt, questions
+
+
+@pytest.fixture(scope="module")
+def processor() -> LlavaProcessor:
+    return tiny_processor()
+
+
+@pytest.fixture(scope="module")
+def model(processor) -> LlavaForConditionalGeneration:
+    """Random, and talkative: it ends some of its answers only."""
+    tokenizer = processor.tokenizer
+    model = tiny_llava(vocabulary=len(tokenizer), image_size=IMAGE_SIZE)
+    model.config.image_token_id = tokenizer.convert_tokens_to_ids("<image>")
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model
+
+
+def turns(*pairs: tuple[str, str]) -> list[dict[str, str]]:
+    return [
+        {"from": who, "value": value}
+        for question, answer in pairs
+        for who, value in (("human", question), ("gpt", answer))
+    ]
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Five questions: three about one picture, one about two pictures, one without."""
+    for index, colour in enumerate(["red", "green", "blue"]):
+        Image.new("RGB", (20, 24), colour).save(tmp_path / f"{index}.png")
+    several = turns(("<image>\nWhat is it?", "A circle."), ("How many?", "One"), ("Is there a cat?", "No"))
+    rows = [
+        {"id": "a", "image": "0.png", "conversations": several, "kinds": ["shape", "count", None]},
+        {"id": "b", "image": ["1.png", "2.png"], "conversations": turns(("<image> and <image>: the same?", "No")), "kind": "same"},
+        {"id": "c", "conversations": turns(("Two and two?", "Four")), "kind": "count"},
+    ]  # fmt: skip
+    path = tmp_path / "test.json"
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def test_each_question_is_asked_alone_with_its_images(data):
+    rows = load_rows(data)
+    asked = questions(rows)
+    assert [question.id for question in asked] == ["a/1", "a/2", "a/3", "b", "c"]
+    assert [question.kind for question in asked] == ["shape", "count", None, "same", "count"]
+    assert asked[1].text == "How many?"
+    second = prompt(rows[0], asked[1].turn)
+    assert [part["type"] for part in second["messages"][0]["content"]] == ["image", "text"]
+    assert len(second["messages"]) == 1
+    assert second["images"] == rows[0]["images"]
+    # images that stand inside the question stay where they are
+    pair = prompt(rows[1], asked[3].turn)
+    assert [part["type"] for part in pair["messages"][0]["content"]] == ["image", "text", "image", "text"]
+
+
+def test_a_system_message_stays_before_every_question(data):
+    row = load_rows(data)[0]
+    row["messages"].insert(0, {"role": "system", "content": [{"type": "text", "text": "Be brief."}]})
+    assert [message["role"] for message in prompt(row, 3)["messages"]] == ["system", "user"]
+
+
+def test_an_answer_does_not_depend_on_what_shares_its_batch(data, model, processor):
+    rows = load_rows(data)
+    conversations = [prompt(rows[question.row], question.turn) for question in questions(rows)]
+    together = answers(model, processor, conversations, max_new_tokens=12)
+    alone = [answers(model, processor, [one], max_new_tokens=12)[0] for one in conversations]
+    assert together == alone
+    assert len({answer.text for answer in together}) > 1
+
+
+def test_generation_is_greedy_whatever_the_checkpoint_prefers(data, model, processor):
+    rows = load_rows(data)
+    row = prompt(rows[0], 0)
+    model.generation_config.update(do_sample=True, temperature=5.0, repetition_penalty=3.0, num_beams=2)
+    try:
+        (given,) = answers(model, processor, [row], max_new_tokens=6)
+    finally:
+        model.generation_config.update(do_sample=False, temperature=1.0, repetition_penalty=1.0, num_beams=1)
+    batch = dict(prompts(processor, [row]))
+    tokens = batch.pop("input_ids")
+    start = tokens.shape[1]
+    for _ in range(6):  # the slow definition: argmax, one token after another
+        with torch.no_grad():
+            logits = model(input_ids=tokens, pixel_values=batch["pixel_values"]).logits
+        tokens = torch.cat([tokens, logits[:, -1:].argmax(-1)], dim=1)
+        if tokens[0, -1] == processor.tokenizer.eos_token_id:
+            break
+    assert given.text == processor.tokenizer.decode(tokens[0, start:], skip_special_tokens=True).strip()
+
+
+def test_results_count_right(data, model, processor, monkeypatch, tmp_path):
+    said = iter(["a circle", "Two", "no.", "yes", " FOUR "])
+    monkeypatch.setattr(
+        evaluation, "answers", lambda m, p, rows, *, max_new_tokens: [Answer(next(said), False) for _ in rows]
+    )
+    results = evaluate(model, data, processor=processor, batch_size=2, output=tmp_path / "out" / "sft.json")
+    assert [prediction.right for prediction in results.predictions] == [True, False, True, False, True]
+    assert (results.rows, results.questions, results.right, results.truncated) == (3, 5, 3, 0)
+    assert results.accuracy_percent == 60
+    assert {kind: score.accuracy_percent for kind, score in results.kinds.items()} == {
+        "count": 50,
+        "same": 0,
+        "shape": 100,
+    }
+    assert results.mean_over_kinds_percent == 50
+    assert results.questions_without_kind == 1
+    written = json.loads((tmp_path / "out" / "sft.json").read_text())
+    assert set(written) == {field.name for field in dataclasses.fields(Results)} - {"predictions"}
+    assert written["kinds"]["count"] == {"questions": 2, "right": 1, "accuracy_percent": 50.0}
+    assert written["generation"]["max_new_tokens"] == 64
+    assert written["generation"]["do_sample"] is False
+    assert written["image_backend"].endswith("(pil)")
+    assert written["versions"]["torch"] == torch.__version__
+    lines = (tmp_path / "out" / "sft.predictions.jsonl").read_text().splitlines()
+    assert len(lines) == 5
+    first = json.loads(lines[0])
+    assert (first["id"], first["question"], first["expected"], first["got"]) == (
+        "a/1",
+        "What is it?",
+        "A circle.",
+        "a circle",
+    )
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["sft.json", "sft.predictions.jsonl"]
+
+
+def test_a_directory_gives_what_the_model_in_memory_gives(data, model, processor, tmp_path, caplog):
+    model.save_pretrained(tmp_path / "student")
+    processor.save_pretrained(tmp_path / "student")
+    with caplog.at_level(logging.WARNING):
+        loaded = evaluate(tmp_path / "student", data, max_new_tokens=5)
+    memory = evaluate(model, data, processor=processor, max_new_tokens=5, batch_size=2)
+    assert loaded.predictions == memory.predictions
+    assert loaded.data_fingerprint == memory.data_fingerprint
+    assert loaded.model == str(tmp_path / "student")
+    assert loaded.truncated == sum(prediction.truncated for prediction in loaded.predictions) > 0
+    assert f"{loaded.truncated} of 5 answers were cut at max_new_tokens=5" in caplog.text
+
+
+def test_a_model_in_training_mode_stays_so(data, model, processor):
+    model.train()
+    try:
+        evaluate(model, data, processor=processor, max_new_tokens=1)
+        assert model.training
+    finally:
+        model.eval()
+
+
+def test_the_fingerprint_follows_content_and_nothing_else(data, tmp_path):
+    first = fingerprint(load_rows(data))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for file in tmp_path.glob("*.png"):
+        (elsewhere / file.name).write_bytes(file.read_bytes())
+    rows = json.loads(data.read_text())
+    (elsewhere / "test.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    assert fingerprint(load_rows(elsewhere / "test.jsonl")) == first
+    Image.new("RGB", (20, 24), "black").save(elsewhere / "2.png")
+    assert fingerprint(load_rows(elsewhere / "test.jsonl")) != first
+
+
+BAD_ROWS = {
+    "an image that is missing": (lambda rows: rows[0].update(image="9.png"), r"sample 'a'.*9\.png.*missing"),
+    "an image outside": (lambda rows: rows[0].update(image="../9.png"), r"sample 'a'.*names a parent folder"),
+    "no answer": (lambda rows: rows[2]["conversations"].pop(), r"sample 'c': has no answer to compare with"),
+    "an empty answer": (lambda rows: rows[2]["conversations"][1].update(value=" "), r"sample 'c': answer 1 is empty"),
+    "an answer to nothing": (lambda rows: rows[2]["conversations"].pop(0), r"sample 'c': answer 1 follows no question"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ROWS)
+def test_a_row_that_cannot_be_asked_stops_the_evaluation(data, model, processor, case, tmp_path):
+    change, message = BAD_ROWS[case]
+    rows = json.loads(data.read_text())
+    change(rows)
+    data.write_text(json.dumps(rows))
+    with pytest.raises(DataError, match=message):
+        evaluate(model, data, processor=processor, max_new_tokens=1, output=tmp_path / "r.json")
+    assert not (tmp_path / "r.json").exists()
+
+
+def test_a_generation_that_fails_is_never_an_empty_answer(data, model, processor, monkeypatch, tmp_path):
+    def fail(*args, **kwargs):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(model, "generate", fail, raising=False)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        evaluate(model, data, processor=processor, output=tmp_path / "r.json")
+    assert not (tmp_path / "r.json").exists()
+
+
+def test_answers_that_go_missing_are_noticed(data, model, processor, monkeypatch):
+    monkeypatch.setattr(evaluation, "answers", lambda *args, **kwargs: [Answer("yes", False)])
+    with pytest.raises(RuntimeError, match="5 questions were asked and 3 answers came back"):
+        evaluate(model, data, processor=processor, batch_size=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": 0}, "at least 1, got 0"),
+        ({"max_new_tokens": 0}, "at least 1, got 32 and 0"),
+        ({"processor": None}, "needs its `processor`"),
+        ({"output": "results.txt"}, "must end in .json"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused(data, model, processor, arguments, message, tmp_path):
+    if "output" in arguments:
+        arguments = {"output": tmp_path / arguments["output"]}
+    with pytest.raises(ValueError, match=message):
+        evaluate(model, data, **({"processor": processor} | arguments))
