@@ -3,7 +3,6 @@
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from switchkd.models.families.base import Features
 from switchkd.models.pathway import Pathway
@@ -65,7 +64,7 @@ class Pair(nn.Module):
         assert self.teacher is not None
         return self.teacher.logits(self.teacher.say(self.teacher.see(batch), batch))[:, : self.vocabulary]
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> "Pair":
         """Set the student's mode; the teacher stays in eval mode."""
         super().train(mode)
         if self.teacher is not None:

@@ -106,9 +106,7 @@ class DistillationTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         if self.args.should_save:
-            checkpoint.save_student(
-                self.pair.student, self.processor, self.card, output_dir or self._run, state_dict
-            )
+            checkpoint.save_student(self.pair.student, self.processor, self.card, output_dir or self._run, state_dict)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         checkpoint.load_student(self.pair.student, resume_from_checkpoint)

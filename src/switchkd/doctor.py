@@ -1,0 +1,220 @@
+"""The checks that catch silent failure before hours are spent."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
+
+import psutil
+import torch
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
+
+from switchkd.losses import cross_entropy
+from switchkd.models import Pathway
+from switchkd.train.recipe import Recipe
+from switchkd.train.session import OpenStage, open_session, open_stage, total_steps
+from switchkd.types import Batch, answer_targets
+
+Level = Literal["ok", "warning", "failed"]
+#: Rows looked at; each is run through both models with its own, with blank and with other images.
+_SAMPLES = 8
+#: Nats per answer token: below this the pixels do not reach the answers at all. Rounding in float32 stays under it.
+_NO_EFFECT = 1e-5
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report."""
+
+    level: Level
+    check: str
+    detail: str
+
+
+@dataclass
+class Findings:
+    """All that was found about a recipe."""
+
+    lines: list[Finding] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing failed; warnings pass."""
+        return all(line.level != "failed" for line in self.lines)
+
+    def print(self) -> None:
+        """Write the report to the error stream."""
+        table = Table(box=None, header_style="bold")
+        for heading in ("", "check", "found"):
+            table.add_column(heading)
+        style = {"ok": "green", "warning": "yellow", "failed": "bold red"}
+        for line in self.lines:
+            table.add_row(Text(line.level, style=style[line.level]), Text(line.check), Text(line.detail))
+        Console(stderr=True, width=None if sys.stderr.isatty() else 160).print(table)
+
+    def raise_if_failed(self) -> None:
+        """Raise ValueError with everything that failed."""
+        if failed := [f"{line.check}: {line.detail}" for line in self.lines if line.level == "failed"]:
+            raise ValueError("the doctor refuses to train: " + "; ".join(failed))
+
+
+def examine(recipe: Recipe) -> Findings:
+    """Examine every stage of a recipe without training.
+
+    Raises:
+        DataError, ValueError: what stops a stage from being opened at all.
+    """
+    session = open_session(recipe)
+    findings = Findings()
+    with TemporaryDirectory() as scratch:
+        for stage in recipe.resolved_stages():
+            opened = open_stage(session, stage, Path(scratch) / stage.name)
+            for line in examine_stage(opened).lines:
+                findings.lines.append(Finding(line.level, f"{stage.name}: {line.check}", line.detail))
+    return findings
+
+
+def examine_stage(opened: OpenStage) -> Findings:
+    """Examine a stage that is about to be trained."""
+    checks = (_steps, _trainable, _answers, _vocabulary, _images, _memory)
+    return Findings([finding for check in checks for finding in check(opened)])
+
+
+def _steps(opened: OpenStage) -> Iterator[Finding]:
+    steps = total_steps(opened)
+    yield Finding("ok" if steps > 0 else "failed", "steps", f"{steps} optimizer steps over {len(opened.rows)} rows")
+
+
+def _trainable(opened: OpenStage) -> Iterator[Finding]:
+    counts = {
+        part: sum(
+            p.numel() for module in opened.pair.student.part(part) for p in module.parameters() if p.requires_grad
+        )
+        for part in opened.pair.student.family.parts
+    }
+    detail = ", ".join(f"{part} {count:,}" for part, count in counts.items())
+    yield Finding("ok" if sum(counts.values()) else "failed", "trainable parameters", detail)
+
+
+def _answers(opened: OpenStage) -> Iterator[Finding]:
+    answers, tokens = sum(opened.rows["answer_tokens"]), sum(opened.rows["length"])
+    share = answers / tokens
+    level: Level = "failed" if answers == 0 else "warning" if share > 0.9 else "ok"
+    yield Finding(
+        level, "answer mask", f"{answers:,} of {tokens:,} tokens ({share:.1%}) are answers and carry the loss"
+    )
+    batch = opened.session.collator([opened.rows[0]])
+    labels = batch["labels"][0]
+    text = opened.session.processor.tokenizer.decode(labels[labels >= 0])
+    yield Finding("ok", "first row's answers", repr(text if len(text) <= 120 else text[:120] + "…"))
+
+
+def _vocabulary(opened: OpenStage) -> Iterator[Finding]:
+    real, rows = opened.pair.vocabulary, opened.pair.student.head.out_features
+    yield Finding(
+        "ok",
+        "vocabulary",
+        f"{real:,} token ids, {rows:,} head rows, {rows - real:,} padding rows left out of the comparison",
+    )
+    geometry = opened.pair.student.family.geometry(opened.pair.student.model.config)
+    token = opened.session.processor.tokenizer.convert_ids_to_tokens(geometry["image token id"])
+    expected = opened.session.processor.image_token
+    yield Finding(
+        "ok" if token == expected else "failed",
+        "image token",
+        f"id {geometry['image token id']} is {token!r} for the model, the processor writes {expected!r}; "
+        f"{geometry['visual tokens per image']} of them stand for an image",
+    )
+
+
+def _images(opened: OpenStage) -> Iterator[Finding]:
+    rows = [row for row in opened.rows.select(range(min(len(opened.rows), 64))) if row["images"]][:_SAMPLES]
+    if not rows:
+        level: Level = "failed" if "switch" in opened.method.needs else "warning"
+        yield Finding(level, "images", "none in the first 64 rows: the vision encoder has nothing to learn from")
+        return
+    batch = _to_device(opened, rows)
+    pathways = {"student": opened.pair.student} | ({"teacher": opened.pair.teacher} if opened.pair.teacher else {})
+    for name, pathway in pathways.items():
+        yield _image_effect(name, pathway, batch)
+
+
+@torch.no_grad()
+def _image_effect(name: str, pathway: Pathway, batch: Batch) -> Finding:
+    """How much the answers' loss depends on the pixels."""
+    pixels = batch["pixel_values"]
+    training = pathway.training
+    pathway.eval()
+    own = _answer_loss(pathway, batch)
+    blank = _answer_loss(pathway, Batch(**{**batch, "pixel_values": torch.zeros_like(pixels)}))
+    other = (
+        _answer_loss(pathway, Batch(**{**batch, "pixel_values": pixels.roll(1, dims=0)})) if len(pixels) > 1 else own
+    )
+    pathway.train(training)
+    effect = max((blank - own).abs().max().item(), (other - own).abs().max().item())
+    detail = f"nats per answer token: {own.mean():.4f} with its image, {blank.mean():.4f} blank, {other.mean():.4f} with another's"
+    if effect < _NO_EFFECT:
+        return Finding("failed", f"{name} sees images", f"{detail}: the pixels change nothing, so the model is blind")
+    if name == "teacher" and other.mean() <= own.mean() and len(pixels) > 1:
+        return Finding("warning", f"{name} sees images", f"{detail}: the right image does not help it on this data")
+    return Finding("ok", f"{name} sees images", detail)
+
+
+def _answer_loss(pathway: Pathway, batch: Batch) -> Tensor:
+    return cross_entropy(pathway.logits(pathway.say(pathway.see(batch), batch)), answer_targets(batch["labels"]))
+
+
+def _memory(opened: OpenStage) -> Iterator[Finding]:
+    """Weights, gradients and optimizer from their sizes; activations from one forward of the longest batch."""
+    lengths = torch.tensor(opened.rows["length"])
+    longest = lengths.topk(min(opened.stage.per_device_train_batch_size or 1, len(lengths))).indices
+    batch = _to_device(opened, [opened.rows[index] for index in longest.tolist()])
+    weights = sum(p.numel() * p.element_size() for p in opened.pair.parameters())
+    trainable = [p for p in opened.pair.parameters() if p.requires_grad]
+    gradients = sum(p.numel() * p.element_size() for p in trainable)
+    activations = _activation_bytes(opened, batch)
+    optimizer = 2 * gradients  # AdamW: two moments in the parameter's precision
+    total = weights + gradients + optimizer + activations
+    free = _free_bytes(opened.pair.student.model.device)
+    gib = 2**30
+    detail = (
+        f"about {total / gib:.2f} GiB per device: weights {weights / gib:.2f}, gradients {gradients / gib:.2f}, "
+        f"optimizer {optimizer / gib:.2f}, activations {activations / gib:.2f}; {free / gib:.1f} GiB are free"
+    )
+    yield Finding("ok" if total - weights < free else "failed", "memory", detail)
+
+
+def _activation_bytes(opened: OpenStage, batch: Batch) -> int:
+    """Bytes that autograd keeps for the backward of one micro-batch, each storage counted once, parameters not."""
+    own = {p.untyped_storage().data_ptr() for p in opened.pair.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    training = opened.pair.training
+    opened.pair.train()
+    with torch.random.fork_rng(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        terms = opened.method.terms(opened.pair(batch, opened.method.needs), answer_targets(batch["labels"]))
+    opened.pair.train(training)
+    del terms
+    return sum(kept.values())
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return int(psutil.virtual_memory().available)
+
+
+def _to_device(opened: OpenStage, rows: list[dict]) -> Batch:
+    device = opened.pair.student.model.device
+    return Batch(**{name: tensor.to(device) for name, tensor in opened.session.collator(rows).items()})

@@ -1,0 +1,69 @@
+"""Progress of a stage: a rich bar on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+#: Between two plain lines, in seconds.
+_PAUSE_S = 15.0
+
+
+class Progress(TrainerCallback):
+    """Shows step, loss terms and time left."""
+
+    def __init__(self, stage: str) -> None:
+        self.stage = stage
+        self.bar: RichProgress | None = None
+        self.said_at = float("-inf")
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Open the bar."""
+        if state.is_world_process_zero and sys.stderr.isatty():
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+            )
+            self.bar = RichProgress(*columns, TextColumn("{task.fields[terms]}"))
+            self.task = self.bar.add_task(self.stage, total=state.max_steps, completed=state.global_step, terms="")
+            self.bar.start()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Advance it."""
+        if self.bar:
+            self.bar.update(self.task, completed=state.global_step)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Show the terms."""
+        if not state.is_world_process_zero or not logs or "ce" not in logs:
+            return
+        terms = "  ".join(
+            f"{name} {value:.3f}" for name, value in logs.items() if name in ("ce", "align", "switch", "kd", "bild")
+        )
+        if self.bar:
+            self.bar.update(self.task, terms=terms)
+        elif time.monotonic() - self.said_at > _PAUSE_S or state.global_step >= state.max_steps:
+            self.said_at = time.monotonic()
+            print(f"{self.stage}: step {state.global_step} of {state.max_steps}  {terms}", file=sys.stderr, flush=True)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Close the bar."""
+        if self.bar:
+            self.bar.stop()

@@ -1,0 +1,193 @@
+"""Run the stages of a recipe, one Trainer each, and leave a student behind."""
+
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+from accelerate import PartialState
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from switchkd.train import checkpoint
+from switchkd.train.card import model_card
+from switchkd.train.progress import Progress
+from switchkd.train.recipe import Recipe, load_recipe, recipe_to_dict, save_recipe
+from switchkd.train.session import OpenStage, total_steps
+from switchkd.train.trainer import DistillationTrainer
+
+STUDENT = "student"
+_log = logging.getLogger(__name__)
+
+
+def claim(recipe: Recipe, *, resume: bool) -> Path:
+    """Make the output folder this recipe's own and write the resolved recipe into it.
+
+    Raises:
+        ValueError: if it holds another run, or a run of this recipe that must not be resumed.
+    """
+    output = Path(recipe.train.output)
+    written = output / "recipe.yaml"
+    if written.exists():
+        if not resume:
+            raise ValueError(
+                f"{output} already holds a run: choose another --train.output, remove it, or resume it with --resume"
+            )
+        if load_recipe(written) != recipe:
+            raise ValueError(
+                f"{written} is another recipe than this one: choose another --train.output or remove {output}"
+            )
+    elif output.is_dir() and any(output.iterdir()):
+        raise ValueError(f"{output} is not empty and not a run of switchkd: choose another --train.output")
+    output.mkdir(parents=True, exist_ok=True)
+    save_recipe(recipe, written)
+    return output
+
+
+def fit(opened: OpenStage) -> None:
+    """Train one stage to its end, from its newest sound checkpoint if there is one.
+
+    The metrics of every logged step go to `metrics.jsonl` and TensorBoard in the stage's folder.
+
+    Raises:
+        ValueError: if there is no step to take.
+        FloatingPointError: if the loss or the gradient is not finite; no update is made with it.
+    """
+    steps = total_steps(opened)
+    if steps < 1:
+        raise ValueError(
+            f"stage {opened.stage.name}: {len(opened.rows)} rows make {steps} steps: nothing would be trained"
+        )
+    trainer = DistillationTrainer(
+        opened.pair,
+        opened.method,
+        arguments(opened),
+        processor=opened.session.processor,
+        card=_card(opened),
+        train_dataset=opened.rows,
+        data_collator=opened.session.collator,
+        callbacks=[MetricsFile(opened.directory / "metrics.jsonl"), Progress(opened.stage.name)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    newest = checkpoint.latest(opened.directory)
+    if newest is not None:
+        done = json.loads((newest / "trainer_state.json").read_text())["global_step"]
+        _log.info("stage %s: resuming from %s, step %d of %d", opened.stage.name, newest, done, steps)
+        if done >= steps:
+            checkpoint.load_student(opened.session.student, newest)
+            return
+    trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
+    if trainer.state.global_step < steps:
+        raise RuntimeError(f"stage {opened.stage.name} ended after {trainer.state.global_step} of {steps} steps")
+
+
+def arguments(opened: OpenStage) -> TrainingArguments:
+    """The Trainer's arguments for a stage."""
+    train, stage = opened.session.recipe.train, opened.stage
+    values: dict[str, Any] = {
+        name: getattr(train, name)
+        for name in (
+            "lr_scheduler_type", "weight_decay", "max_grad_norm", "bf16", "fp16", "seed", "logging_steps", "save_steps",
+            "save_total_limit", "dataloader_num_workers",
+        )
+    }  # fmt: skip
+    values |= {
+        name: getattr(stage, name)
+        for name in (
+            "num_train_epochs", "max_steps", "learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps",
+        )
+    }  # fmt: skip
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(opened.directory / "tensorboard")
+    return TrainingArguments(
+        output_dir=str(opened.directory),
+        warmup_steps=train.warmup_ratio,
+        report_to=list(train.report_to),
+        remove_unused_columns=False,
+        logging_nan_inf_filter=False,
+        # a micro-batch without an image leaves the vision encoder without a gradient on that rank
+        ddp_find_unused_parameters=True,
+        dataloader_pin_memory=opened.pair.student.model.device.type == "cuda",
+        **values,
+    )
+
+
+def save_result(opened: OpenStage, output: Path) -> Path:
+    """Write the finished student to `<output>/student`, complete or not at all."""
+    target = output / STUDENT
+    state = PartialState()
+    if state.is_main_process:
+        newest = checkpoint.latest(opened.directory)
+        assert newest is not None, "a finished stage has a checkpoint"
+        staging = output / f".{STUDENT}"
+        for folder in (staging, target):
+            shutil.rmtree(folder, ignore_errors=True)
+        staging.mkdir()
+        for file in newest.iterdir():
+            if file.name in _TRAINING_STATE or file.name.startswith("rng_state"):
+                continue
+            shutil.copy2(file, staging / file.name)
+        os.rename(staging, target)
+    state.wait_for_everyone()
+    return target
+
+
+#: Files of a checkpoint that serve resuming only.
+_TRAINING_STATE = {
+    "optimizer.pt",
+    "scheduler.pt",
+    "trainer_state.json",
+    "scaler.pt",
+    "lora.safetensors",
+    checkpoint.MANIFEST,
+}
+
+
+def _card(opened: OpenStage) -> str:
+    recipe = opened.session.recipe
+    stages = recipe.resolved_stages()
+    return model_card(
+        recipe_yaml=yaml.safe_dump(recipe_to_dict(recipe), sort_keys=False, allow_unicode=True),
+        student=recipe.student.path,
+        teacher=recipe.teacher.path if opened.session.teacher and recipe.teacher else None,
+        methods=list(dict.fromkeys(stage.method.name for stage in stages if stage.method)),
+        data=list(dict.fromkeys(str(stage.data) for stage in stages)),
+    )
+
+
+class MetricsFile(TrainerCallback):
+    """Appends every log line to a JSONL file; a resumed run drops the lines after its checkpoint first."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Keep the lines up to the step that is resumed from."""
+        if state.is_world_process_zero:
+            lines = self.path.read_text().splitlines() if self.path.exists() else []
+            kept = [line for line in lines if json.loads(line)["step"] <= state.global_step]
+            self.path.write_text("".join(f"{line}\n" for line in kept))
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Write one line."""
+        if state.is_world_process_zero and logs:
+            with self.path.open("a") as file:
+                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")

@@ -1,0 +1,202 @@
+"""One step is one step: however the global batch is cut up, the loss, the log and the weights are the same."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import tiny_llava
+from train.steps import collate, make_trainer, read_metrics, rows, train
+
+from switchkd.losses import cross_entropy, dbild
+from switchkd.methods import SFT, SwitchKD
+from switchkd.models import Pathway
+from switchkd.train import checkpoint
+from switchkd.types import IGNORE_INDEX, answer_targets
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Batch 4 × 1."""
+    output = tmp_path_factory.mktemp("whole")
+    train(output, 4, 1)
+    return output
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    for a, b in zip(read_metrics(one), read_metrics(other), strict=True):
+        assert a["answer_tokens"] == b["answer_tokens"]
+        for name in ("loss", "ce", "align", "switch", "knee_teacher", "knee_student", "knee_switch"):
+            assert math.isclose(a[name], b[name], rel_tol=0, abs_tol=1e-6), name
+    first, second = torch.load(one / "student.pt"), torch.load(other / "student.pt")
+    assert max((first[name] - second[name]).abs().max() for name in first) < 1e-5
+    start = Pathway(tiny_llava(seed=2).double()).state_dict()
+    assert max((first[name] - start[name]).abs().max() for name in first) > 1e-3  # and it moved
+
+
+def test_accumulation_is_the_same_step(whole, tmp_path):
+    train(tmp_path, 1, 4)
+    assert_same_run(whole, tmp_path)
+
+
+def test_two_processes_are_the_same_step(whole, tmp_path):
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "OMP_NUM_THREADS": "1",
+        "ACCELERATE_USE_CPU": "true",
+    }
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*command, str(Path(__file__).with_name("steps.py")), str(tmp_path), "2", "1"],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_same_run(whole, tmp_path)
+
+
+def test_the_first_loss_is_the_sum_of_the_terms_over_all_answer_tokens(whole, tmp_path):
+    trainer = make_trainer(tmp_path)
+    batches = list(trainer.get_train_dataloader())
+    routes = trainer.pair.train()(batches[0], trainer.method.needs)
+    ce = cross_entropy(routes.student, answer_targets(batches[0]["labels"]))
+    align = dbild(routes.student, routes.teacher, window=32)
+    switch = dbild(routes.switch, routes.teacher, window=32)
+    first = read_metrics(whole)[0]
+    assert first["loss"] == pytest.approx((ce + align + switch).mean().item(), abs=1e-6)
+    for name, term in {"ce": ce, "align": align, "switch": switch}.items():
+        assert first[name] == pytest.approx(term.mean().item(), abs=1e-6)
+    assert first["answer_tokens"] == ce.numel()
+
+
+def test_resume_repeats_the_uninterrupted_run(tmp_path):
+    saving = {"save_strategy": "steps", "save_steps": 3, "optim": "adamw_torch", "learning_rate": 1e-3}
+    straight = make_trainer(tmp_path / "straight", steps=8, **saving)
+    straight.train()
+    # the killed run: 8 steps planned, stopped after the checkpoint of step 3
+    stopped = make_trainer(tmp_path / "resumed", steps=8, **saving)
+    stopped.add_callback(StopAt(4))
+    stopped.train()
+    newest = checkpoint.latest(tmp_path / "resumed")
+    assert newest.name == "checkpoint-3"
+    resumed = make_trainer(tmp_path / "resumed", steps=8, student=fresh_student(seed=9), **saving)
+    resumed.train(resume_from_checkpoint=str(newest))
+    assert [(m["step"], m["loss"]) for m in read_metrics(tmp_path / "straight")] == [
+        (m["step"], m["loss"]) for m in read_metrics(tmp_path / "resumed")
+    ]
+    for (name, a), b in zip(straight.pair.student.named_parameters(), resumed.pair.student.parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def fresh_student(seed):
+    student = Pathway(tiny_llava(seed=seed).double())
+    student.train_only(("vision", "projector", "language"))
+    return student
+
+
+class StopAt(__import__("transformers").TrainerCallback):
+    """Ends training after a step, without a checkpoint of it."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step == self.step
+        control.should_save = control.should_save and not control.should_training_stop
+
+
+def test_a_batch_without_answers_is_an_error(tmp_path):
+    blank = [{**row, "labels": [IGNORE_INDEX] * len(row["labels"])} for row in rows()]
+    with pytest.raises(ValueError, match="step 0: the global batch has no answer token"):
+        make_trainer(tmp_path, data=blank).train()
+
+
+def test_nan_stops_before_the_update(tmp_path):
+    trainer = make_trainer(tmp_path, method=SFT())
+    before = {name: value.clone() for name, value in trainer.pair.student.state_dict().items()}
+
+    def poison(gradient):
+        return gradient * float("nan")
+
+    trainer.pair.student.model.model.multi_modal_projector.linear_1.weight.register_hook(poison)
+    with pytest.raises(FloatingPointError, match="step 0: the gradient is not finite; stopped before the update"):
+        trainer.train()
+    after = trainer.pair.student.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_term_that_is_not_finite_stops_with_its_name(tmp_path):
+    class Broken(SFT):
+        def terms(self, routes, targets):
+            return {name: value * float("inf") for name, value in super().terms(routes, targets).items()}
+
+    with pytest.raises(FloatingPointError, match=r"step 0: the loss is not finite \(ce inf\)"):
+        make_trainer(tmp_path, method=Broken()).train()
+
+
+def test_bf16_autocast_ranks_float32_logits(tmp_path):
+    seen = []
+
+    class Watched(SwitchKD):
+        def terms(self, routes, targets):
+            seen.append((routes.student.dtype, routes.teacher.dtype, routes.switch.dtype))
+            return super().terms(routes, targets)
+
+    student = Pathway(tiny_llava(seed=2))
+    student.train_only(("vision", "projector", "language"))
+    trainer = make_trainer(tmp_path, method=Watched(window=32), student=student, bf16=True, steps=2)
+    trainer.pair.teacher.float()
+    trainer.train_dataset = [{**r, "pixels": None if r["pixels"] is None else r["pixels"].float()} for r in rows()]
+    trainer.train()
+    assert set(seen) == {(torch.float32,) * 3}
+    assert all(math.isfinite(m["loss"]) for m in read_metrics(tmp_path))
+
+
+def test_checkpoints_hold_the_student_only(tmp_path):
+    trainer = make_trainer(tmp_path, steps=1, save_strategy="steps", save_steps=1)
+    trainer.train()
+    folder = tmp_path / "checkpoint-1"
+    files = {file.name for file in folder.iterdir()}
+    assert files == {
+        "README.md", "config.json", "generation_config.json", "manifest.json", "model.safetensors", "optimizer.pt",
+        "processor_config.json", "rng_state.pth", "scheduler.pt", "trainer_state.json",
+    }  # fmt: skip
+    student = sum(p.numel() for p in trainer.pair.student.parameters())
+    from safetensors.torch import load_file
+
+    assert sum(tensor.numel() for tensor in load_file(folder / "model.safetensors").values()) == student
+    assert not (tmp_path / ".saving").exists()
+    restored = fresh_student(seed=5)
+    checkpoint.load_student(restored, folder)
+    for a, b in zip(restored.parameters(), trainer.pair.student.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, caplog):
+    make_trainer(tmp_path, steps=2, save_strategy="steps", save_steps=1).train()
+    weights = tmp_path / "checkpoint-2" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert checkpoint.latest(tmp_path).name == "checkpoint-1"
+    assert "model.safetensors does not match its checksum" in caplog.text
+    (tmp_path / "checkpoint-1" / "scheduler.pt").unlink()
+    assert checkpoint.latest(tmp_path) is None
+
+
+def test_rotation_keeps_the_newest(tmp_path):
+    make_trainer(tmp_path, steps=4, save_strategy="steps", save_steps=1, save_total_limit=2).train()
+    assert sorted(folder.name for folder in tmp_path.glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-4"]
+
+
+def test_metrics_are_json_lines(whole):
+    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines[:3]] == [1, 2, 3]
+    assert lines[0]["grad_norm"] > 0
+    assert collate(rows()[:4])["labels"].shape[0] == 4
