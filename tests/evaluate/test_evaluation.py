@@ -122,6 +122,7 @@ def test_results_count_right(data, model, processor, monkeypatch, tmp_path):
         "shape": 100,
     }
     assert results.mean_over_kinds_percent == 50
+    assert results.percentages() == {"count": 50, "same": 0, "shape": 100, "mean of kinds": 50, "all questions": 60}
     assert results.questions_without_kind == 1
     written = json.loads((tmp_path / "out" / "sft.json").read_text())
     assert set(written) == {field.name for field in dataclasses.fields(Results)} - {"predictions"}

@@ -50,6 +50,13 @@ class Results:
     seconds: float
     predictions: tuple[Prediction, ...]
 
+    def percentages(self) -> dict[str, float]:
+        """Accuracy of each kind, then the mean over the kinds (where there are any) and over all questions."""
+        percentages = {kind: score.accuracy_percent for kind, score in self.kinds.items()}
+        if self.mean_over_kinds_percent is not None:
+            percentages["mean of kinds"] = self.mean_over_kinds_percent
+        return percentages | {"all questions": self.accuracy_percent}
+
     def save(self, path: str | Path) -> None:
         """Write `NAME.json`, and the predictions beside it as `NAME.predictions.jsonl`.
 

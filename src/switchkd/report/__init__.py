@@ -1,0 +1,1 @@
+"""What runs left behind, for people: tables of results (table.py) and training curves (plot.py). Knows files only."""

@@ -1,0 +1,110 @@
+"""Results of several models side by side: accuracy per kind of question and mean, on a terminal and in Markdown."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+#: What the row with the plain mean of the kinds is called, and the one over all questions.
+MEAN = "mean of kinds"
+OVERALL = "all questions"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Accuracies in percent: `rows` maps a kind (and `MEAN`, `OVERALL`) to one number per column; None: not asked.
+
+    The last column is the difference in points where one was asked for.
+    """
+
+    columns: tuple[str, ...]
+    rows: dict[str, tuple[float | None, ...]]
+    has_difference: bool
+
+
+def compare(results: Mapping[str, Path], *, difference: tuple[str, str] | None = None) -> Comparison:
+    """Read the results JSON files of `results` (name → file) and put them side by side.
+
+    Args:
+        results: the columns, in order.
+        difference: two of the names; a last column holds the first minus the second.
+
+    Raises:
+        ValueError: files that are no results, or that answer different questions and so cannot be compared.
+    """
+    if not results:
+        raise ValueError("there are no results to compare")
+    loaded = {name: _load(path) for name, path in results.items()}
+    first = next(iter(results))
+    for name, result in loaded.items():
+        if result["data_fingerprint"] != loaded[first]["data_fingerprint"]:
+            raise ValueError(
+                f"{results[name]} answers other questions than {results[first]}: data fingerprints "
+                f"{result['data_fingerprint'][:12]} and {loaded[first]['data_fingerprint'][:12]}; evaluate both on the same data"
+            )
+    kinds = list(loaded[first]["kinds"])
+    rows = {kind: [result["kinds"][kind]["accuracy_percent"] for result in loaded.values()] for kind in kinds}
+    if kinds:
+        rows[MEAN] = [result["mean_over_kinds_percent"] for result in loaded.values()]
+    rows[OVERALL] = [result["accuracy_percent"] for result in loaded.values()]
+    columns = list(loaded)
+    if difference is not None:
+        one, other = (columns.index(name) for name in difference)
+        columns.append(f"{difference[0]} − {difference[1]}")
+        rows = {kind: [*values, values[one] - values[other]] for kind, values in rows.items()}
+    return Comparison(tuple(columns), {kind: tuple(row) for kind, row in rows.items()}, difference is not None)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    needed = {"data_fingerprint", "kinds", "mean_over_kinds_percent", "accuracy_percent"}
+    try:
+        result = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read as results: {error}") from None
+    missing = needed - set(result) if isinstance(result, dict) else needed
+    if missing:
+        raise ValueError(f"{path}: holds no results of an evaluation: {', '.join(sorted(missing))} is missing")
+    return dict(result)
+
+
+def _cell(value: float | None, signed: bool) -> str:
+    return "–" if value is None else f"{value:+.1f}" if signed else f"{value:.1f}"
+
+
+def _cells(comparison: Comparison) -> list[tuple[str, list[str]]]:
+    last = len(comparison.columns) - 1
+    return [
+        (kind, [_cell(value, comparison.has_difference and column == last) for column, value in enumerate(values)])
+        for kind, values in comparison.rows.items()
+    ]
+
+
+def rich_table(comparison: Comparison, *, title: str = "Exact match in percent") -> Table:
+    """The comparison for a terminal. Names are shown as they are, never read as markup."""
+    table = Table(title=Text(title), title_justify="left")
+    table.add_column("kind")
+    for column in comparison.columns:
+        table.add_column(Text(column), justify="right")
+    for kind, cells in _cells(comparison):
+        if kind == (MEAN if MEAN in comparison.rows else OVERALL) and len(comparison.rows) > 1:
+            table.add_section()
+        style = "bold" if kind == MEAN else ""
+        table.add_row(Text(kind, style), *(Text(cell, style) for cell in cells))
+    return table
+
+
+def markdown_table(comparison: Comparison) -> str:
+    """The comparison in Markdown, for READMEs and model cards."""
+    lines = [["kind", *comparison.columns], ["---", *("---:" for _ in comparison.columns)]]
+    lines += [[kind, *cells] for kind, cells in _cells(comparison)]
+    return "".join(f"| {' | '.join(_markdown_text(cell) for cell in line)} |\n" for line in lines)
+
+
+def _markdown_text(text: str) -> str:
+    for character in "\\|`*_[]<>":
+        text = text.replace(character, f"\\{character}")
+    return " ".join(text.split())

@@ -1,0 +1,98 @@
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from switchkd.report.table import MEAN, OVERALL, compare, markdown_table, rich_table
+
+
+def results(accuracies: dict[str, float], overall: float, fingerprint: str = "f" * 64) -> dict:
+    return {
+        "data_fingerprint": fingerprint,
+        "kinds": {kind: {"questions": 10, "right": 1, "accuracy_percent": value} for kind, value in accuracies.items()},
+        "mean_over_kinds_percent": sum(accuracies.values()) / len(accuracies) if accuracies else None,
+        "accuracy_percent": overall,
+    }
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(**named):
+        for name, result in named.items():
+            (tmp_path / f"{name}.json").write_text(json.dumps(result))
+        return {name: tmp_path / f"{name}.json" for name in named}
+
+    return write
+
+
+def shown(table) -> str:
+    console = Console(width=120, file=io.StringIO())
+    console.print(table)
+    return console.file.getvalue()
+
+
+def test_models_stand_side_by_side_with_their_difference(write):
+    files = write(
+        sft=results({"count": 40.0, "shape": 50.0}, 44.0), switch_kd=results({"count": 70.0, "shape": 45.0}, 60.0)
+    )
+    comparison = compare(files, difference=("switch_kd", "sft"))
+    assert comparison.columns == ("sft", "switch_kd", "switch_kd − sft")
+    assert comparison.rows == {
+        "count": (40, 70, 30),
+        "shape": (50, 45, -5),
+        MEAN: (45, 57.5, 12.5),
+        OVERALL: (44, 60, 16),
+    }
+    assert markdown_table(comparison) == (
+        "| kind | sft | switch\\_kd | switch\\_kd − sft |\n"
+        "| --- | ---: | ---: | ---: |\n"
+        "| count | 40.0 | 70.0 | +30.0 |\n"
+        "| shape | 50.0 | 45.0 | -5.0 |\n"
+        "| mean of kinds | 45.0 | 57.5 | +12.5 |\n"
+        "| all questions | 44.0 | 60.0 | +16.0 |\n"
+    )
+    text = shown(rich_table(comparison))
+    assert "+12.5" in text
+
+
+def test_without_kinds_only_the_accuracy_over_all_questions_is_left(write):
+    comparison = compare(write(a=results({}, 44.0)))
+    assert comparison.rows == {OVERALL: (44,)}
+    assert "44.0" in shown(rich_table(comparison))
+
+
+def test_names_are_text_and_never_markup(write, tmp_path):
+    files = write(a=results({"[red]x[/red]|": 40.0}, 44.0))
+    comparison = compare({"[bold]<script>": files["a"]})
+    text = shown(rich_table(comparison))
+    assert "[bold]<script>" in text
+    assert "[red]x[/red]|" in text
+    assert "\\[red\\]x\\[/red\\]\\| |" in markdown_table(comparison)
+    assert "<script>" not in markdown_table(comparison)
+
+
+def test_results_on_other_questions_are_not_compared(write):
+    files = write(a=results({}, 1.0), b=results({}, 2.0, fingerprint="e" * 64))
+    with pytest.raises(
+        ValueError, match=r"b\.json answers other questions than .*a\.json: .* eeeeeeeeeeee and ffffffffffff"
+    ):
+        compare(files)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "cannot be read as results"),
+        ("[]", "holds no results"),
+        ('{"kinds": {}}', "accuracy_percent, data_fingerprint"),
+    ],
+)
+def test_a_file_that_holds_no_results_is_named(tmp_path, text, message):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"x\.json: .*{message}"):
+        compare({"x": tmp_path / "x.json"})
+    with pytest.raises(ValueError, match=r"y\.json: cannot be read"):
+        compare({"x": tmp_path / "y.json"})
+    with pytest.raises(ValueError, match="no results to compare"):
+        compare({})
