@@ -1,0 +1,1 @@
+"""From files people have to batches: formats, chat templates, collation, and the guard before them."""
