@@ -72,6 +72,14 @@ def test_first_of_equal_points_counts():
     assert knee(torch.tensor([[4.0, 2, 1, 1, 0]]), window=5, min_k=2).tolist() == [2]
 
 
+def test_k_is_not_decided_by_float32_rounding():
+    # y = (1 − x)² is almost equally far below its chord around the middle: the gaps there differ by less than 1e-7.
+    curve = torch.linspace(1, 0, 4096, dtype=torch.float64).square()
+    logits = torch.stack([8 * curve, 5 * curve - 1, 3 * curve + 2]).float()
+    expected = [oracles.knee(row, None, 3) for row in oracles.rows(logits)]
+    assert knee(logits, window=None).tolist() == expected
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_ranked_as_float32(dtype):
     logits = language_like(50, 2000, seed=2).to(dtype)
