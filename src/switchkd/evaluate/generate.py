@@ -26,9 +26,11 @@ def load(path: str | Path) -> tuple[PreTrainedModel, ProcessorMixin]:
     """A model and its processor, from a checkpoint directory or a hub name, on the GPU if there is one.
 
     Raises:
-        ValueError: weights of the model are missing, or its family is not supported.
-        OSError: there is no such model.
+        ValueError: there is no such folder, weights of the model are missing, or its family is not supported.
+        OSError: there is no such model on the hub.
     """
+    if not Path(path).is_dir() and str(path).count("/") != 1:
+        raise ValueError(f"{path}: no such folder, and not a name on the Hugging Face hub (OWNER/NAME)")
     model: Any = load_pathway(path).model  # Any: the hints of `to` are wrong
     processor = AutoProcessor.from_pretrained(str(path), trust_remote_code=False)
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor

@@ -1,0 +1,242 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+from tiny import IMAGE_SIZE, tiny_processor
+from tiny_models import tiny_llava
+
+from switchkd import cli
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+TINY = str(RECIPES / "tiny.yaml")
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory):
+    """A tiny model and its processor in a directory, as a finished training leaves them."""
+    directory = tmp_path_factory.mktemp("student")
+    processor = tiny_processor()
+    model = tiny_llava(vocabulary=len(processor.tokenizer), image_size=IMAGE_SIZE)
+    model.config.image_token_id = processor.tokenizer.convert_tokens_to_ids("<image>")
+    model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
+    model.save_pretrained(directory)
+    processor.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture
+def data(tmp_path):
+    Image.new("RGB", (20, 20), "red").save(tmp_path / "0.png")
+    turns = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A circle."}]
+    (tmp_path / "test.json").write_text(
+        json.dumps([{"id": "a", "image": "0.png", "conversations": turns, "kind": "shape"}])
+    )
+    return tmp_path / "test.json"
+
+
+def run(*arguments: str | Path) -> int:
+    return cli.main([str(argument) for argument in arguments])
+
+
+def program(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    """The installed command, in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "switchkd.cli", *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("verb", ["demo", "train", "evaluate", "chat", "doctor", "models"])
+def test_the_help_of_every_verb_shows_an_example(verb, capsys):
+    assert run(verb, "--help") == 0
+    assert f"Example: switchkd {verb}" in capsys.readouterr().out
+
+
+def test_help_is_quick_because_it_loads_no_model_library():
+    code = "import sys, switchkd.cli as c; c.main(['train', '--help']); print({'torch', 'transformers'} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert result.stdout.splitlines()[-1] == "set()"
+
+
+WRONG = {
+    "nothing": ([], 2, ["Missing subcommand", "demo, train, evaluate, chat, doctor, models"]),
+    "a verb": (["trian", TINY], 2, ["no command trian", "did you mean `train`"]),
+    "a flag of a verb": (["train", TINY, "--dry-rn"], 2, ["--dry-rn", "--dry-run"]),
+    "a value of a flag": (["evaluate", "a", "b", "--batch-size", "x"], 2, ["--batch-size", "'x'"]),
+    "no recipe": (["train"], 2, ["RECIPE.yaml"]),
+    "a recipe that is not there": (
+        ["train", TINY.replace("tiny", "tniy")],
+        2,
+        ["no such file", "did you mean `tiny.yaml`"],
+    ),
+    "a field": (["train", TINY, "--train.sed", "1"], 2, ["--train.sed", "did you mean `seed`"]),
+    "a field for the doctor": (["doctor", TINY, "--trian.seed", "1"], 2, ["--trian.seed", "did you mean `train`"]),
+    "a field's value": (["train", TINY, "--dry-run", "--train.max_steps", "0"], 2, ["--train.max_steps", "got 0"]),
+    "a field for another verb": (["models", "--train.seed", "1"], 2, ["--train.seed", "only train and doctor"]),
+    "no such data": (["evaluate", "a/b/c", "nowhere.json"], 1, ["nowhere.json: no such file"]),
+    "no such model": (["chat", "no/such/folder"], 1, ["no/such/folder: no such folder"]),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_wrong_gets_one_clear_message_and_an_exit_code(case, capsys):
+    arguments, code, phrases = WRONG[case]
+    assert run(*arguments) == code
+    printed = capsys.readouterr()
+    assert [phrase for phrase in phrases if phrase not in printed.err] == [], printed.err
+    assert "Traceback" not in printed.err
+    assert printed.out == ""
+
+
+@pytest.mark.parametrize("recipe", sorted(path.name for path in RECIPES.glob("*.yaml")))
+def test_a_dry_run_checks_every_recipe_without_weights(recipe, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run("train", RECIPES / recipe, "--dry-run", "--train.seed", "7") == 0
+    printed = capsys.readouterr()
+    (tmp_path / "resolved.yaml").write_text(printed.out)
+    assert "seed: 7" in printed.out
+    assert "nothing was trained" in printed.err
+    assert run("train", tmp_path / "resolved.yaml", "--dry-run") == 0
+    assert capsys.readouterr().out == printed.out
+    assert [path.name for path in tmp_path.iterdir()] == ["resolved.yaml"]
+
+
+def test_train_hands_the_recipe_with_its_overrides_to_the_pipeline(monkeypatch, capsys):
+    calls = []
+
+    def pretend(recipe, *, resume):
+        calls.append((recipe.train.seed, recipe.train.report_to, resume))
+        return Path("runs/out/student")
+
+    monkeypatch.setitem(sys.modules, "switchkd.pipeline", SimpleNamespace(run=pretend))
+    assert run("train", TINY, "--train.report-to", "tensorboard", "wandb", "--no-resume", "--train.seed=3") == 0
+    assert calls == [(3, ("tensorboard", "wandb"), False)]
+    assert "runs/out/student" in capsys.readouterr().err
+
+
+def test_the_doctors_verdict_is_the_exit_code(monkeypatch):
+    shown = []
+    for verdict, code in [(True, 0), (False, 1)]:
+        findings = SimpleNamespace(ok=verdict, print=lambda: shown.append("printed"))
+        monkeypatch.setitem(sys.modules, "switchkd.doctor", SimpleNamespace(examine=lambda recipe, f=findings: f))
+        assert run("doctor", TINY) == code
+    assert shown == ["printed", "printed"]
+
+
+def test_demo_hands_on_its_seed_and_folder(monkeypatch, tmp_path):
+    calls = []
+    monkeypatch.setitem(sys.modules, "switchkd.demo", SimpleNamespace(main=lambda *given: calls.append(given)))
+    assert run("demo", "--seed", "3", "--output", tmp_path) == 0
+    assert calls == [(3, tmp_path)]
+
+
+def test_models_lists_every_family(capsys):
+    from switchkd.models.families import FAMILIES
+
+    assert run("models") == 0
+    assert all(model_type in capsys.readouterr().out for model_type in FAMILIES)
+
+
+def test_evaluate_prints_a_table_and_writes_the_results(student, data, capsys, tmp_path, monkeypatch):
+    assert run("evaluate", student, data, "--max-new-tokens", "2", "--output", tmp_path / "r.json") == 0
+    printed = capsys.readouterr()
+    assert "shape" in printed.out
+    assert str(tmp_path / "r.json") in printed.err
+    assert json.loads((tmp_path / "r.json").read_text())["questions"] == 1
+    # without --output, models of one name do not overwrite each other's results
+    monkeypatch.chdir(tmp_path)
+    assert run("evaluate", student, "test.json", "--max-new-tokens", "2") == 0
+    (written,) = Path("runs/evaluate").glob("*.json")
+    assert written.name.startswith(f"{str(student).strip('/').replace('/', '-')}--test")
+
+
+def test_an_evaluation_that_fails_fails_the_command(student, data, capsys, tmp_path):
+    data.write_text(data.read_text().replace("0.png", "../0.png"))
+    assert run("evaluate", student, data, "--output", tmp_path / "r.json") == 1
+    assert "sample 'a'" in capsys.readouterr().err
+    assert not (tmp_path / "r.json").exists()
+
+
+def test_an_unforeseen_error_is_one_line_unless_debugging(monkeypatch, capsys):
+    def fail(*given):
+        raise KeyError("lost")
+
+    monkeypatch.setitem(sys.modules, "switchkd.demo", SimpleNamespace(main=fail))
+    assert run("demo") == 1
+    assert capsys.readouterr().err == "switchkd: KeyError: 'lost' (SWITCHKD_DEBUG=1 shows where)\n"
+    monkeypatch.setenv("SWITCHKD_DEBUG", "1")
+    with pytest.raises(KeyError):
+        run("demo")
+
+
+def test_an_interrupted_command_says_so(monkeypatch, capsys):
+    def interrupt(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "switchkd.demo", SimpleNamespace(main=interrupt))
+    assert run("demo") == 130
+    assert capsys.readouterr().err == "switchkd: interrupted\n"
+
+
+def test_fields_are_told_from_flags():
+    typed = [
+        "train",
+        "r.yaml",
+        "--stages.0.train",
+        "vision",
+        "language",
+        "--dry-run",
+        "--a.b=--c",
+        "--train.max_steps",
+        "-1",
+    ]
+    assert cli.split_fields(typed) == (
+        ["train", "r.yaml", "--dry-run"],
+        ["--stages.0.train", "vision", "language", "--a.b=--c", "--train.max_steps", "-1"],
+    )
+    assert cli.split_fields(["evaluate", "--output=a.json", "m.x"]) == (["evaluate", "--output=a.json", "m.x"], [])
+
+
+def test_one_question_gets_one_answer(student, data, capsys):
+    arguments = [
+        "chat",
+        student,
+        "--image",
+        data.parent / "0.png",
+        "--question",
+        "What is it?",
+        "--max-new-tokens",
+        "4",
+    ]
+    assert run(*arguments) == 0
+    first = capsys.readouterr().out
+    assert run(*arguments) == 0
+    assert capsys.readouterr().out == first != ""
+    assert run("chat", student, "--image", data, "--question", "What?") == 1
+    assert "cannot be read" in capsys.readouterr().err
+
+
+def test_the_program_exits_with_two_for_a_typo_and_prints_no_traceback():
+    result = program("train", TINY, "--train.learning-rat", "1")
+    assert result.returncode == 2
+    assert (
+        result.stderr
+        == "switchkd: --train.learning_rat: `train` has no `learning_rat`; did you mean `learning_rate`?\n"
+    )
+    assert result.stdout == ""
+
+
+def test_the_program_prints_a_resolved_recipe():
+    result = program("train", str(RECIPES / "tinyllava-0.5b-from-3b.yaml"), "--dry-run", HF_HUB_OFFLINE="1")
+    assert result.returncode == 0
+    assert "stage 3, dft: switch_kd trains vision, projector, language" in result.stderr
+    assert "stage 1, dpt: switch_kd trains projector for 1 epochs" in result.stderr
