@@ -174,6 +174,9 @@ def test_the_fingerprint_follows_content_and_nothing_else(data, tmp_path):
     rows = json.loads(data.read_text())
     (elsewhere / "test.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     assert fingerprint(load_rows(elsewhere / "test.jsonl")) == first
+    for change in ({"kind": "colour"}, {"conversations": turns(("<image> and <image>: the same?", "Yes"))}):
+        (elsewhere / "other.json").write_text(json.dumps([rows[0], rows[1] | change, rows[2]]))
+        assert fingerprint(load_rows(elsewhere / "other.json")) != first
     Image.new("RGB", (20, 24), "black").save(elsewhere / "2.png")
     assert fingerprint(load_rows(elsewhere / "test.jsonl")) != first
 
