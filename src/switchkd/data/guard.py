@@ -43,8 +43,8 @@ def image_path(root: Path, name: str) -> Path:
     backslashes or control characters, or that leads out of `root` through a symbolic link. Percent-encoded and
     Unicode-equivalent spellings of these are refused as well.
     """
-    forms = {name, unquote(name), unquote(unquote(name))}
-    for form in forms | {unicodedata.normalize("NFKC", form) for form in forms}:
+    spellings = {name, unquote(name), unquote(unquote(name))}
+    for form in {unicodedata.normalize("NFKC", spelling) for spelling in spellings}:
         if problem := _path_problem(form):
             raise SampleError(f"image path {_shown(name)} {problem}; write it relative to the image folder {root}")
     try:
