@@ -4,6 +4,7 @@ import ast
 from pathlib import Path
 
 import pytest
+
 import switchkd
 
 SOURCE = Path(switchkd.__file__).parent
@@ -67,5 +68,7 @@ def test_the_reader_of_imports_sees_every_form(tmp_path, monkeypatch):
 
 
 def test_no_module_is_long():
-    long = {str(file.relative_to(SOURCE)): count for file in FILES if (count := len(file.read_text().splitlines())) > 400}
+    long = {
+        str(file.relative_to(SOURCE)): count for file in FILES if (count := len(file.read_text().splitlines())) > 400
+    }
     assert not long

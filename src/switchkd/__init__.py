@@ -1,0 +1,1 @@
+"""Visual-switch knowledge distillation for vision-language models."""

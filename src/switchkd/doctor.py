@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import Any, Literal, cast
 
 import psutil
 import torch
@@ -80,9 +80,14 @@ def examine(recipe: Recipe) -> Findings:
 
 
 def examine_stage(opened: OpenStage) -> Findings:
-    """Examine a stage that is about to be trained."""
-    checks = (_steps, _trainable, _answers, _vocabulary, _images, _memory)
-    return Findings([finding for check in checks for finding in check(opened)])
+    """Examine a stage that is about to be trained. Where something fails, the checks that run the models are left out."""
+    findings = Findings()
+    for check in (_steps, _trainable, _answers, _vocabulary):
+        findings.lines.extend(check(opened))
+    for check in (_images, _memory):
+        if findings.ok:
+            findings.lines.extend(check(opened))
+    return findings
 
 
 def _steps(opened: OpenStage) -> Iterator[Finding]:
@@ -123,7 +128,8 @@ def _vocabulary(opened: OpenStage) -> Iterator[Finding]:
     )
     geometry = opened.pair.student.family.geometry(opened.pair.student.model.config)
     token = opened.session.processor.tokenizer.convert_ids_to_tokens(geometry["image token id"])
-    expected = opened.session.processor.image_token
+    processor: Any = opened.session.processor
+    expected = processor.image_token
     yield Finding(
         "ok" if token == expected else "failed",
         "image token",
@@ -217,4 +223,5 @@ def _free_bytes(device: torch.device) -> int:
 
 def _to_device(opened: OpenStage, rows: list[dict]) -> Batch:
     device = opened.pair.student.model.device
-    return Batch(**{name: tensor.to(device) for name, tensor in opened.session.collator(rows).items()})
+    batch: dict[str, Any] = dict(opened.session.collator(rows))
+    return cast(Batch, {name: tensor.to(device) for name, tensor in batch.items()})

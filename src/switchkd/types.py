@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, TypedDict
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from typing_extensions import NotRequired
@@ -29,7 +30,7 @@ class Batch(TypedDict):
 
 def answer_positions(labels: Int[Tensor, "batch sequence"]) -> Bool[Tensor, "batch sequence"]:
     """Positions whose *next* token is part of an answer: where the logits are compared. The only shift of the project."""
-    mask = labels.new_zeros(labels.shape, dtype=bool)
+    mask = torch.zeros_like(labels, dtype=torch.bool)
     mask[:, :-1] = labels[:, 1:] != IGNORE_INDEX
     return mask
 

@@ -47,10 +47,10 @@ def load_rows(path: str | Path, image_root: str | Path | None = None) -> Dataset
 
     Image paths are relative to `image_root` (default: the file's folder); they become absolute here but are not opened.
     A row with a refused path keeps its place, without the image and with `problem` set. Missing ids become the row's
-    number, from 0. The rows live in memory, images on disk stay there.
+    number, from 0; a repeated id gets `#` and that number. The rows live in memory, images on disk stay there.
 
-    Raises `DataError`, naming file and line or row, for files that are missing, truncated or of unknown format, for
-    rows whose marks and images differ in number, and for ids that occur twice.
+    Raises `DataError`, naming file and line or row, for files that are missing, truncated or of unknown format,
+    and for rows whose marks and images differ in number.
     """
     path = Path(path)
     root = Path(image_root) if image_root is not None else (path if path.is_dir() else path.parent)
@@ -64,18 +64,14 @@ def load_rows(path: str | Path, image_root: str | Path | None = None) -> Dataset
     for number, raw in enumerate(_raw_rows(path)):
         row = _canonical(raw, number, path, root)
         ids[row["id"]] += 1
+        if ids[row["id"]] > 1:  # as in mix-665k, where tasks that share an image share its id
+            row["id"] = f"{row['id']}#{number}"
         pending.append(row)
         if len(pending) == _CHUNK_ROWS:
             chunks.append(_table(pending, path))
             pending = []
     if not ids:
         raise DataError(f"{path}: has no rows")
-    if repeated := [name for name, count in ids.items() if count > 1]:
-        shown = ", ".join(f"{name!a} ({ids[name]} times)" for name in repeated[:5])
-        raise DataError(
-            f"{path}: {len(repeated)} of {len(ids)} ids occur more than once: {shown}; "
-            "make ids unique, or leave them out to use row numbers"
-        )
     if pending:
         chunks.append(_table(pending, path))
     return concatenate_datasets(chunks)

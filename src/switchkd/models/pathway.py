@@ -87,8 +87,11 @@ def load_pathway(path_or_model: str | Path | PreTrainedModel, *, dtype: str = "a
     """
     if isinstance(path_or_model, PreTrainedModel):
         return Pathway(path_or_model)
+    name = str(path_or_model)
+    if not Path(name).is_dir() and (Path(name).exists() or name.startswith((".", "/")) or name.count("/") != 1):
+        raise ValueError(f"{name} is neither a checkpoint directory nor the name of a model on the Hugging Face hub")
     loaded: Any = AutoModelForImageTextToText.from_pretrained(
-        str(path_or_model), dtype=dtype, trust_remote_code=False, use_safetensors=True, output_loading_info=True
+        name, dtype=dtype, trust_remote_code=False, use_safetensors=True, output_loading_info=True
     )
     model, info = loaded
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):

@@ -64,6 +64,7 @@ def open_session(recipe: Recipe) -> Session:
         check_processors(processor, recipe.student.path, recipe.teacher.path)
         teacher = load_pathway(recipe.teacher.path, dtype=recipe.teacher.dtype).to(device)
     collator = Collator(processor, max_length=recipe.data.max_length, max_pixels=recipe.data.max_pixels)
+    processor.chat_template = collator.format.template  # the student is asked as it was trained
     return Session(recipe, student, teacher, processor, collator)
 
 
