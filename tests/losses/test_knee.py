@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from switchkd.losses import knee
-from switchkd.losses.knee import leader_order
+from switchkd.losses.knee import BLOCK, BLOCKS_PAY, leader_order
 
 
 def language_like(positions: int, vocab: int, seed: int) -> torch.Tensor:
@@ -95,6 +95,23 @@ def test_order_is_descending_with_ties_by_lower_id(window, levels):
     logits = torch.randint(levels, (40, 200), generator=torch.Generator().manual_seed(levels)).float()
     expected = [oracles.order(row)[:window] for row in oracles.rows(logits)]
     assert leader_order(logits, window).tolist() == expected
+
+
+@pytest.mark.parametrize("window", [1, 2, 3])
+@pytest.mark.parametrize("vocab", [769, 832, 1000, 50_001])
+@pytest.mark.parametrize("levels", [1, 3, 40, 10**6])
+def test_order_by_blocks_is_exact(vocab, window, levels):
+    # Small windows in long rows take two stages (three in the longest); ties lie inside blocks, between them and in the rest.
+    assert vocab > BLOCKS_PAY * BLOCK * window
+    logits = torch.randint(levels, (8, vocab), generator=torch.Generator().manual_seed(vocab)).float()
+    logits[0, -5:] = levels  # the largest of all behind the last whole block
+    expected = [oracles.order(row)[:window] for row in oracles.rows(logits)]
+    assert leader_order(logits, window).tolist() == expected
+
+
+def test_order_by_blocks_reads_part_of_a_row():
+    logits = torch.randn(5, 2000, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(leader_order(logits[:, :1500], 4), leader_order(logits[:, :1500].clone(), 4))
 
 
 def test_order_counts_both_zeros_as_equal():

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from switchkd.losses.inputs import at_least_float32, check_at_least_two, check_pair, check_temperature
-from switchkd.losses.knee import check_selection, knee_rank, leader_order
+from switchkd.losses.knee import check_selection, choose, leader_order
 from switchkd.losses.pairs import pair_reverse_kl
 
 
@@ -135,10 +135,19 @@ def reverse_kl_led_by(
         The divergence per position, the ids compared (in the leader's order, as many as the longest k asks for) and the
         divergence's gradient with respect to the student's logits at these ids, 0 beyond a position's own k; float64.
     """
-    ids = leader_order(leader, window)
-    k = knee_rank(leader.gather(1, ids), min_k)
-    if len(k):
-        ids = ids[:, : int(k.max())]
+    ids, k = choose(leader, window, min_k)
+    divergence, gradient = reverse_kl_at(ids, k, student, teacher, temperature)
+    return divergence, ids, gradient
+
+
+def reverse_kl_at(
+    ids: Int[Tensor, "n k"],
+    k: Int[Tensor, " n"],
+    student: Float[Tensor, "n vocab"],
+    teacher: Float[Tensor, "n vocab"],
+    temperature: float,
+) -> tuple[Float[Tensor, " n"], Float[Tensor, "n k"]]:
+    """KL(p_X ‖ p_T) on the first k of `ids` and its gradient with respect to the student's logits there; float64."""
     a, b = (z.gather(1, ids).double() / temperature for z in (student, teacher))
     divergence, gradient = pair_reverse_kl(a, b, k)
-    return divergence, ids, gradient / temperature
+    return divergence, gradient / temperature

@@ -56,13 +56,17 @@ def check_pair(student: Tensor, teacher: Tensor) -> None:
 
 
 def check_targets(targets: Tensor, logits: Tensor) -> None:
+    """Refuse targets that are not one vocabulary id per position of these logits; errors as `check_answers`."""
+    check_answers(targets, *logits.shape)
+
+
+def check_answers(targets: Tensor, positions: int, vocab: int) -> None:
     """Refuse targets that are not one vocabulary id per position.
 
     Raises:
         ValueError: wrong shape, or an id outside the vocabulary (its position is named).
         TypeError: targets that are not integers.
     """
-    positions, vocab = logits.shape
     if targets.shape != (positions,):
         raise ValueError(
             f"targets must have the shape [{positions}] of the logits' positions, got {list(targets.shape)}"

@@ -1,0 +1,158 @@
+"""Losses on one chunk of tokens: from logits that exist for a moment to the sums and the gradients that stay."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Float, Int, Num
+from torch import Tensor
+
+from switchkd.losses.bild import reverse_kl_at
+from switchkd.losses.head import Sparse
+from switchkd.losses.knee import check_selection, choose
+from switchkd.types import Need, Routes
+
+#: What `choose` gives for one leader: its ids, and how many of them take part (each leader has its own longest k).
+Choice = tuple[Int[Tensor, "n _"], Int[Tensor, " n"]]
+
+
+@dataclass
+class ChunkGradients:
+    """∂(sum of all terms)/∂z for the logits of a chunk; None where there is none or it was not asked for."""
+
+    student: Float[Tensor, "n rows"] | None = None
+    switch: Float[Tensor, "n vocab"] | Sparse | None = None
+
+
+@dataclass
+class ChunkSums:
+    """The terms (each with its weight) and the statistics of a chunk, summed over its tokens."""
+
+    terms: dict[str, Float[Tensor, ""]]
+    statistics: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
+
+    def add(self, other: "ChunkSums") -> None:
+        """Add the sums of further tokens."""
+        for mine, more in ((self.terms, other.terms), (self.statistics, other.statistics)):
+            for name, value in more.items():
+                mine[name] = mine[name] + value if name in mine else value
+
+
+class ChunkLoss(ABC):
+    """What `fused_loss` asks of a loss."""
+
+    @abstractmethod
+    def __call__(
+        self, logits: Routes, targets: Int[Tensor, " n"], *, student: bool, switch: bool
+    ) -> tuple[ChunkSums, ChunkGradients]:
+        """The sums over these tokens, and the gradients with respect to the logits asked for.
+
+        The logits are the callee's to overwrite: they are not read again.
+        """
+
+
+@dataclass(frozen=True)
+class PlainTerms(ChunkLoss):
+    """Any loss written as terms per token, as methods write them: autograd finds the gradients, chunk by chunk.
+
+    Args:
+        terms: from logits and targets to named values per token.
+        statistics: from logits to more named values per token, for the log alone.
+    """
+
+    terms: Callable[[Routes, Tensor], dict[str, Tensor]]
+    statistics: Callable[[Routes], dict[str, Tensor]] | None = None
+
+    def __call__(
+        self, logits: Routes, targets: Int[Tensor, " n"], *, student: bool, switch: bool
+    ) -> tuple[ChunkSums, ChunkGradients]:
+        """See `ChunkLoss`; both gradients are dense."""
+        asked: dict[Need, bool] = {"student": student, "switch": switch}
+        leaves = {name: getattr(logits, name).detach().requires_grad_() for name in asked if asked[name]}
+        logits = replace(logits, **leaves)
+        with torch.enable_grad():
+            sums = {name: _sum(values) for name, values in self.terms(logits, targets).items()}
+            total = torch.stack(list(sums.values())).sum()
+        gradients = ChunkGradients()
+        if leaves:  # materialize_grads: the gradient of a pathway that no term reads is 0
+            found = torch.autograd.grad(total, list(leaves.values()), materialize_grads=True)
+            gradients = ChunkGradients(**dict(zip(leaves, found, strict=True)))
+        statistics = self.statistics(logits) if self.statistics else {}
+        return ChunkSums(
+            {name: value.detach() for name, value in sums.items()},
+            {name: _sum(values) for name, values in statistics.items()},
+        ), gradients
+
+
+@dataclass(frozen=True)
+class CrossEntropyDBiLD(ChunkLoss):
+    """CE(z_S, y) + λ1·DBiLD(z_T, z_S) + λ2·DBiLD(z_T, z_SW), the loss of Switch-KD, with every gradient written out.
+
+    Term for term the sums of `cross_entropy` and `dbild`, but the softmax overwrites the student's logits and becomes their gradient, the
+    sparse gradient of the align term is added in place, that of the switch term stays sparse, and the teacher's order serves both. Where
+    the plain losses refuse a non-finite logit, a term here becomes non-finite itself.
+
+    Args:
+        align: λ1, 0 without this term.
+        switch: λ2, 0 without this term. With both 0 this is plain cross-entropy.
+        temperature: τ > 0.
+        window: where the knee is sought; None is the whole vocabulary.
+        min_k: the least k.
+    """
+
+    align: float = 1.0
+    switch: float = 1.0
+    temperature: float = 3.0
+    window: int | None = 128
+    min_k: int = 3
+
+    def __call__(
+        self, logits: Routes, targets: Int[Tensor, " n"], *, student: bool, switch: bool
+    ) -> tuple[ChunkSums, ChunkGradients]:
+        """See `ChunkLoss`; the student's gradient takes the place of its logits, the switch's is sparse."""
+        terms, statistics, sparse = {}, {}, {}
+        if self.align or self.switch:
+            check_selection(logits["teacher"], self.window, self.min_k)
+            by_teacher = choose(logits["teacher"], self.window, self.min_k)
+            statistics["knee_teacher"] = _sum(by_teacher[1])
+        learners: list[tuple[str, Need, float]] = [("align", "student", self.align), ("switch", "switch", self.switch)]
+        for name, learner, weight in learners:
+            if weight:
+                by_learner = choose(logits[learner], self.window, self.min_k)
+                statistics[f"knee_{learner}"] = _sum(by_learner[1])
+                loss, gradient = self._dbild((by_teacher, by_learner), logits[learner], logits["teacher"])
+                terms[name] = weight * loss
+                sparse[learner] = Sparse(gradient.ids, weight * gradient.values)
+        # Last of the terms, because it overwrites the student's logits
+        terms = {"ce": _cross_entropy_(logits.student, targets, gradient=student), **terms}
+        if student and "student" in sparse:
+            logits["student"].scatter_add_(1, *sparse["student"])
+        gradients = ChunkGradients(logits.student if student else None, sparse.get("switch") if switch else None)
+        return ChunkSums(terms, statistics), gradients
+
+    def _dbild(
+        self, leaders: tuple[Choice, Choice], learner: Float[Tensor, "n vocab"], teacher: Float[Tensor, "n vocab"]
+    ) -> tuple[Float[Tensor, ""], Sparse]:
+        """`dbild` summed over the tokens, and its gradient at the ids that the leaders chose."""
+        found = [reverse_kl_at(*chosen, learner, teacher, self.temperature) for chosen in leaders]
+        loss = torch.stack([_sum(divergence) for divergence, _ in found]).sum()
+        gradient = torch.cat([values for _, values in found], dim=1).to(learner.dtype)
+        return loss, Sparse(torch.cat([ids for ids, _ in leaders], dim=1), gradient)
+
+
+def _cross_entropy_(
+    logits: Float[Tensor, "n rows"], targets: Int[Tensor, " n"], *, gradient: bool
+) -> Float[Tensor, ""]:
+    """`cross_entropy` summed over the tokens; overwrites the logits, with its gradient (softmax − one-hot) if asked for."""
+    largest = logits.amax(dim=-1, keepdim=True)
+    answer = logits.gather(1, targets[:, None])
+    total = logits.sub_(largest).exp_().sum(dim=-1, keepdim=True)
+    if gradient:
+        logits.div_(total).scatter_add_(1, targets[:, None], logits.new_full((len(targets), 1), -1))
+    return _sum(total.log() + largest - answer)
+
+
+def _sum(values: Num[Tensor, "..."]) -> Float[Tensor, ""]:
+    """In float64, so that neither the number of tokens nor the size of the chunks shows."""
+    return values.sum(dtype=torch.float64)
