@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from fused_cases import analytic, by_autograd, fused, gradients, inputs, plain
 
 from switchkd.losses import head
-from switchkd.methods import KD, SwitchKD
+from switchkd.losses.chunks import PlainTerms
+from switchkd.methods import KD, SFT, SwitchKD
 from switchkd.types import Routes
 
 METHOD = SwitchKD(window=32)
@@ -87,6 +88,14 @@ def test_autocast_does_not_round_the_logits(loss):
         assert torch.equal(mine, other)
     mixed.loss.backward()
     assert x.weight.grad.dtype == x.student.grad.dtype == torch.float32
+
+
+def test_autocast_does_not_reach_into_a_loss_either():
+    x = many(torch.float32)
+    products = PlainTerms(lambda routes, targets: {"products": (routes.student @ routes.student.T).sum(dim=-1)})
+    expected = fused(SFT(), x, products).loss
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(fused(SFT(), x, products).loss, expected)
 
 
 def test_student_and_teacher_may_differ_in_precision():

@@ -97,14 +97,14 @@ def test_order_is_descending_with_ties_by_lower_id(window, levels):
     assert leader_order(logits, window).tolist() == expected
 
 
-@pytest.mark.parametrize("window", [1, 2, 3])
-@pytest.mark.parametrize("vocab", [769, 832, 1000, 50_001])
-@pytest.mark.parametrize("levels", [1, 3, 40, 10**6])
+@pytest.mark.parametrize(("window", "vocab"), [(1, 769), (1, 50_001), (2, 832), (3, 1000), (20, 6000)])
+@pytest.mark.parametrize("levels", [1, 3, 40, 1000, 10**6])
 def test_order_by_blocks_is_exact(vocab, window, levels):
-    # Small windows in long rows take two stages (three in the longest); ties lie inside blocks, between them and in the rest.
+    # Small windows in long rows take two stages (three in the longest). Ties lie inside blocks, between blocks with equal and with
+    # different maxima, and in the rest behind the last whole block.
     assert vocab > BLOCKS_PAY * BLOCK * window
     logits = torch.randint(levels, (8, vocab), generator=torch.Generator().manual_seed(vocab)).float()
-    logits[0, -5:] = levels  # the largest of all behind the last whole block
+    logits[0, -5:] = levels
     expected = [oracles.order(row)[:window] for row in oracles.rows(logits)]
     assert leader_order(logits, window).tolist() == expected
 
