@@ -79,7 +79,7 @@ def _llava_config(vision: SiglipVisionConfig, width: int, layers: int, mlp: int)
         num_key_value_heads=4,
         max_position_embeddings=2048,
         tie_word_embeddings=False,
-        # 1/sqrt(width): the usual 0.02 suits wide models, and leaves one of this size blind for thousands of steps
+        # 1/sqrt(width): the usual 0.02 suits wide models; at this size answers that need the image come much later
         initializer_range=width**-0.5,
         bos_token_id=None,
         eos_token_id=_SPECIAL.index(END),
