@@ -64,6 +64,68 @@ def test_half_precision_equals_float32_on_the_same_numbers(dtype, loss, monkeypa
         torch.testing.assert_close(mine, other.to(dtype), rtol=2**-7, atol=1e-4)
 
 
+@pytest.fixture
+def matrix_units(monkeypatch):
+    """A stand-in for a GPU: products that take bf16, add in float32, and refuse operands that a GPU refuses."""
+    mm, addmm = torch.mm, torch.addmm
+
+    def checked(*operands):
+        assert {x.dtype for x in operands} == {torch.bfloat16}
+        return [x.float() for x in operands]
+
+    def mm_float32(a, b, *, out_dtype, out=None):
+        assert out_dtype == torch.float32
+        return mm(*checked(a, b), out=out)
+
+    def addmm_float32(total, a, b, *, beta, out_dtype, out):
+        assert out_dtype == total.dtype == torch.float32
+        return addmm(total, *checked(a, b), beta=beta, out=out)
+
+    monkeypatch.setattr(head, "has_matrix_units", lambda weight: True)
+    monkeypatch.setattr(torch, "mm", mm_float32)
+    monkeypatch.setattr(torch, "addmm", addmm_float32)
+
+
+@LOSSES
+def test_matrix_units_give_the_same_logits_and_gradients_as_bf16_rounds_them(loss, request):
+    x = many(torch.bfloat16)
+    expected = fused(METHOD, x, loss, chunk=10)
+    wide = gradients(expected.loss, x)
+    request.getfixturevalue("matrix_units")
+    found = fused(METHOD, x, loss, chunk=10)
+    torch.testing.assert_close(found.loss, expected.loss, rtol=1e-6, atol=0)
+    for mine, other in zip(gradients(found.loss, x), wide, strict=True):
+        assert mine.dtype == torch.bfloat16
+        assert (mine - other).float().norm() < 2**-7 * other.float().norm()
+
+
+@pytest.mark.usefixtures("matrix_units")
+def test_matrix_units_are_used_under_autocast_and_not_behind_the_users_back():
+    x = replace(many(torch.float32), bias=None, teacher_bias=None)  # a bias is added in float32, never rounded
+    assert not head.Projection(head.Head(x.weight), 53, torch.float32, autocast=False).matrix_units
+    assert not head.Projection(head.Head(x.weight.half()), 53, torch.float16, autocast=False).matrix_units
+    with torch.autocast("cpu", torch.bfloat16):
+        found = fused(METHOD, x, analytic(METHOD), chunk=10)
+    rounded = x.to(torch.bfloat16)
+    torch.testing.assert_close(found.loss, fused(METHOD, rounded, analytic(METHOD)).loss, rtol=1e-6, atol=0)
+    found.loss.backward()
+    assert x.weight.grad.dtype == x.student.grad.dtype == torch.float32
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_cuda_equals_cpu(dtype):
+    x = many(dtype)
+    there = replace(x, **{name: y if y is None else y.detach().cuda() for name, y in vars(x).items()})
+    for y in there.learned:
+        y.requires_grad_()
+    ours, expected = fused(METHOD, there, analytic(METHOD), chunk=10), fused(METHOD, x, analytic(METHOD), chunk=10)
+    torch.testing.assert_close(ours.loss.cpu(), expected.loss, rtol=1e-5, atol=0)
+    for mine, other in zip(gradients(ours.loss, there), gradients(expected.loss, x), strict=True):
+        assert (mine.cpu() - other).float().norm() < 2**-7 * other.float().norm()
+
+
 @LOSSES
 def test_float32_matches_float64(loss):
     exact = many()

@@ -27,6 +27,11 @@ class Sparse(NamedTuple):
     values: Float[Tensor, "n k"]
 
 
+def has_matrix_units(weight: Tensor) -> bool:
+    """Whether products of bf16 with a float32 result exist where this weight is: on CUDA, from torch 2.8 on."""
+    return weight.is_cuda and "dtype_out" in torch.ops.aten.mm.overloads()
+
+
 def autocast_to_bf16(device: torch.device) -> bool:
     """Whether matrix products on this device are being rounded to bf16 on the user's wish."""
     return torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type) == torch.bfloat16
@@ -59,8 +64,8 @@ class Projection:
     """The first `rows` rows of a head at work: logits in float32 or wider, and the products of their gradient.
 
     Logits rounded to bf16 tie, and ties lose the ranking of the top-k. So half-precision operands are widened, except for bf16 on a
-    CUDA device: its matrix units multiply bf16 exactly and add in float32, which gives the same logits. There the gradient of the
-    logits is rounded to bf16 before its two products, as it is under autocast; the products again add in float32.
+    device with matrix units (`has_matrix_units`): these multiply bf16 exactly and add in float32, which gives the same logits. There the
+    gradient of the logits is rounded to bf16 before its two products, as it is under autocast; the products again add in float32.
 
     Args:
         head: weight and bias.
@@ -72,7 +77,7 @@ class Projection:
     def __init__(self, head: Head, rows: int, hidden: torch.dtype, *, autocast: bool) -> None:
         weight = head.weight.detach()[:rows]
         self.dtype = torch.promote_types(torch.promote_types(hidden, weight.dtype), torch.float32)
-        self.matrix_units = weight.is_cuda and (autocast or hidden == weight.dtype == torch.bfloat16)
+        self.matrix_units = has_matrix_units(weight) and (autocast or hidden == weight.dtype == torch.bfloat16)
         self.weight = weight.bfloat16() if self.matrix_units else weight
         self.bias = None if head.bias is None else head.bias.detach()[:rows].to(self.dtype)
 
