@@ -109,6 +109,16 @@ def test_order_by_blocks_is_exact(vocab, window, levels):
     assert leader_order(logits, window).tolist() == expected
 
 
+def test_order_by_blocks_of_no_rows():
+    assert leader_order(torch.zeros(0, 2000), 4).shape == (0, 4)
+
+
+def test_order_by_blocks_keeps_what_is_not_a_number():
+    logits = torch.randn(2, 2000, generator=torch.Generator().manual_seed(0))
+    logits[1, 1700] = torch.nan
+    assert leader_order(logits, 4)[1, 0] == 1700
+
+
 def test_order_by_blocks_reads_part_of_a_row():
     logits = torch.randn(5, 2000, generator=torch.Generator().manual_seed(0))
     assert torch.equal(leader_order(logits[:, :1500], 4), leader_order(logits[:, :1500].clone(), 4))

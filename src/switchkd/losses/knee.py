@@ -79,15 +79,17 @@ def _order_by_blocks(logits: Float[Tensor, "n vocab"], window: int) -> Int[Tenso
     """`leader_order` in two small selections instead of one over the vocabulary; exact, ties included.
 
     An id outside the `window` best blocks (by their largest logit, the lower block first among equals) has `window` ids
-    ahead of it, one in each of these blocks: greater, or equal and lower. So the best blocks hold all that is sought.
+    ahead of it, one in each of these blocks: greater, or equal and lower. So the best blocks hold all that is sought, and
+    of their logits only those that reach the lowest of these maxima.
     """
     blocks = logits.shape[1] // BLOCK
     whole, rest = logits[:, : blocks * BLOCK].unflatten(1, (blocks, BLOCK)), logits[:, blocks * BLOCK :]
-    best = leader_order(whole.amax(dim=-1), window).sort(dim=-1).values
+    largest = whole.amax(dim=-1)
+    best = leader_order(largest, window).sort(dim=-1).values
     row = torch.arange(len(logits), device=logits.device)[:, None]
     # Ascending blocks, then the incomplete last one: candidates stand in the order of their ids, so ties stay right.
     candidates = torch.cat([whole[row, best].flatten(1), rest], dim=1)
-    place = leader_order(candidates, window)
+    place = _order_down_to(largest.gather(1, best).amin(dim=-1), candidates, window)
     in_block = best.gather(1, (place // BLOCK).clamp(max=window - 1)) * BLOCK + place % BLOCK
     in_rest = place + (blocks - window) * BLOCK
     return torch.where(place < window * BLOCK, in_block, in_rest)
@@ -95,10 +97,10 @@ def _order_by_blocks(logits: Float[Tensor, "n vocab"], window: int) -> Int[Tenso
 
 def _order_down_to(edge: Float[Tensor, " n"], logits: Float[Tensor, "n vocab"], window: int) -> Int[Tensor, "n window"]:
     """`leader_order` by sorting, in each row, all logits that are not below its edge (at least `window` of them)."""
-    row, token = (logits >= edge[:, None]).nonzero().unbind(dim=1)  # ascending ids within each row
+    row, token = (~(logits < edge[:, None])).nonzero().unbind(dim=1)  # ascending ids within each row; NaN is not below
     count = row.bincount(minlength=len(logits))
     column = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
-    ids = token.new_zeros(len(logits), int(count.max()))
+    ids = token.new_zeros(len(logits), int(count.max()) if len(count) else window)
     values = logits.new_full(ids.shape, -torch.inf)
     ids[row, column], values[row, column] = token, logits[row, token]
     return ids.gather(1, values.sort(dim=-1, descending=True, stable=True).indices[:, :window])
