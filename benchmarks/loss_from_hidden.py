@@ -13,9 +13,7 @@ import torch.nn.functional as F
 from common import Case, Demand, parser, ratio, report, run, value
 from torch import Tensor
 
-from switchkd.losses.chunks import CrossEntropyDBiLD
-from switchkd.losses.fused import fused_loss
-from switchkd.losses.head import Head
+from switchkd.losses import CrossEntropyDBiLD, Head, fused_loss
 
 #: The same for ours, for Liger, and for the bare matrix products.
 CHUNK = 128

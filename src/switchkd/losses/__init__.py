@@ -1,7 +1,27 @@
-"""Distillation losses: pure functions from logits to one value per position, in nats. The trainer reduces."""
+"""Distillation losses: pure functions from logits to one value per position, in nats. The trainer reduces.
+
+`fused_loss` is the exception that saves the memory: from hidden states to sums, for any loss that is a `ChunkLoss`.
+"""
 
 from switchkd.losses.bild import bild, dbild
+from switchkd.losses.chunks import ChunkLoss, CrossEntropyDBiLD, PlainTerms
 from switchkd.losses.divergence import cross_entropy, forward_kl, jsd, reverse_kl
+from switchkd.losses.fused import FusedLoss, fused_loss
+from switchkd.losses.head import Head
 from switchkd.losses.knee import knee
 
-__all__ = ["bild", "cross_entropy", "dbild", "forward_kl", "jsd", "knee", "reverse_kl"]
+__all__ = [
+    "ChunkLoss",
+    "CrossEntropyDBiLD",
+    "FusedLoss",
+    "Head",
+    "PlainTerms",
+    "bild",
+    "cross_entropy",
+    "dbild",
+    "forward_kl",
+    "fused_loss",
+    "jsd",
+    "knee",
+    "reverse_kl",
+]

@@ -158,7 +158,9 @@ class _Walk:
             frozen = _Speaker(hidden, self.teacher_head, self.vocabulary, self)
         gradients = Learned(
             *(
-                x.new_empty(x.shape, dtype=speaker.head.dtype) if x is not None and wanted else None
+                x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, speaker.head.dtype))
+                if x is not None and wanted
+                else None
                 for x, wanted in zip(learned, self.wanted, strict=True)
             )
         )
