@@ -88,7 +88,9 @@ def _order_by_blocks(logits: Float[Tensor, "n vocab"], window: int) -> Int[Tenso
     best = leader_order(largest, window).sort(dim=-1).values
     row = torch.arange(len(logits), device=logits.device)[:, None]
     # Ascending blocks, then the incomplete last one: candidates stand in the order of their ids, so ties stay right.
-    candidates = torch.cat([whole[row, best].flatten(1), rest], dim=1)
+    candidates = whole[row, best].flatten(1)
+    if rest.shape[1]:
+        candidates = torch.cat([candidates, rest], dim=1)
     place = _order_down_to(largest.gather(1, best).amin(dim=-1), candidates, window)
     in_block = best.gather(1, (place // BLOCK).clamp(max=window - 1)) * BLOCK + place % BLOCK
     in_rest = place + (blocks - window) * BLOCK
@@ -97,7 +99,7 @@ def _order_by_blocks(logits: Float[Tensor, "n vocab"], window: int) -> Int[Tenso
 
 def _order_down_to(edge: Float[Tensor, " n"], logits: Float[Tensor, "n vocab"], window: int) -> Int[Tensor, "n window"]:
     """`leader_order` by sorting, in each row, all logits that are not below its edge (at least `window` of them)."""
-    row, token = (~(logits < edge[:, None])).nonzero().unbind(dim=1)  # ascending ids within each row; NaN is not below
+    row, token = (logits < edge[:, None]).logical_not_().nonzero().unbind(dim=1)  # ascending ids within each row; NaN is not below
     count = row.bincount(minlength=len(logits))
     column = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
     ids = token.new_zeros(len(logits), int(count.max()) if len(count) else window)
