@@ -45,7 +45,7 @@ class Demo(Verb):
     Example: switchkd demo --seed 1
     """
 
-    #: Of the data, the student's initial weights and the order of the samples.
+    #: Of the pictures, the questions and the order of the data.
     seed: int = 0
     #: Where everything is left.
     output: Path = Path("runs/demo")

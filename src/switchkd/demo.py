@@ -27,7 +27,7 @@ RUNS = {"SFT": "sft", "Switch-KD": "switch-kd"}
 def main(seed: int = 0, output: str | Path = "runs/demo") -> None:
     """Write a data set, distil a student by Switch-KD and one by SFT, and compare them with the teacher.
 
-    `seed` decides the pictures, the questions, the students' initial weights and the order of the data; both students get the same.
+    `seed` decides the pictures, the questions and the order of the data; both students start from the same weights.
     A demo that was interrupted goes on where it stopped.
 
     Raises:
@@ -38,7 +38,7 @@ def main(seed: int = 0, output: str | Path = "runs/demo") -> None:
     _say(f"demo with seed {seed} in {output}")
     _once(output / "data", lambda folder: world.write(folder, train=TRAIN, validation=VALIDATION, test=TEST, seed=seed))
     _once(output / "teacher", lambda folder: shutil.copytree(world.teacher_path(), folder, dirs_exist_ok=True))
-    _once(output / "student-init", lambda folder: world.write_student(folder, seed))
+    _once(output / "student-init", world.write_student)
     results = {"teacher": output / "teacher.results.json"}
     evaluate(output / "teacher", output / "data" / "test.json", output=results["teacher"])
     recipe = demo_recipe(seed, output)
@@ -52,7 +52,12 @@ def main(seed: int = 0, output: str | Path = "runs/demo") -> None:
 
 def demo_recipe(seed: int, output: Path) -> Recipe:
     """The demo's recipe, `tiny.yaml`, with its paths in `output`."""
-    where = {"teacher.path": "teacher", "student.path": "student-init", "data.train": "data/train.json", "evaluate.data": "data/test.json"}
+    where = {
+        "teacher.path": "teacher",
+        "student.path": "student-init",
+        "data.train": "data/train.json",
+        "evaluate.data": "data/test.json",
+    }
     flags = [word for field, path in where.items() for word in (f"--{field}", str(output / path))]
     return load_recipe(world.recipe_path(), [*flags, "--train.seed", str(seed)])
 
@@ -76,7 +81,9 @@ def _claim(output: Path, seed: int) -> None:
     if output.is_dir() and any(output.iterdir()):
         found = marker.read_text().strip() if marker.exists() else "no seed"
         if found != str(seed):
-            raise ValueError(f"{output} is not a demo with seed {seed} (found {found}): choose another --output or remove it")
+            raise ValueError(
+                f"{output} is not a demo with seed {seed} (found {found}): choose another --output or remove it"
+            )
     output.mkdir(parents=True, exist_ok=True)
     marker.write_text(f"{seed}\n")
 

@@ -1,4 +1,4 @@
-"""Where the shipped weights lie: the teacher, and the vision tower that students start from."""
+"""Where the shipped weights lie: the teacher, and what students start from."""
 
 from pathlib import Path
 
@@ -10,9 +10,9 @@ def teacher_path() -> Path:
     return _existing(_ASSETS / "teacher")
 
 
-def tower_path() -> Path:
-    """Directory of the shipped vision tower, pre-trained on shapes and colours alone."""
-    return _existing(_ASSETS / "tower")
+def student_path() -> Path:
+    """Directory of what students start from: a vision tower and a language model, each pre-trained without the other."""
+    return _existing(_ASSETS / "student")
 
 
 def _existing(directory: Path) -> Path:
@@ -22,3 +22,8 @@ def _existing(directory: Path) -> Path:
             f"or make the assets with `python -m switchkd.world.pretrain --out {_ASSETS}`"
         )
     return directory
+
+
+def recipe_path() -> Path:
+    """The demo's recipe."""
+    return Path(__file__).parent / "tiny.yaml"

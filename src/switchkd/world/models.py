@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoProcessor,
@@ -13,11 +12,10 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     SiglipVisionConfig,
-    SiglipVisionModel,
 )
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from .assets import teacher_path, tower_path
+from .assets import student_path
 from .draw import IMAGE_SIZE
 
 PATCH = 8
@@ -95,9 +93,14 @@ def _llava_config(vision: SiglipVisionConfig, width: int, layers: int, mlp: int)
     )
 
 
+def teacher_vision_config() -> SiglipVisionConfig:
+    """Give the configuration of the teacher's tower."""
+    return vision_config(layers=4, mlp=384)
+
+
 def teacher_config() -> LlavaConfig:
     """Give the teacher's configuration."""
-    return _llava_config(vision_config(layers=4, mlp=384), width=128, layers=4, mlp=320)
+    return _llava_config(teacher_vision_config(), width=96, layers=3, mlp=192)
 
 
 def student_vision_config() -> SiglipVisionConfig:
@@ -105,9 +108,14 @@ def student_vision_config() -> SiglipVisionConfig:
     return vision_config(layers=2, mlp=192)
 
 
-def student_config() -> LlavaConfig:
-    """Give the student's configuration: two fifths of the teacher's weights."""
+def language_config() -> LlavaConfig:
+    """Give the teacher's language model with the students' tower: what is pre-trained in one go."""
     return _llava_config(student_vision_config(), width=96, layers=3, mlp=192)
+
+
+def student_config() -> LlavaConfig:
+    """Give the student's configuration: less than half of the teacher's weights."""
+    return _llava_config(student_vision_config(), width=64, layers=2, mlp=160)
 
 
 def train_tokenizer(texts: Iterator[str]) -> PreTrainedTokenizerFast:
@@ -149,12 +157,7 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
     )
 
 
-def write_student(directory: str | Path, seed: int) -> None:
-    """Save a fresh student: projector and language model random by `seed`, shipped tower, teacher's processor."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        student = LlavaForConditionalGeneration(student_config())
-    tower = SiglipVisionModel.from_pretrained(tower_path())
-    student.model.vision_tower.load_state_dict(tower.state_dict())
-    student.save_pretrained(directory)
-    AutoProcessor.from_pretrained(teacher_path()).save_pretrained(directory)
+def write_student(directory: str | Path) -> None:
+    """Save a student as it starts: it talks about pictures and sees shapes and colours, little else."""
+    LlavaForConditionalGeneration.from_pretrained(student_path()).save_pretrained(directory)
+    AutoProcessor.from_pretrained(student_path()).save_pretrained(directory)

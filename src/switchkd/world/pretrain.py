@@ -1,35 +1,66 @@
 """Make the shipped assets again: `python -m switchkd.world.pretrain --out DIR`.
 
-Four stages, each on endless fresh pictures of the training split: the teacher's tower on the labels of every patch,
-its projector and words on the same labels (without this the language model stays blind far longer), the whole teacher on
-answers, and the student's tower on shapes and colours of easy pictures only, so that much is left to learn.
+On endless fresh scenes of the training split. The teacher: its tower on the labels of every patch; its language model on
+pictures given in words; its projector, to turn what the tower sees into such words; then the whole on pictures. (Trained on
+pictures alone, a language model of this size stays nearly blind for thousands of steps.) What students start from: a tower
+that knows shapes and colours of easy pictures only, and a language model that has read of pictures and never seen one.
 """
 
 import argparse
 import itertools
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from multiprocessing import get_context
 from pathlib import Path
+from random import Random
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import nn
-from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerBase, SiglipVisionModel
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerBase, SiglipVisionModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from switchkd.types import answer_positions, answer_targets
 
-from .models import VISION_WIDTH, build_processor, student_vision_config, teacher_config, train_tokenizer
-from .packing import Packer, batches, patch_labels, pixels
-from .scenes import COLOURS, DIGITS, GRID, ROWS, SHAPES, SIZES, Difficulty
+from .models import (
+    VISION_WIDTH,
+    build_processor,
+    language_config,
+    student_config,
+    teacher_config,
+    teacher_vision_config,
+    train_tokenizer,
+)
+from .packing import Packer, Sample, batches, patch_labels, pixels
+from .questions import KINDS, Question, UnaskableError
+from .scenes import COLOURS, COLUMNS, DIGITS, GRID, ROWS, SHAPES, SIZES, Difficulty, Scene
 from .write import samples
 
 LOG_EVERY = 100
+#: What the teacher is asked of every second picture in the end: the kinds that take it longest.
+HARD_KINDS = (
+    "choice",
+    "choice",
+    "choice",
+    "digit",
+    "digit",
+    "count",
+    "count",
+    "perception",
+    "perception",
+    "relation",
+    "yes_no",
+)
 
 
 def pretrain(out: Path, seed: int) -> None:
-    """Write `out/teacher` and `out/tower`."""
+    """Write `out/teacher` and `out/student`, on two cores. Parts that `out` holds already are not made again."""
     torch.manual_seed(seed)
+    torch.set_num_threads(1)
     texts = (
         text
         for _, questions, _ in itertools.islice(samples(seed, "train", "medium"), 4000)
@@ -38,18 +69,69 @@ def pretrain(out: Path, seed: int) -> None:
     )
     processor = build_processor(train_tokenizer(texts))
     processor.save_pretrained(out / "teacher")
+    parts = {"vision": pretrain_vision, "language": pretrain_language, "student-language": pretrain_student_language}
+    beside = [
+        get_context("spawn").Process(target=part, args=(out / folder, processor, seed), name=folder)
+        for folder, part in parts.items()
+        if not (out / folder / "model.safetensors").exists()
+    ]
+    for process in beside:
+        process.start()
+    for process in beside:
+        process.join()
+        if process.exitcode:
+            raise RuntimeError(f"{process.name} ended with exit code {process.exitcode}")
 
+    language = LlavaForConditionalGeneration.from_pretrained(out / "language")
     teacher = LlavaForConditionalGeneration(teacher_config())
-    # Row and column too: a tower that was not asked where things are forgets it, and mixes up neighbouring cells.
-    classes = [len(SHAPES) + len(DIGITS) + 1, len(COLOURS) + 1, len(SIZES) + 1, GRID, GRID]
-    train_tower(teacher.model.vision_tower, classes, "medium", steps=1200, seed=seed + 1)
-    train_projector(teacher, processor.tokenizer, steps=300, seed=seed + 4)
-    train_teacher(teacher, Packer(processor.tokenizer), steps=4000, seed=seed + 2)
+    vision = SiglipVisionModel.from_pretrained(out / "vision")
+    teacher.model.vision_tower.load_state_dict(vision.state_dict())
+    teacher.model.language_model.load_state_dict(language.model.language_model.state_dict())
+    teacher.lm_head.load_state_dict(language.lm_head.state_dict())
+    torch.manual_seed(seed)
+    train_projector(teacher, processor.tokenizer, steps=400, seed=seed + 4)
+    packer = Packer(processor.tokenizer)
+    train_teacher(teacher, packer, samples(seed + 2, "train", "medium"), steps=500, learning_rate=1e-3)
+    lessons = revised(samples(seed + 9, "train", "medium"), seed + 9)
+    train_teacher(teacher, packer, lessons, steps=1400, learning_rate=1.5e-3)
     teacher.save_pretrained(out / "teacher")
 
-    tower = SiglipVisionModel(student_vision_config())
-    train_tower(tower, [len(SHAPES) + 2, len(COLOURS) + 1], "easy", steps=500, seed=seed + 3)
-    tower.save_pretrained(out / "tower")
+    student = LlavaForConditionalGeneration.from_pretrained(out / "student-language")
+    student.model.vision_tower.load_state_dict(language.model.vision_tower.state_dict())
+    torch.manual_seed(seed + 8)
+    train_projector(student, processor.tokenizer, steps=400, seed=seed + 8)
+    student.save_pretrained(out / "student")
+    processor.save_pretrained(out / "student")
+
+
+def pretrain_vision(out: Path, processor: LlavaProcessor, seed: int) -> None:
+    """Write the teacher's tower, which knows all that is in a picture and has no words for it yet."""
+    torch.manual_seed(seed + 1)
+    torch.set_num_threads(1)
+    tower = SiglipVisionModel(teacher_vision_config())
+    # Row and column too: a tower that was not asked where things are forgets it, and mixes up neighbouring cells.
+    classes = [len(SHAPES) + len(DIGITS) + 1, len(COLOURS) + 1, len(SIZES) + 1, GRID, GRID]
+    train_tower(tower, classes, "medium", steps=800, seed=seed + 1)
+    tower.save_pretrained(out)
+
+
+def pretrain_language(out: Path, processor: LlavaProcessor, seed: int) -> None:
+    """Write the students' tower, which is taught little, and the teacher's language model, which has never seen a picture."""
+    torch.manual_seed(seed + 3)
+    torch.set_num_threads(1)
+    model = LlavaForConditionalGeneration(language_config())
+    train_tower(model.model.vision_tower, [len(SHAPES) + 2, len(COLOURS) + 1], "easy", steps=500, seed=seed + 3)
+    train_language(model, Packer(processor.tokenizer), processor.tokenizer, steps=2500, seed=seed + 5)
+    model.save_pretrained(out)
+
+
+def pretrain_student_language(out: Path, processor: LlavaProcessor, seed: int) -> None:
+    """Write the students' language model, which has never seen a picture either."""
+    torch.manual_seed(seed + 7)
+    torch.set_num_threads(1)
+    student = LlavaForConditionalGeneration(student_config())
+    train_language(student, Packer(processor.tokenizer), processor.tokenizer, steps=2500, seed=seed + 7)
+    student.save_pretrained(out)
 
 
 def train_tower(tower: SiglipVisionModel, classes: list[int], difficulty: Difficulty, *, steps: int, seed: int) -> None:
@@ -80,40 +162,65 @@ def train_tower(tower: SiglipVisionModel, classes: list[int], difficulty: Diffic
 def train_projector(
     model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, *, steps: int, seed: int
 ) -> None:
-    """Turn each visual token towards the embeddings of the words for what it shows: form, colour, size and row."""
-    projector, words = model.model.multi_modal_projector, model.model.language_model.embed_tokens
-    names = [(*SHAPES, *DIGITS), COLOURS, SIZES, ROWS]
-    ids = torch.tensor(tokenizer.convert_tokens_to_ids([name for group in names for name in group]))
-    parameters = [*projector.parameters(), *words.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=2e-3)
+    """Turn each visual token into the description in words that the language model knows (least squares)."""
+    projector = model.model.multi_modal_projector
+    for layer in (projector.linear_1, projector.linear_2):
+        layer.reset_parameters()  # scaled to the width: the model's own small weights take much longer
+    describe = Describer(model, tokenizer)
+    optimizer = torch.optim.AdamW(projector.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm_cosine(step, steps))
     for batch in batches(samples(seed, "train", "medium"), 32, steps):
-        labels = patch_labels([scene for scene, _, _ in batch])
+        scenes, pictures = [scene for scene, _, _ in batch], pixels([picture for _, _, picture in batch])
         with torch.no_grad():
-            pictures = pixels([picture for _, _, picture in batch])
             features = model.model.vision_tower(pictures, output_hidden_states=True).hidden_states[-1]
-        visual = projector(features)
-        logits = F.rms_norm(visual, visual.shape[-1:]) @ words.weight[ids].T
-        filled = labels[..., 0] > 0
-        form, colour, size, row = logits[filled].split([len(group) for group in names], dim=-1)
-        targets = labels[filled]
-        loss = F.cross_entropy(row, targets[:, 3])
-        for index, logit in enumerate((form, colour, size)):
-            loss = loss + F.cross_entropy(logit, targets[:, index] - 1)
-        _update(loss, parameters, optimizer, schedule)
-    print(f"projector {steps}/{steps}  loss {loss.item():.3f}", flush=True)
+            described = describe(scenes)
+        loss = F.mse_loss(projector(features), described) / described.var()
+        _update(loss, list(projector.parameters()), optimizer, schedule)
+    print(f"projector {steps}/{steps}  unexplained variance {loss.item():.3f}", flush=True)
 
 
-def train_teacher(model: LlavaForConditionalGeneration, packer: Packer, *, steps: int, seed: int) -> None:
-    """Train the whole model on the answers; its tower, which can see already, ten times more slowly."""
+class Describer:
+    """Scenes in words: in the place of a visual token, the sum of the embeddings of the words for what it shows."""
+
+    def __init__(self, model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.words = model.model.language_model.embed_tokens
+        names = [(*SHAPES, *DIGITS), COLOURS, SIZES, ROWS, COLUMNS]
+        self.ids = [torch.tensor(tokenizer.convert_tokens_to_ids(list(group))) for group in names]
+
+    def __call__(self, scenes: list[Scene]) -> Float[Tensor, "images patches hidden"]:
+        """One vector for each patch."""
+        shown = patch_labels(scenes)
+        described = self.words(self.ids[3][shown[..., 3]]) + self.words(self.ids[4][shown[..., 4]])
+        for index in range(3):  # counted from 1; an empty cell has no form, colour or size
+            there = (shown[..., index] > 0).unsqueeze(-1)
+            described = described + there * self.words(self.ids[index][(shown[..., index] - 1).clamp(min=0)])
+        return described
+
+
+def revised(stream: Iterator[Sample], seed: int) -> Iterator[Sample]:
+    """Ask of every second picture the kinds that are hard to learn, where the scene allows them."""
+    rng = Random(seed)
+    for number, (scene, questions, picture) in enumerate(stream):
+        if number % 2:
+            with suppress(UnaskableError):
+                questions = [
+                    Question(kind, *KINDS[kind](scene, rng)) for kind in rng.sample(HARD_KINDS, len(HARD_KINDS))
+                ]
+        yield scene, questions, picture
+
+
+def train_teacher(
+    model: LlavaForConditionalGeneration, packer: Packer, stream: Iterator[Sample], *, steps: int, learning_rate: float
+) -> None:
+    """Train the whole model on the answers; its tower, which can see already, more slowly."""
     model.train()
     tower = list(model.model.vision_tower.parameters())
     rest = [parameter for name, parameter in model.named_parameters() if "vision_tower" not in name]
-    groups = [{"params": rest, "lr": 2e-3}, {"params": tower, "lr": 3e-4}]
+    groups = [{"params": rest, "lr": learning_rate}, {"params": tower, "lr": 3e-4}]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm_cosine(step, steps))
     started = time.monotonic()
-    for step, drawn in enumerate(batches(samples(seed, "train", "medium"), 16, steps)):
+    for step, drawn in enumerate(batches(stream, 16, steps)):
         batch = packer.batch(drawn)
         labels = batch["labels"]
         hidden = model.model(
@@ -126,6 +233,42 @@ def train_teacher(model: LlavaForConditionalGeneration, packer: Packer, *, steps
             right = (logits.argmax(-1) == answer_targets(labels)).float().mean().item()
             print(
                 f"teacher {step:5d}/{steps}  loss {loss.item():.3f}  answer tokens right {right:.3f}"
+                f"  {time.monotonic() - started:.0f} s",
+                flush=True,
+            )
+    model.eval()
+
+
+def train_language(
+    model: LlavaForConditionalGeneration, packer: Packer, tokenizer: PreTrainedTokenizerBase, *, steps: int, seed: int
+) -> None:
+    """Train a language model on the answers while pictures are given in words, as language models are trained on text.
+
+    The descriptions are blurred with noise, as a projector's will be.
+    """
+    model.train()
+    describe = Describer(model, tokenizer)
+    parameters = [*model.model.language_model.parameters(), *model.lm_head.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=2e-3, betas=(0.9, 0.98), weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm_cosine(step, steps))
+    started = time.monotonic()
+    for step, drawn in enumerate(batches(samples(seed, "train", "medium"), 16, steps)):
+        described = describe([scene for scene, _, _ in drawn])
+        described = described + 0.3 * described.detach().std() * torch.randn_like(described)
+        batch = packer.batch(drawn)
+        hidden = model.model(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=cast(Any, list(described)))},
+        ).last_hidden_state
+        targets = answer_targets(batch["labels"])
+        logits = model.lm_head(hidden[answer_positions(batch["labels"])])
+        loss = F.cross_entropy(logits, targets)
+        _update(loss, parameters, optimizer, schedule)
+        if step % LOG_EVERY == 0 or step == steps - 1:
+            right = (logits.argmax(-1) == targets).float().mean().item()
+            print(
+                f"language {step:5d}/{steps}  loss {loss.item():.3f}  answer tokens right {right:.3f}"
                 f"  {time.monotonic() - started:.0f} s",
                 flush=True,
             )
@@ -152,7 +295,7 @@ def _update(
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="directory for teacher/ and tower/")
+    parser.add_argument("--out", type=Path, required=True, help="directory for teacher/ and student/")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     pretrain(arguments.out, arguments.seed)

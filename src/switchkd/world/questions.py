@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import TypeVar
 
-from .scenes import COLOURS, GRID, ROWS, SHAPES, Scene, Thing
+from .scenes import COLOURS, COLUMNS, ROWS, SHAPES, SIZES, Scene, Thing
 
 Option = TypeVar("Option")
 
@@ -38,36 +38,32 @@ def perception(scene: Scene, rng: Random) -> tuple[str, str]:
 
 
 def count(scene: Scene, rng: Random) -> tuple[str, str]:
-    """How many things have one shape or one colour."""
-    by_shape = Counter(dict.fromkeys(SHAPES, 0))
-    by_shape.update(thing.form for thing in _shapes(scene))
-    by_colour = Counter(dict.fromkeys(COLOURS, 0))
-    by_colour.update(thing.colour for thing in scene.things)
-    numbers = by_shape if rng.random() < 0.5 else by_colour
+    """How many things have one colour."""
+    numbers = Counter(dict.fromkeys(COLOURS, 0))
+    numbers.update(thing.colour for thing in scene.things)
     number = _choose(rng, set(numbers.values()))
-    name = _choose(rng, [name for name, found in numbers.items() if found == number])
-    what = f"{_plural(name)}" if numbers is by_shape else f"{name} things"
-    return _word(rng, f"How many {what} are there?", f"Count the {what}."), str(number)
+    colour = _choose(rng, [colour for colour, found in numbers.items() if found == number])
+    return _word(rng, f"How many {colour} things are there?", f"Count the {colour} things."), str(number)
 
 
 def relation(scene: Scene, rng: Random) -> tuple[str, str]:
-    """On which side of one thing another thing of the same row or column lies."""
-    first, second, side = _neighbours(scene, rng)
-    a, b = _name(scene, first), _name(scene, second)
-    return _word(rng, f"Where is the {a} from the {b}?", f"Which side of the {b} is the {a}?"), side
+    """On which side of the picture a thing lies, by its row or by its column."""
+    thing = _choose(rng, _clear(scene))
+    name = _name(scene, thing)
+    if rng.random() < 0.5:
+        return f"Where is the {name}, {ROWS[0]}, {ROWS[1]} or {ROWS[2]}?", ROWS[thing.row]
+    return f"Where is the {name}, {COLUMNS[0]}, {COLUMNS[1]} or {COLUMNS[2]}?", COLUMNS[thing.column]
 
 
 def comparison(scene: Scene, rng: Random) -> tuple[str, str]:
-    """Whether one thing is smaller than, larger than or as large as another."""
-    answers: dict[str, list[tuple[Thing, Thing]]] = {"smaller": [], "larger": [], "equal": []}
+    """Whether two things are both small, both large, or which is which."""
+    sizes: dict[str, list[tuple[Thing, Thing]]] = {}
     for first, second in _pairs(scene):
-        answers["equal" if first.size == second.size else "smaller" if first.size == "small" else "larger"].append(
-            (first, second)
-        )
-    answer = _choose(rng, [answer for answer, pairs in answers.items() if pairs])
-    first, second = _choose(rng, answers[answer])
+        sizes.setdefault(f"{first.size} and {second.size}", []).append((first, second))
+    answer = _choose(rng, set(sizes))
+    first, second = _choose(rng, sizes[answer])
     a, b = _name(scene, first), _name(scene, second)
-    return _word(rng, f"Is the {a} smaller or larger than the {b}?", f"Compare the {a} with the {b}."), answer
+    return _word(rng, f"Compare the sizes of the {a} and the {b}.", f"What sizes are the {a} and the {b}?"), answer
 
 
 def digit(scene: Scene, rng: Random) -> tuple[str, str]:
@@ -102,28 +98,29 @@ def hallucination(scene: Scene, rng: Random) -> tuple[str, str]:
 
 
 def caption(scene: Scene, rng: Random) -> tuple[str, str]:
-    """Colour and form of everything in one row, from the left; seldom a row that is empty."""
-    rows = [[thing for thing in scene.things if thing.row == row] for row in range(GRID)]
-    filled = [row for row in range(GRID) if rows[row]]
-    empty = [row for row in range(GRID) if not rows[row]]
-    row = _choose(rng, empty if empty and rng.random() < 0.2 else filled)
-    answer = ", ".join(f"{thing.colour} {thing.form}" for thing in rows[row]) or "nothing"
-    return _word(rng, f"Describe the {ROWS[row]} row.", f"Caption the {ROWS[row]} row."), answer
+    """Size, colour, form and row of one thing."""
+    thing = _choose(rng, _clear(scene))
+    name = _name(scene, thing)
+    return _word(
+        rng, f"Describe the {name}.", f"Caption the {name}."
+    ), f"{thing.size} {thing.colour} {thing.form} {ROWS[thing.row]}"
 
 
 def yes_no(scene: Scene, rng: Random) -> tuple[str, str]:
-    """Whether a statement about colour or place holds."""
+    """Whether a statement about the colour, the size or the row of a thing holds."""
     answer = _choose(rng, ["yes", "no"])
-    if rng.random() < 0.5:
-        thing = _choose(rng, _only(scene, "form"))
-        others = {other.colour for other in scene.things} - {thing.colour}
-        colour = thing.colour if answer == "yes" else _choose(rng, others)
-        return _word(rng, f"Is the {thing.form} {colour}?", f"Does the {thing.form} look {colour}?"), answer
-    first, second, side = _neighbours(scene, rng)
-    a, b = _name(scene, first), _name(scene, second)
-    said = side if answer == "yes" else _OPPOSITE[side]
-    place = f"{said} of" if said in ("left", "right") else said
-    return _word(rng, f"Is the {a} {place} the {b}?", f"Does the {a} lie {place} the {b}?"), answer
+    thing = _choose(rng, _clear(scene))
+    said, others, text = _choose(
+        rng,
+        [
+            (thing.colour, {other.colour for other in scene.things}, "Is the {name} {said}?"),
+            (thing.size, set(SIZES), "Is the {name} {said}?"),
+            (ROWS[thing.row], set(ROWS), "Is the {name} in the {said} row?"),
+        ],
+    )
+    if answer == "no":
+        said = _choose(rng, others - {said})
+    return text.format(name=_name(scene, thing), said=said), answer
 
 
 def choice(scene: Scene, rng: Random) -> tuple[str, str]:
@@ -164,9 +161,6 @@ def ask(scene: Scene, rng: Random) -> list[Question] | None:
         return None
 
 
-_OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
-
-
 def _choose(rng: Random, options: Iterable[Option]) -> Option:
     """Choose evenly; sets are sorted first, because their order is not the same in every process."""
     options = sorted(options) if isinstance(options, set) else list(options)
@@ -177,10 +171,6 @@ def _choose(rng: Random, options: Iterable[Option]) -> Option:
 
 def _word(rng: Random, *wordings: str) -> str:
     return rng.choice(wordings)
-
-
-def _plural(shape: str) -> str:
-    return f"{shape}es" if shape == "cross" else f"{shape}s"
 
 
 def _shapes(scene: Scene) -> list[Thing]:
@@ -199,21 +189,12 @@ def _name(scene: Scene, thing: Thing) -> str:
     return thing.form if alone else f"{thing.colour} {thing.form}"
 
 
-def _pairs(scene: Scene) -> list[tuple[Thing, Thing]]:
-    """Ordered pairs of different shapes that colour and shape identify."""
+def _clear(scene: Scene) -> list[Thing]:
+    """The shapes that colour and shape together identify."""
     found = Counter((thing.colour, thing.form) for thing in scene.things)
-    clear = [thing for thing in _shapes(scene) if found[thing.colour, thing.form] == 1]
-    return [(first, second) for first in clear for second in clear if first is not second]
+    return [thing for thing in _shapes(scene) if found[thing.colour, thing.form] == 1]
 
 
-def _neighbours(scene: Scene, rng: Random) -> tuple[Thing, Thing, str]:
-    """Two things of one row or column, and the side of the second on which the first lies."""
-    sides: dict[str, list[tuple[Thing, Thing]]] = {side: [] for side in _OPPOSITE}
-    for first, second in _pairs(scene):
-        if first.row == second.row:
-            sides["left" if first.column < second.column else "right"].append((first, second))
-        elif first.column == second.column:
-            sides["above" if first.row < second.row else "below"].append((first, second))
-    side = _choose(rng, [side for side, pairs in sides.items() if pairs])
-    first, second = _choose(rng, sides[side])
-    return first, second, side
+def _pairs(scene: Scene) -> list[tuple[Thing, Thing]]:
+    """Ordered pairs of different shapes that can be named."""
+    return [(first, second) for first in _clear(scene) for second in _clear(scene) if first is not second]

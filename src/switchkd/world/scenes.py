@@ -13,13 +13,14 @@ DIFFICULTIES: tuple[Difficulty, ...] = get_args(Difficulty)
 
 GRID = 3
 ROWS = ("top", "middle", "bottom")
+COLUMNS = ("left", "centre", "right")
 SHAPES = ("circle", "square", "triangle", "cross", "star", "ring")
 DIGITS = tuple("0123456789")
 COLOURS = ("red", "green", "blue", "yellow", "purple", "white")
 SIZES = ("small", "large")
 
 #: Fewest and most things in a scene.
-THINGS: dict[Difficulty, tuple[int, int]] = {"easy": (4, 5), "medium": (4, 6), "hard": (6, 8)}
+THINGS: dict[Difficulty, tuple[int, int]] = {"easy": (3, 4), "medium": (4, 5), "hard": (6, 8)}
 
 
 @dataclass(frozen=True, order=True)
@@ -60,22 +61,26 @@ class Scene:
 
 
 def random_scene(rng: Random, difficulty: Difficulty) -> Scene:
-    """Draw one scene of any split: one or two digits, the rest shapes; a colour or shape repeats, so that counts vary."""
+    """Draw one scene of any split: digits and shapes, with one colour for several things more often than not.
+
+    All shapes differ and there is one digit, so that a shape's name is enough to say which thing is meant; in hard scenes
+    shapes repeat, and there may be two digits.
+    """
     total = rng.randint(*THINGS[difficulty])
-    digits = rng.randint(1, 2)
-    forms = rng.sample(DIGITS, digits) + rng.choices(SHAPES, k=total - digits)
-    colours = rng.choices(COLOURS, k=total)
-    repeats = rng.randint(0, 3)
-    if rng.random() < 0.5:
-        forms[digits : digits + repeats] = [rng.choice(SHAPES)] * len(forms[digits : digits + repeats])
+    if difficulty == "hard":
+        digits = rng.sample(DIGITS, rng.randint(1, 2))
+        shapes = rng.choices(SHAPES, k=total - len(digits))
     else:
-        theme = rng.choice(COLOURS)
-        for index in rng.sample(range(total), repeats):
-            colours[index] = theme
+        digits = rng.sample(DIGITS, 1)
+        shapes = rng.sample(SHAPES, total - 1)
+    colours = rng.choices(COLOURS, k=total)
+    theme = rng.choice(COLOURS)
+    for index in rng.sample(range(total), rng.randint(0, 3)):
+        colours[index] = theme
     cells = rng.sample([(row, column) for row in range(GRID) for column in range(GRID)], total)
     things = [
         Thing(row, column, form, colour, rng.choice(SIZES))
-        for (row, column), form, colour in zip(cells, forms, colours, strict=True)
+        for (row, column), form, colour in zip(cells, [*digits, *shapes], colours, strict=True)
     ]
     return Scene(tuple(sorted(things)))
 
