@@ -41,11 +41,8 @@ def _count(things, colour):
     return str(sum(t["colour"] == colour for t in things))
 
 
-def _where(things, name, first):
-    thing = _the(things, name)
-    if first == "top":
-        return ["top", "middle", "bottom"][int(thing["row"])]
-    return ["left", "centre", "right"][int(thing["column"])]
+def _where(things, name):
+    return ["top", "middle", "bottom"][int(_the(things, name)["row"])]
 
 
 def _sizes(things, first, second):
@@ -65,10 +62,6 @@ def _describe(things, name):
 def _holds(things, name, said):
     thing = _the(things, name)
     return "yes" if said in (thing["colour"], thing["size"]) else "no"
-
-
-def _in_row(things, name, row):
-    return "yes" if _the(things, name)["row"] == str(["top", "middle", "bottom"].index(row)) else "no"
 
 
 def _size(things, name):
@@ -93,11 +86,10 @@ _SOLVERS = [
     (r"Which shape is the (\w+) thing\?", _the_shape),
     (r"How many (\w+) things are there\?", _count),
     (r"Count the (\w+) things\.", _count),
-    (r"Where is the ([\w ]+), (top|left), \w+ or \w+\?", _where),
+    (r"Where is the ([\w ]+), top, middle or bottom\?", _where),
     (r"Compare the sizes of the ([\w ]+) and the ([\w ]+)\.", _sizes),
     (r"What sizes are the ([\w ]+) and the ([\w ]+)\?", _sizes),
     (r"(?:Describe|Caption) the ([\w ]+)\.", _describe),
-    (r"Is the ([\w ]+) in the (\w+) row\?", _in_row),
     (r"Is the ([\w ]+) (\w+)\?", _holds),
     (r"Which digit is shown\?|Read the digit\.", _digit),
     (r"Which digit is (\w+)\?", _digit),

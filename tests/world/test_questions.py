@@ -12,7 +12,7 @@ from switchkd.world.write import samples
 BLIND = {
     "perception": 0.15,
     "count": 0.42,
-    "relation": 0.24,
+    "relation": 0.42,
     "comparison": 0.5,
     "digit": 0.16,
     "existence": 0.56,

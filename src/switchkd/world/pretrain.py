@@ -67,7 +67,7 @@ def pretrain(out: Path, seed: int) -> None:
         for question in questions
         for text in (question.text, question.answer)
     )
-    processor = build_processor(train_tokenizer(texts))
+    processor = build_processor(train_tokenizer(itertools.chain(texts, COLUMNS)))
     processor.save_pretrained(out / "teacher")
     parts = {"vision": pretrain_vision, "language": pretrain_language, "student-language": pretrain_student_language}
     beside = [

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import TypeVar
 
-from .scenes import COLOURS, COLUMNS, ROWS, SHAPES, SIZES, Scene, Thing
+from .scenes import COLOURS, ROWS, SHAPES, SIZES, Scene, Thing
 
 Option = TypeVar("Option")
 
@@ -47,12 +47,10 @@ def count(scene: Scene, rng: Random) -> tuple[str, str]:
 
 
 def relation(scene: Scene, rng: Random) -> tuple[str, str]:
-    """On which side of the picture a thing lies, by its row or by its column."""
+    """Whether a thing lies at the top, in the middle or at the bottom of the picture."""
     thing = _choose(rng, _clear(scene))
-    name = _name(scene, thing)
-    if rng.random() < 0.5:
-        return f"Where is the {name}, {ROWS[0]}, {ROWS[1]} or {ROWS[2]}?", ROWS[thing.row]
-    return f"Where is the {name}, {COLUMNS[0]}, {COLUMNS[1]} or {COLUMNS[2]}?", COLUMNS[thing.column]
+    name, rows = _name(scene, thing), f"{ROWS[0]}, {ROWS[1]} or {ROWS[2]}"
+    return f"Where is the {name}, {rows}?", ROWS[thing.row]
 
 
 def comparison(scene: Scene, rng: Random) -> tuple[str, str]:
@@ -107,20 +105,13 @@ def caption(scene: Scene, rng: Random) -> tuple[str, str]:
 
 
 def yes_no(scene: Scene, rng: Random) -> tuple[str, str]:
-    """Whether a statement about the colour, the size or the row of a thing holds."""
+    """Whether a statement about the colour or the size of a thing holds."""
     answer = _choose(rng, ["yes", "no"])
     thing = _choose(rng, _clear(scene))
-    said, others, text = _choose(
-        rng,
-        [
-            (thing.colour, {other.colour for other in scene.things}, "Is the {name} {said}?"),
-            (thing.size, set(SIZES), "Is the {name} {said}?"),
-            (ROWS[thing.row], set(ROWS), "Is the {name} in the {said} row?"),
-        ],
-    )
+    said, others = _choose(rng, [(thing.colour, {other.colour for other in scene.things}), (thing.size, set(SIZES))])
     if answer == "no":
         said = _choose(rng, others - {said})
-    return text.format(name=_name(scene, thing), said=said), answer
+    return f"Is the {_name(scene, thing)} {said}?", answer
 
 
 def choice(scene: Scene, rng: Random) -> tuple[str, str]:

@@ -63,8 +63,8 @@ class Scene:
 def random_scene(rng: Random, difficulty: Difficulty) -> Scene:
     """Draw one scene of any split: digits and shapes, with one colour for several things more often than not.
 
-    All shapes differ and there is one digit, so that a shape's name is enough to say which thing is meant; in hard scenes
-    shapes repeat, and there may be two digits.
+    All shapes differ and there is one large digit, so that a shape's name is enough to say which thing is meant; in hard
+    scenes shapes repeat, and there may be two digits of any size.
     """
     total = rng.randint(*THINGS[difficulty])
     if difficulty == "hard":
@@ -79,7 +79,7 @@ def random_scene(rng: Random, difficulty: Difficulty) -> Scene:
         colours[index] = theme
     cells = rng.sample([(row, column) for row in range(GRID) for column in range(GRID)], total)
     things = [
-        Thing(row, column, form, colour, rng.choice(SIZES))
+        Thing(row, column, form, colour, "large" if form in DIGITS and difficulty != "hard" else rng.choice(SIZES))
         for (row, column), form, colour in zip(cells, [*digits, *shapes], colours, strict=True)
     ]
     return Scene(tuple(sorted(things)))
