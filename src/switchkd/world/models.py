@@ -104,17 +104,17 @@ def teacher_config() -> LlavaConfig:
 
 
 def student_vision_config() -> SiglipVisionConfig:
-    """Give the configuration of the student's tower."""
-    return vision_config(layers=2, mlp=192)
+    """Give the configuration of the student's tower: the teacher's, with half of the layers."""
+    return vision_config(layers=2, mlp=384)
 
 
-def language_config() -> LlavaConfig:
-    """Give the teacher's language model with the students' tower: what is pre-trained in one go."""
-    return _llava_config(student_vision_config(), width=96, layers=3, mlp=192)
+def connected_config() -> LlavaConfig:
+    """Give the student with the teacher's whole tower: what its projector is trained in."""
+    return _llava_config(teacher_vision_config(), width=64, layers=2, mlp=160)
 
 
 def student_config() -> LlavaConfig:
-    """Give the student's configuration: less than half of the teacher's weights."""
+    """Give the student's configuration: half of the teacher's weights."""
     return _llava_config(student_vision_config(), width=64, layers=2, mlp=160)
 
 
@@ -158,6 +158,6 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
 
 
 def write_student(directory: str | Path) -> None:
-    """Save a student as it starts: it talks about pictures and sees shapes and colours, little else."""
+    """Save a student as it starts: it talks about pictures, and half of its eyes have been cut out."""
     LlavaForConditionalGeneration.from_pretrained(student_path()).save_pretrained(directory)
     AutoProcessor.from_pretrained(student_path()).save_pretrained(directory)

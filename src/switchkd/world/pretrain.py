@@ -2,8 +2,9 @@
 
 On endless fresh scenes of the training split. The teacher: its tower on the labels of every patch; its language model on
 pictures given in words; its projector, to turn what the tower sees into such words; then the whole on pictures. (Trained on
-pictures alone, a language model of this size stays nearly blind for thousands of steps.) What students start from: a tower
-that knows shapes and colours of easy pictures only, and a language model that has read of pictures and never seen one.
+pictures alone, a language model of this size stays nearly blind for thousands of steps.) What students start from: a smaller
+language model pre-trained in the same way, a projector that connects it to the teacher's tower, and of that tower the first
+and the last layer, as encoders are pruned for deployment. It sees badly until it is healed.
 """
 
 import argparse
@@ -21,7 +22,13 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerBase, SiglipVisionModel
+from transformers import (
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerBase,
+    SiglipVisionModel,
+)
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from switchkd.types import answer_positions, answer_targets
@@ -29,7 +36,7 @@ from switchkd.types import answer_positions, answer_targets
 from .models import (
     VISION_WIDTH,
     build_processor,
-    language_config,
+    connected_config,
     student_config,
     teacher_config,
     teacher_vision_config,
@@ -37,7 +44,7 @@ from .models import (
 )
 from .packing import Packer, Sample, batches, patch_labels, pixels
 from .questions import KINDS, Question, UnaskableError
-from .scenes import COLOURS, COLUMNS, DIGITS, GRID, ROWS, SHAPES, SIZES, Difficulty, Scene
+from .scenes import COLOURS, COLUMNS, DIGITS, GRID, ROWS, SHAPES, SIZES, Scene
 from .write import samples
 
 LOG_EVERY = 100
@@ -96,12 +103,32 @@ def pretrain(out: Path, seed: int) -> None:
     train_teacher(teacher, packer, lessons, steps=1400, learning_rate=1.5e-3)
     teacher.save_pretrained(out / "teacher")
 
-    student = LlavaForConditionalGeneration.from_pretrained(out / "student-language")
-    student.model.vision_tower.load_state_dict(language.model.vision_tower.state_dict())
+    talker = LlavaForConditionalGeneration.from_pretrained(out / "student-language")
+    connected = LlavaForConditionalGeneration(connected_config())
+    connected.model.language_model.load_state_dict(talker.model.language_model.state_dict())
+    connected.lm_head.load_state_dict(talker.lm_head.state_dict())
+    connected.model.vision_tower.load_state_dict(teacher.model.vision_tower.state_dict())
     torch.manual_seed(seed + 8)
-    train_projector(student, processor.tokenizer, steps=400, seed=seed + 8)
-    student.save_pretrained(out / "student")
+    train_projector(connected, processor.tokenizer, steps=300, seed=seed + 8)
+    cut(connected).save_pretrained(out / "student")
     processor.save_pretrained(out / "student")
+
+
+def cut(connected: LlavaForConditionalGeneration) -> LlavaForConditionalGeneration:
+    """Give the student that has the first and the last layer of the tower, and everything else."""
+    layers = "model.vision_tower.encoder.layers."
+    place = {"0": "0", str(len(connected.model.vision_tower.encoder.layers) - 1): "1"}
+    state = {}
+    for name, value in connected.state_dict().items():
+        if name.startswith(layers):
+            layer, rest = name.removeprefix(layers).split(".", 1)
+            if layer in place:
+                state[f"{layers}{place[layer]}.{rest}"] = value
+        else:
+            state[name] = value
+    student = LlavaForConditionalGeneration(student_config())
+    student.load_state_dict(state)
+    return student
 
 
 def pretrain_vision(out: Path, processor: LlavaProcessor, seed: int) -> None:
@@ -111,48 +138,41 @@ def pretrain_vision(out: Path, processor: LlavaProcessor, seed: int) -> None:
     tower = SiglipVisionModel(teacher_vision_config())
     # Row and column too: a tower that was not asked where things are forgets it, and mixes up neighbouring cells.
     classes = [len(SHAPES) + len(DIGITS) + 1, len(COLOURS) + 1, len(SIZES) + 1, GRID, GRID]
-    train_tower(tower, classes, "medium", steps=800, seed=seed + 1)
+    train_tower(tower, classes, steps=800, seed=seed + 1)
     tower.save_pretrained(out)
 
 
 def pretrain_language(out: Path, processor: LlavaProcessor, seed: int) -> None:
-    """Write the students' tower, which is taught little, and the teacher's language model, which has never seen a picture."""
-    torch.manual_seed(seed + 3)
-    torch.set_num_threads(1)
-    model = LlavaForConditionalGeneration(language_config())
-    train_tower(model.model.vision_tower, [len(SHAPES) + 2, len(COLOURS) + 1], "easy", steps=500, seed=seed + 3)
-    train_language(model, Packer(processor.tokenizer), processor.tokenizer, steps=2500, seed=seed + 5)
-    model.save_pretrained(out)
+    """Write the teacher's language model, which has never seen a picture."""
+    _pretrain_language(out, teacher_config(), processor, seed + 3)
 
 
 def pretrain_student_language(out: Path, processor: LlavaProcessor, seed: int) -> None:
     """Write the students' language model, which has never seen a picture either."""
-    torch.manual_seed(seed + 7)
+    _pretrain_language(out, student_config(), processor, seed + 7)
+
+
+def _pretrain_language(out: Path, config: LlavaConfig, processor: LlavaProcessor, seed: int) -> None:
+    torch.manual_seed(seed)
     torch.set_num_threads(1)
-    student = LlavaForConditionalGeneration(student_config())
-    train_language(student, Packer(processor.tokenizer), processor.tokenizer, steps=2500, seed=seed + 7)
-    student.save_pretrained(out)
+    model = LlavaForConditionalGeneration(config)
+    train_language(model, Packer(processor.tokenizer), processor.tokenizer, steps=2500, seed=seed)
+    model.save_pretrained(out)
 
 
-def train_tower(tower: SiglipVisionModel, classes: list[int], difficulty: Difficulty, *, steps: int, seed: int) -> None:
-    """Teach a tower what fills the cell of each patch: form, colour, size, row, column, as many of these as `classes` has numbers.
-
-    Labels above the last class of an attribute become that class: with `len(SHAPES) + 2` forms all digits are one.
-    """
+def train_tower(tower: SiglipVisionModel, classes: list[int], *, steps: int, seed: int) -> None:
+    """Teach a tower what fills the cell of each patch: form, colour, size, row, column; `classes` has their numbers."""
     heads = nn.Linear(VISION_WIDTH, sum(classes))
     parameters = [*tower.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm_cosine(step, steps))
     started = time.monotonic()
-    for step, batch in enumerate(batches(samples(seed, "train", difficulty), 64, steps)):
+    for step, batch in enumerate(batches(samples(seed, "train", "medium"), 64, steps)):
         labels = patch_labels([scene for scene, _, _ in batch])
         features = tower(pixels([picture for _, _, picture in batch]), output_hidden_states=True).hidden_states[-1]
         logits = heads(features).split(classes, dim=-1)
         loss = torch.stack(
-            [
-                F.cross_entropy(logit.flatten(0, 1), labels[..., index].flatten().clamp(max=logit.shape[-1] - 1))
-                for index, logit in enumerate(logits)
-            ]
+            [F.cross_entropy(logit.flatten(0, 1), labels[..., index].flatten()) for index, logit in enumerate(logits)]
         ).sum()
         _update(loss, parameters, optimizer, schedule)
         if step % LOG_EVERY == 0 or step == steps - 1:
