@@ -99,7 +99,8 @@ def _order_by_blocks(logits: Float[Tensor, "n vocab"], window: int) -> Int[Tenso
 
 def _order_down_to(edge: Float[Tensor, " n"], logits: Float[Tensor, "n vocab"], window: int) -> Int[Tensor, "n window"]:
     """`leader_order` by sorting, in each row, all logits that are not below its edge (at least `window` of them)."""
-    row, token = (logits < edge[:, None]).logical_not_().nonzero().unbind(dim=1)  # ascending ids within each row; NaN is not below
+    reaches = (logits < edge[:, None]).logical_not_()  # and not `>=`, which would lose NaN
+    row, token = reaches.nonzero().unbind(dim=1)  # ascending ids within each row
     count = row.bincount(minlength=len(logits))
     column = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
     ids = token.new_zeros(len(logits), int(count.max()) if len(count) else window)
