@@ -47,7 +47,10 @@ def test_both_students_differ_in_the_method_alone(finished):
     assert sft.student == switch.student
     assert sft.data == switch.data
     assert {**vars(sft.train), "output": None} == {**vars(switch.train), "output": None}
-    asked = [json.loads((finished / folder / "results.json").read_text())["data_fingerprint"] for folder in ("sft", "switch-kd")]
+    asked = [
+        json.loads((finished / folder / "results.json").read_text())["data_fingerprint"]
+        for folder in ("sft", "switch-kd")
+    ]
     assert asked[0] == asked[1]
 
 
