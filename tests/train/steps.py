@@ -119,3 +119,6 @@ def read_metrics(output: Path) -> list[dict]:
 
 if __name__ == "__main__":
     train(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    if torch.distributed.is_initialized():  # or a rank can abort while the other still talks to it
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
