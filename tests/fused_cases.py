@@ -7,8 +7,7 @@ import torch.nn.functional as F
 
 from switchkd.losses.chunks import CrossEntropyDBiLD, PlainTerms
 from switchkd.losses.fused import fused_loss
-from switchkd.losses.head import Head
-from switchkd.types import Routes
+from switchkd.types import Head, Routes
 
 TOKENS, ROWS, TEACHER_ROWS, VOCABULARY = 11, 53, 50, 47
 
@@ -25,6 +24,7 @@ class Inputs:
     switch: torch.Tensor
     teacher_weight: torch.Tensor
     teacher_bias: torch.Tensor | None
+    softcap: float | None = None
 
     @property
     def learned(self):
@@ -32,7 +32,11 @@ class Inputs:
 
     def to(self, dtype):
         def convert(x):
-            return x if x is None or not x.is_floating_point() else x.detach().to(dtype).requires_grad_(x.requires_grad)
+            return (
+                x
+                if not isinstance(x, torch.Tensor) or not x.is_floating_point()
+                else x.detach().to(dtype).requires_grad_(x.requires_grad)
+            )
 
         return replace(self, **{name: convert(x) for name, x in vars(self).items()})
 
@@ -65,7 +69,8 @@ def plain(method, x, vocabulary=VOCABULARY):
 
     def logits(hidden, weight, bias):
         dtype = torch.promote_types(hidden.dtype, torch.float32)
-        return F.linear(hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+        z = F.linear(hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+        return z if x.softcap is None else x.softcap * torch.tanh(z / x.softcap)
 
     routes = Routes(
         logits(x.student, x.weight, x.bias),
@@ -82,10 +87,10 @@ def fused(method, x, loss=None, vocabulary=VOCABULARY, chunk=None):
         loss or by_autograd(method),
         x.targets,
         x.student,
-        Head(x.weight, x.bias),
+        Head(x.weight, x.bias, x.softcap),
         x.teacher if has_teacher else None,
         x.switch if "switch" in method.needs else None,
-        Head(x.teacher_weight, x.teacher_bias) if has_teacher else None,
+        Head(x.teacher_weight, x.teacher_bias, x.softcap) if has_teacher else None,
         vocabulary=vocabulary if has_teacher else None,
         chunk=chunk,
     )

@@ -120,7 +120,7 @@ def _answers(opened: OpenStage) -> Iterator[Finding]:
 
 
 def _vocabulary(opened: OpenStage) -> Iterator[Finding]:
-    real, rows = opened.pair.vocabulary, opened.pair.student.head.out_features
+    real, rows = opened.pair.vocabulary, opened.pair.student.head.rows
     yield Finding(
         "ok",
         "vocabulary",

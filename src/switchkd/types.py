@@ -1,9 +1,10 @@
 """What travels between the parts of the project: a batch on the way in, routes on the way out."""
 
 from dataclasses import dataclass
-from typing import Literal, TypedDict
+from typing import Literal, NamedTuple, TypedDict
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from typing_extensions import NotRequired
@@ -61,3 +62,48 @@ class Routes:
         if logits is None:
             raise LookupError(f"the {need} route was not run: the method does not name it in `needs`")
         return logits
+
+
+class Head(NamedTuple):
+    """The output matrix of a language model: z = h Wᵀ + b; with a soft cap c behind it, c·tanh(z / c)."""
+
+    weight: Float[Tensor, "rows hidden"]
+    bias: Float[Tensor, " rows"] | None = None
+    softcap: float | None = None
+
+    @property
+    def rows(self) -> int:
+        """The real ids of the vocabulary, and padding."""
+        return self.weight.shape[0]
+
+    def logits(self, hidden: Float[Tensor, "positions hidden"]) -> Float[Tensor, "positions rows"]:
+        """z, in float32 or wider also under autocast: logits rounded to bf16 tie, and ties lose the ranking of the top-k."""
+        dtype = torch.promote_types(hidden.dtype, torch.float32)
+        with torch.autocast(hidden.device.type, enabled=False):
+            z = F.linear(hidden.to(dtype), self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype))
+            return z if self.softcap is None else self.softcap * torch.tanh(z / self.softcap)
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """`Routes` one step earlier: hidden states after the final norm at the answer positions, and the heads that make logits of them.
+
+    What a loss needs that must not hold the logits of all positions at once.
+    """
+
+    student: Float[Tensor, "answers hidden"]
+    student_head: Head
+    #: How many ids are compared, from 0: the real ones, that both models have.
+    vocabulary: int
+    teacher: Float[Tensor, "answers teacher_hidden"] | None = None
+    switch: Float[Tensor, "answers teacher_hidden"] | None = None
+    teacher_head: Head | None = None
+
+    def routes(self) -> Routes:
+        """All logits."""
+
+        def heard(hidden: Tensor | None) -> Tensor | None:
+            return None if hidden is None or head is None else head.logits(hidden)[:, : self.vocabulary]
+
+        head = self.teacher_head
+        return Routes(self.student_head.logits(self.student), heard(self.teacher), heard(self.switch))

@@ -38,6 +38,17 @@ def test_equal_to_the_plain_loss(method, loss, bias):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize(("method", "loss"), CASES, ids=IDS)
+def test_soft_capped_heads_equal_the_plain_loss(method, loss):
+    x = replace(inputs(), softcap=2.0)  # low enough to bend the logits of a few nats
+    expected = torch.stack(list(plain(method, x)[0].values())).sum()
+    assert (expected - torch.stack(list(plain(method, replace(x, softcap=None))[0].values())).sum()).abs() > 0.1
+    found = fused(method, x, loss, chunk=4)
+    torch.testing.assert_close(found.loss, expected, rtol=0, atol=1e-10)
+    for ours, theirs in zip(gradients(found.loss, x), gradients(expected, x), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
+
+
 def test_knees_are_reported():
     method = SwitchKD(window=16)
     x = inputs()

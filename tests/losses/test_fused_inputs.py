@@ -10,8 +10,8 @@ from torch.distributed.tensor import Shard, distribute_tensor
 
 from switchkd.losses.chunks import CrossEntropyDBiLD
 from switchkd.losses.fused import CHUNK_MIB, _chunk_that_fits, fused_loss
-from switchkd.losses.head import Head
 from switchkd.methods import SwitchKD
+from switchkd.types import Head
 
 METHOD = SwitchKD()
 LOSS = analytic(METHOD)
@@ -42,6 +42,7 @@ def alone():
         ({"teacher": torch.zeros(11, 7, requires_grad=True)}, "the teacher is a constant"),
         ({"teacher_weight": torch.zeros(50, 7, requires_grad=True)}, "the teacher is a constant"),
         ({"teacher_bias": torch.zeros(50, requires_grad=True)}, "the teacher is a constant"),
+        ({"softcap": 0.0}, "the student's head has a soft cap of 0.0, which must be positive"),
         ({"teacher": None}, "got teacher missing, teacher_head given, switch given"),
     ],
 )

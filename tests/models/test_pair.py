@@ -70,6 +70,18 @@ def test_the_teacher_never_trains():
     assert pair(tiny_batch(), ALL).teacher.requires_grad is False
 
 
+def test_finish_gets_hidden_states_whose_logits_are_the_routes():
+    pair, batch = make_pair(), tiny_batch()
+    routes = pair(batch, ALL)
+    hidden, own = pair(batch, ALL, lambda hidden: (hidden, hidden.routes()))
+    assert hidden.student.shape[1] == hidden.student_head.weight.shape[1] == 24
+    assert hidden.teacher.shape[1] == hidden.switch.shape[1] == hidden.teacher_head.weight.shape[1] == 40
+    assert hidden.teacher.requires_grad is False
+    assert hidden.switch.requires_grad
+    for name in ALL:
+        assert torch.equal(own[name], routes[name])
+
+
 def test_routes_that_nobody_needs_are_not_run():
     pair = make_pair()
     pair.teacher.see = pair.teacher.say = None  # calling either would raise

@@ -33,5 +33,5 @@ def test_the_command_writes_a_teacher_and_a_student_that_fit(tmp_path, monkeypat
     assert len(pruned) == 2
     for kept, origin in ((pruned[0], tower[0]), (pruned[1], tower[-1])):
         assert all((a == b).all() for a, b in zip(kept.parameters(), origin.parameters(), strict=True))
-    assert len(AutoProcessor.from_pretrained(tmp_path / "student").tokenizer) <= student.head.out_features
+    assert len(AutoProcessor.from_pretrained(tmp_path / "student").tokenizer) <= student.head.rows
     AutoModelForImageTextToText.from_pretrained(tmp_path / "student")

@@ -7,8 +7,8 @@ from switchkd.losses.bild import bild, dbild
 from switchkd.losses.chunks import ChunkLoss, CrossEntropyDBiLD, PlainTerms
 from switchkd.losses.divergence import cross_entropy, forward_kl, jsd, reverse_kl
 from switchkd.losses.fused import FusedLoss, fused_loss
-from switchkd.losses.head import Head
 from switchkd.losses.knee import knee
+from switchkd.types import Head
 
 __all__ = [
     "ChunkLoss",

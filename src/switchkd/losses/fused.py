@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from switchkd.losses.chunks import ChunkLoss, ChunkSums
-from switchkd.losses.head import Head, Projection, autocast_to_bf16, check_head
+from switchkd.losses.head import Projection, Sparse, autocast_to_bf16, check_head
 from switchkd.losses.inputs import check_answers, check_at_least_two
-from switchkd.types import Routes
+from switchkd.types import Head, Routes
 
 #: Memory for the logits of one chunk where no chunk size is given: enough for efficient matrix products.
 CHUNK_MIB = {"cuda": 768, "cpu": 256}
@@ -21,9 +21,8 @@ CHUNK_MIB = {"cuda": 768, "cpu": 256}
 _WORK_BYTES = 64 * 1024
 
 
-@dataclass(frozen=True)
-class FusedLoss:
-    """What `fused_loss` returns, summed over the tokens, in nats.
+class FusedLoss(NamedTuple):
+    """What `fused_loss` returns, summed over the tokens, in nats. A tuple, because DDP and FSDP look for tensors in tuples.
 
     `loss` is the sum of all terms and the one value to call `backward` on; `terms` and `statistics` are for the log. `chunk` is the
     number of tokens whose logits existed at a time.
@@ -84,13 +83,17 @@ def fused_loss(
     vocabulary = _check(targets, student, student_head, teacher, switch, teacher_head, vocabulary, chunk)
     learned = Learned(student, student_head.weight, student_head.bias, switch)
     dtype = torch.promote_types(student.dtype, torch.float32)
-    columns = len(student_head.weight) + vocabulary * ((teacher is not None) + (switch is not None))
+    columns = student_head.rows * (1 if student_head.softcap is None else 2)
+    columns += vocabulary * (teacher is not None)
+    if switch is not None and teacher_head is not None:
+        columns += vocabulary * (1 if teacher_head.softcap is None else 2)
     if chunk is None:
         chunk = _chunk_that_fits(max(len(targets), 1), columns * dtype.itemsize, student.device)
     walk = _Walk(
         loss=loss,
         targets=targets.long(),
         teacher=teacher,
+        student_softcap=student_head.softcap,
         teacher_head=teacher_head,
         vocabulary=vocabulary,
         chunk=min(chunk, max(len(targets), 1)),
@@ -136,6 +139,7 @@ class _Walk:
     loss: ChunkLoss
     targets: Int[Tensor, " n"]
     teacher: Float[Tensor, "n teacher_hidden"] | None
+    student_softcap: float | None
     teacher_head: Head | None
     vocabulary: int
     chunk: int
@@ -151,11 +155,13 @@ class _Walk:
         student, weight, bias, switch = learned
         assert student is not None
         assert weight is not None
-        speaker = _Speaker([student], Head(weight, bias), len(weight), self)
+        speaker = _Speaker(
+            [student], Head(weight, bias, self.student_softcap), len(weight), self, learns=any(self.wanted[:3])
+        )
         frozen = None
         if self.teacher is not None and self.teacher_head is not None:
             hidden = [self.teacher] if switch is None else [self.teacher, switch]
-            frozen = _Speaker(hidden, self.teacher_head, self.vocabulary, self)
+            frozen = _Speaker(hidden, self.teacher_head, self.vocabulary, self, learns=self.wanted[3])
         gradients = Learned(
             *(
                 x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, speaker.head.dtype))
@@ -173,28 +179,48 @@ class _Walk:
             if found.student is not None:
                 _collect(speaker, found.student, tokens, gradients)
             if frozen and found.switch is not None and gradients.switch is not None:
-                gradients.switch[tokens] = frozen.head.hidden_gradient(found.switch)
+                gradients.switch[tokens] = frozen.hidden_gradient(found.switch)
         return total, gradients
 
 
 class _Speaker:
     """Hidden states that share one head, and the memory in which their logits stand, a chunk at a time."""
 
-    def __init__(self, hidden: list[Float[Tensor, "n hidden"]], head: Head, rows: int, walk: _Walk) -> None:
+    def __init__(
+        self, hidden: list[Float[Tensor, "n hidden"]], head: Head, rows: int, walk: _Walk, *, learns: bool
+    ) -> None:
         dtype = functools.reduce(torch.promote_types, (h.dtype for h in hidden))
         self.head = Projection(head, rows, dtype, autocast=walk.autocast)
         self.hidden = [self.head.operand(h) for h in hidden]
+        self.learns = learns
+        self.slope: Float[Tensor, "chunk rows"] | None = None
         self.memory = head.weight.new_empty(len(hidden) * walk.chunk, rows, dtype=self.head.dtype)
 
     def logits(self, tokens: slice) -> list[Float[Tensor, "chunk rows"]]:
         """Of these tokens, one tensor for each of the hidden states, by one matrix product; the next call overwrites them."""
         stacked = torch.cat([h[tokens] for h in self.hidden])
         logits = self.head.logits(stacked, out=self.memory[: len(stacked)])
-        return list(logits.unflatten(0, (len(self.hidden), len(stacked) // len(self.hidden))).unbind())
+        each = logits.unflatten(0, (len(self.hidden), len(stacked) // len(self.hidden))).unbind()
+        if self.learns:  # the last one does; now, because the loss overwrites the logits
+            self.slope = self.head.slope(each[-1])
+        return list(each)
+
+    def before_cap(self, gradient: Float[Tensor, "chunk rows"]) -> Float[Tensor, "chunk rows"]:
+        """The gradient with respect to h Wᵀ + b of the last hidden states, from that of their logits; once a chunk."""
+        return gradient if self.slope is None else self.slope.mul_(gradient)
+
+    def hidden_gradient(self, gradient: Float[Tensor, "chunk rows"] | Sparse) -> Float[Tensor, "chunk hidden"]:
+        """The gradient with respect to the last hidden states, from that of their logits."""
+        if not isinstance(gradient, Sparse):
+            return self.head.hidden_gradient(self.before_cap(gradient))
+        if self.slope is not None:
+            gradient = Sparse(gradient.ids, gradient.values * self.slope.gather(1, gradient.ids))
+        return self.head.hidden_gradient(gradient)
 
 
 def _collect(speaker: _Speaker, gradient: Float[Tensor, "chunk rows"], tokens: slice, into: Learned) -> None:
     """From the gradient of a chunk's logits to those of hidden states, head and bias."""
+    gradient = speaker.before_cap(gradient)
     first = tokens.start == 0
     if into.student is not None:
         into.student[tokens] = speaker.head.hidden_gradient(gradient)
@@ -223,15 +249,15 @@ def _check(
 ) -> int:
     """How many ids are compared, after refusing what does not fit; see `fused_loss`."""
     check_head("the student's head", student_head, student)
-    check_answers(targets, len(student), len(student_head.weight))
+    check_answers(targets, len(student), student_head.rows)
     if (teacher is None) != (teacher_head is None) or (switch is not None and teacher is None):
         raise ValueError(
             "the teacher's hidden states and its head go together, and the switch needs both: got "
             f"teacher {_is(teacher)}, teacher_head {_is(teacher_head)}, switch {_is(switch)}"
         )
-    shared = len(student_head.weight)
+    shared = student_head.rows
     if teacher is not None and teacher_head is not None:
-        shared = min(shared, len(teacher_head.weight))
+        shared = min(shared, teacher_head.rows)
         for name, hidden in (("teacher", teacher), ("switch", switch)):
             if hidden is not None:
                 check_head(f"the teacher's head, for the {name},", teacher_head, hidden)
@@ -239,7 +265,7 @@ def _check(
                     raise ValueError(
                         f"every pathway must have the same tokens: student {len(student)}, {name} {len(hidden)}"
                     )
-        if any(x is not None and x.requires_grad for x in (teacher, *teacher_head)):
+        if any(x is not None and x.requires_grad for x in (teacher, teacher_head.weight, teacher_head.bias)):
             raise ValueError(
                 "the teacher's hidden states or its head require grad, but the teacher is a constant: freeze it with "
                 "requires_grad_(False) and run it under torch.no_grad()"

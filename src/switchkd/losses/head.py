@@ -9,15 +9,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from switchkd.types import Head
+
 #: Rows of a half-precision head that are widened at a time, so that no second copy of the head arises.
 _WIDENED_ROWS = 8192
-
-
-class Head(NamedTuple):
-    """The output matrix of a language model: z = h Wᵀ + b, and nothing after it (no soft-capping)."""
-
-    weight: Float[Tensor, "rows hidden"]
-    bias: Float[Tensor, " rows"] | None = None
 
 
 class Sparse(NamedTuple):
@@ -44,7 +39,7 @@ def check_head(name: str, head: Head, hidden: Tensor) -> None:
         ValueError: shapes that do not fit, two devices.
         TypeError: a sharded weight.
     """
-    weight, bias = head
+    weight, bias, softcap = head
     if any(isinstance(x, DTensor) for x in (weight, bias, hidden)):
         raise TypeError(
             f"{name} is sharded (DTensor), and the fused loss needs it whole: keep the head out of FSDP's sharding, call the loss where "
@@ -56,6 +51,8 @@ def check_head(name: str, head: Head, hidden: Tensor) -> None:
         )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"{name} has {len(weight)} rows but a bias of shape {list(bias.shape)}")
+    if softcap is not None and softcap <= 0:
+        raise ValueError(f"{name} has a soft cap of {softcap}, which must be positive")
     if hidden.device != weight.device:
         raise ValueError(f"{name} is on {weight.device}, the hidden states are on {hidden.device}")
 
@@ -80,19 +77,26 @@ class Projection:
         self.matrix_units = has_matrix_units(weight) and (autocast or hidden == weight.dtype == torch.bfloat16)
         self.weight = weight.bfloat16() if self.matrix_units else weight
         self.bias = None if head.bias is None else head.bias.detach()[:rows].to(self.dtype)
+        self.softcap = head.softcap
 
     def operand(self, hidden: Float[Tensor, "n hidden"]) -> Float[Tensor, "n hidden"]:
         """Hidden states in the dtype in which they are multiplied."""
         return hidden.to(torch.bfloat16 if self.matrix_units else self.dtype)
 
     def logits(self, hidden: Float[Tensor, "n hidden"], out: Float[Tensor, "n rows"]) -> Float[Tensor, "n rows"]:
-        """z = h Wᵀ + b, written into `out`."""
+        """z = h Wᵀ + b, soft-capped where the head is, written into `out`."""
         if self.matrix_units:
             torch.mm(hidden, self.weight.T, out_dtype=self.dtype, out=out)
         else:
             for rows, weight in self._blocks():
                 torch.mm(hidden, weight.T, out=out[:, rows])
-        return out if self.bias is None else out.add_(self.bias)
+        if self.bias is not None:
+            out.add_(self.bias)
+        return out if self.softcap is None else out.div_(self.softcap).tanh_().mul_(self.softcap)
+
+    def slope(self, logits: Float[Tensor, "n rows"]) -> Float[Tensor, "n rows"] | None:
+        """∂ logits/∂(h Wᵀ + b) of a soft-capped head, 1 − (z/c)²; None without a cap."""
+        return None if self.softcap is None else (logits / self.softcap).square_().neg_().add_(1)
 
     def hidden_gradient(self, gradient: Float[Tensor, "n rows"] | Sparse) -> Float[Tensor, "n hidden"]:
         """∂L/∂h = ∂L/∂z W. Where ∂L/∂z is sparse, a weighted sum of the few rows of W that it names."""

@@ -1,12 +1,17 @@
 """A student and its frozen teacher: the visual switch, and what must agree before it can work."""
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from switchkd.models.families.base import Features
 from switchkd.models.pathway import Pathway
-from switchkd.types import Batch, Need, Routes
+from switchkd.types import Batch, Hidden, Need, Routes
+
+T = TypeVar("T")
 
 
 class Pair(nn.Module):
@@ -33,7 +38,7 @@ class Pair(nn.Module):
         self, student: Pathway, teacher: Pathway | None, *, needs: frozenset[Need], vocabulary: int | None = None
     ) -> None:
         super().__init__()
-        rows = student.head.out_features
+        rows = student.head.rows
         self.vocabulary = rows if vocabulary is None else vocabulary
         if self.vocabulary > rows:
             raise ValueError(
@@ -44,25 +49,32 @@ class Pair(nn.Module):
         self.student = student
         self.teacher = None if teacher is None else teacher.requires_grad_(False).eval()
 
-    def forward(self, batch: Batch, needs: frozenset[Need]) -> Routes:
-        """The logits of the routes in `needs` at the answer positions."""
+    def forward(self, batch: Batch, needs: frozenset[Need], finish: Callable[[Hidden], T] | None = None) -> Routes | T:
+        """The logits of the routes in `needs` at the answer positions, or what `finish` makes of the hidden states before the heads.
+
+        `finish` runs in here, so that DDP and FSDP see the heads being used. It returns tensors in a tuple or a dict, where they look.
+        """
         seen = self.student.see(batch)  # V_S(x)
-        return Routes(
-            student=self.student.logits(self.student.say(seen, batch)),  # z_S = L_S(P_S(V_S(x)), t)
+        hidden = Hidden(
+            student=self.student.say(seen, batch),  # L_S(P_S(V_S(x)), t)
             teacher=self._teacher(batch) if "teacher" in needs else None,
             switch=self._switch(seen, batch) if "switch" in needs else None,
+            student_head=self.student.head,
+            teacher_head=None if self.teacher is None else self.teacher.head,
+            vocabulary=self.vocabulary,
         )
+        return hidden.routes() if finish is None else finish(hidden)
 
-    def _switch(self, seen: Features | None, batch: Batch) -> Float[Tensor, "answers vocab"]:
-        """z_SW = L_T(P_T(V_S(x)), t): the visual switch. The teacher speaks about what the student sees."""
+    def _switch(self, seen: Features | None, batch: Batch) -> Float[Tensor, "answers hidden"]:
+        """L_T(P_T(V_S(x)), t): the visual switch. The teacher speaks about what the student sees."""
         assert self.teacher is not None
-        return self.teacher.logits(self.teacher.say(seen, batch))[:, : self.vocabulary]
+        return self.teacher.say(seen, batch)
 
     @torch.no_grad()
-    def _teacher(self, batch: Batch) -> Float[Tensor, "answers vocab"]:
-        """z_T = L_T(P_T(V_T(x)), t)."""
+    def _teacher(self, batch: Batch) -> Float[Tensor, "answers hidden"]:
+        """L_T(P_T(V_T(x)), t)."""
         assert self.teacher is not None
-        return self.teacher.logits(self.teacher.say(self.teacher.see(batch), batch))[:, : self.vocabulary]
+        return self.teacher.say(self.teacher.see(batch), batch)
 
     def train(self, mode: bool = True) -> "Pair":
         """Set the student's mode; the teacher stays in eval mode."""

@@ -3,15 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from switchkd.models.families import family_of
 from switchkd.models.families.base import Features
-from switchkd.types import Batch, answer_positions
+from switchkd.types import Batch, Head, answer_positions
 
 
 class Pathway(nn.Module):
@@ -45,16 +43,14 @@ class Pathway(nn.Module):
         return outputs.last_hidden_state[answer_positions(batch["labels"])]
 
     def logits(self, hidden: Float[Tensor, "positions hidden"]) -> Float[Tensor, "positions rows"]:
-        """The head, in float32 or wider also under autocast: logits rounded to bf16 tie, and ties lose the ranking of the top-k."""
-        dtype = torch.promote_types(hidden.dtype, torch.float32)
-        head = self.head
-        with torch.autocast(hidden.device.type, enabled=False):
-            return F.linear(hidden.to(dtype), head.weight.to(dtype), None if head.bias is None else head.bias.to(dtype))
+        """What the head makes of hidden states, in float32 or wider."""
+        return self.head.logits(hidden)
 
     @property
-    def head(self) -> nn.Linear:
-        """The output matrix, from hidden states to logits."""
-        return self.model.get_output_embeddings()
+    def head(self) -> Head:
+        """The output matrix, from hidden states to logits, with what the family puts behind it."""
+        matrix = self.model.get_output_embeddings()
+        return Head(matrix.weight, matrix.bias, self.family.softcap(self.model.config))
 
     def part(self, name: str) -> list[nn.Module]:
         """The modules of `vision`, `projector` or `language`."""

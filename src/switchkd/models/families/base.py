@@ -42,6 +42,10 @@ class Family(ABC):
     def geometry(self, config: PretrainedConfig) -> dict[str, int]:
         """From the config alone: `feature width`, `visual tokens per image`, `vocabulary rows`, `image token id`."""
 
+    def softcap(self, config: PretrainedConfig) -> float | None:
+        """c, where the family's logits are c·tanh(z / c) (Gemma 2 and its kin); None where they are the head's own."""
+        return None
+
     def part(self, model: PreTrainedModel, name: str) -> list[nn.Module]:
         """The modules of one part of `model`."""
         return [model.get_submodule(path) for path in self.parts[name]]
