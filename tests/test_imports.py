@@ -18,7 +18,7 @@ ALLOWED = {
     "world": set(),
     "methods": {"losses"},
     "evaluate": {"models", "data"},
-    "train": {"methods", "models", "data"},
+    "train": {"methods", "models", "losses", "data"},
     "doctor": {"train", "methods", "models", "data", "losses"},
     "pipeline": {"doctor", "evaluate", "train"},
     "demo": {"pipeline", "evaluate", "report", "train", "methods", "world"},

@@ -27,6 +27,7 @@ def tiny_llava(
     depth: int = 2,
     vocabulary: int = VOCABULARY,
     image_size: int = 16,
+    tied: bool = False,
     seed: int = 0,
 ) -> LlavaForConditionalGeneration:
     """A LLaVA with random weights of a size that makes logits differ visibly; `width` is V's, `hidden` L's."""
@@ -51,6 +52,7 @@ def tiny_llava(
             initializer_range=0.3,
         ),
         image_token_id=IMAGE_TOKEN,
+        tie_word_embeddings=tied,
         vision_feature_layer=-2,
         vision_feature_select_strategy="default" if vision == "clip" else "full",
     )

@@ -64,6 +64,7 @@ def make_trainer(
     method: Method | None = None,
     student=None,
     data=None,
+    loss="fused",
     **arguments,
 ):
     """A trainer on tiny models in float64, so that equal means equal."""
@@ -95,6 +96,7 @@ def make_trainer(
         pair,
         method,
         TrainingArguments(**{**settings, **arguments}),
+        loss=loss,
         processor=NoProcessor(),
         card="# tiny\n",
         train_dataset=data or rows(),

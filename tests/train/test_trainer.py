@@ -13,7 +13,7 @@ from tiny_models import tiny_llava
 from train.steps import collate, make_trainer, read_metrics, rows, train
 
 from switchkd.losses import cross_entropy, dbild
-from switchkd.methods import SFT, SwitchKD
+from switchkd.methods import SFT
 from switchkd.models import Pathway
 from switchkd.train import checkpoint
 from switchkd.types import IGNORE_INDEX, answer_targets
@@ -46,7 +46,7 @@ def test_accumulation_is_the_same_step(whole, tmp_path):
 def test_two_processes_are_the_same_step(whole, tmp_path):
     environment = {
         **os.environ,
-        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "PYTHONPATH": os.pathsep.join(sys.path),
         "OMP_NUM_THREADS": "1",
         "ACCELERATE_USE_CPU": "true",
     }
@@ -138,24 +138,6 @@ def test_a_term_that_is_not_finite_stops_with_its_name(tmp_path):
 
     with pytest.raises(FloatingPointError, match=r"step 0: the loss is not finite \(ce inf\)"):
         make_trainer(tmp_path, method=Broken()).train()
-
-
-def test_bf16_autocast_ranks_float32_logits(tmp_path):
-    seen = []
-
-    class Watched(SwitchKD):
-        def terms(self, routes, targets):
-            seen.append((routes.student.dtype, routes.teacher.dtype, routes.switch.dtype))
-            return super().terms(routes, targets)
-
-    student = Pathway(tiny_llava(seed=2))
-    student.train_only(("vision", "projector", "language"))
-    trainer = make_trainer(tmp_path, method=Watched(window=32), student=student, bf16=True, steps=2)
-    trainer.pair.teacher.float()
-    trainer.train_dataset = [{**r, "pixels": None if r["pixels"] is None else r["pixels"].float()} for r in rows()]
-    trainer.train()
-    assert set(seen) == {(torch.float32,) * 3}
-    assert all(math.isfinite(m["loss"]) for m in read_metrics(tmp_path))
 
 
 def test_checkpoints_hold_the_student_only(tmp_path):

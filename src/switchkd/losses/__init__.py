@@ -6,16 +6,16 @@
 from switchkd.losses.bild import bild, dbild
 from switchkd.losses.chunks import ChunkLoss, CrossEntropyDBiLD, PlainTerms
 from switchkd.losses.divergence import cross_entropy, forward_kl, jsd, reverse_kl
-from switchkd.losses.fused import FusedLoss, fused_loss
+from switchkd.losses.fused import SummedLoss, fused_loss, plain_loss
 from switchkd.losses.knee import knee
 from switchkd.types import Head
 
 __all__ = [
     "ChunkLoss",
     "CrossEntropyDBiLD",
-    "FusedLoss",
     "Head",
     "PlainTerms",
+    "SummedLoss",
     "bild",
     "cross_entropy",
     "dbild",
@@ -23,5 +23,6 @@ __all__ = [
     "fused_loss",
     "jsd",
     "knee",
+    "plain_loss",
     "reverse_kl",
 ]

@@ -10,10 +10,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from switchkd.losses.chunks import ChunkLoss, ChunkSums
+from switchkd.losses.chunks import ChunkLoss, ChunkSums, PlainTerms
 from switchkd.losses.head import Projection, Sparse, autocast_to_bf16, check_head
 from switchkd.losses.inputs import check_answers, check_at_least_two
-from switchkd.types import Head, Routes
+from switchkd.types import Head, Hidden, Routes
 
 #: Memory for the logits of one chunk where no chunk size is given: enough for efficient matrix products.
 CHUNK_MIB = {"cuda": 768, "cpu": 256}
@@ -21,8 +21,8 @@ CHUNK_MIB = {"cuda": 768, "cpu": 256}
 _WORK_BYTES = 64 * 1024
 
 
-class FusedLoss(NamedTuple):
-    """What `fused_loss` returns, summed over the tokens, in nats. A tuple, because DDP and FSDP look for tensors in tuples.
+class SummedLoss(NamedTuple):
+    """A loss summed over the tokens, in nats. A tuple, because DDP and FSDP look for tensors in tuples.
 
     `loss` is the sum of all terms and the one value to call `backward` on; `terms` and `statistics` are for the log. `chunk` is the
     number of tokens whose logits existed at a time.
@@ -54,7 +54,7 @@ def fused_loss(
     *,
     vocabulary: int | None = None,
     chunk: int | None = None,
-) -> FusedLoss:
+) -> SummedLoss:
     """Σ over tokens of the loss's terms on z_S = h_S W_Sᵀ, z_T = h_T W_Tᵀ and z_SW = h_SW W_Tᵀ, chunk by chunk.
 
     Equal to `student @ head.T` and so on, the plain terms, and autograd; but no tensor [n, vocab] exists. The forward pass computes the
@@ -104,7 +104,21 @@ def fused_loss(
     total = torch.stack(list(sums.terms.values())).sum().to(dtype)
     if any(walk.wanted):
         total = _WithGradients.apply(total, gradients, walk, *learned)
-    return FusedLoss(total, {name: value.to(dtype) for name, value in sums.terms.items()}, sums.statistics, walk.chunk)
+    return SummedLoss(total, {name: value.to(dtype) for name, value in sums.terms.items()}, sums.statistics, walk.chunk)
+
+
+def plain_loss(loss: PlainTerms, targets: Int[Tensor, " n"], hidden: Hidden) -> SummedLoss:
+    """The same sums from the logits of all tokens at once, and autograd: what the fused loss is held against, for debugging."""
+    routes = hidden.routes()
+    terms = {name: values.sum() for name, values in loss.terms(routes, targets).items()}
+    with torch.no_grad():
+        statistics = loss.statistics(routes) if loss.statistics else {}
+    return SummedLoss(
+        torch.stack(list(terms.values())).sum(),
+        {name: value.detach() for name, value in terms.items()},
+        {name: values.sum() for name, values in statistics.items()},
+        len(targets),
+    )
 
 
 class _WithGradients(torch.autograd.Function):

@@ -6,6 +6,7 @@ from typing import ClassVar
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from switchkd.losses import ChunkLoss, PlainTerms
 from switchkd.types import Need, Routes
 
 #: Named values in nats, one for each answer token.
@@ -33,3 +34,7 @@ class Method(ABC):
     def statistics(self, routes: Routes) -> Terms:
         """What else is worth a line in the log, per answer token; not part of the loss."""
         return {}
+
+    def chunk_loss(self) -> ChunkLoss:
+        """The same for the fused loss. A method whose gradients are written out returns them here; for the others autograd finds them."""
+        return PlainTerms(self.terms, self.statistics)

@@ -6,7 +6,7 @@ from typing import ClassVar
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from switchkd.losses import cross_entropy, dbild, knee
+from switchkd.losses import CrossEntropyDBiLD, cross_entropy, dbild, knee
 from switchkd.methods.base import Method, Terms
 from switchkd.types import Need, Routes
 
@@ -57,5 +57,13 @@ class SwitchKD(Method):
 
     def statistics(self, routes: Routes) -> Terms:
         """The knee k of each leader: a k stuck at `min_k` means that almost no logits are compared."""
-        leaders: list[Need] = ["teacher", "student", "switch"] if self.switch else ["teacher", "student"]
-        return {f"knee_{who}": knee(routes[who], window=self.window, min_k=self.min_k).float() for who in leaders}
+        weights: dict[Need, float] = {"teacher": 1, "student": self.align, "switch": self.switch}
+        return {
+            f"knee_{who}": knee(routes[who], window=self.window, min_k=self.min_k).float()
+            for who, weight in weights.items()
+            if weight
+        }
+
+    def chunk_loss(self) -> CrossEntropyDBiLD:
+        """The same terms and statistics, every gradient written out."""
+        return CrossEntropyDBiLD(self.align, self.switch, self.temperature, self.window, self.min_k)

@@ -60,7 +60,7 @@ class Pair(nn.Module):
             teacher=self._teacher(batch) if "teacher" in needs else None,
             switch=self._switch(seen, batch) if "switch" in needs else None,
             student_head=self.student.head,
-            teacher_head=None if self.teacher is None else self.teacher.head,
+            teacher_head=self.teacher.head if self.teacher is not None and needs & {"teacher", "switch"} else None,
             vocabulary=self.vocabulary,
         )
         return hidden.routes() if finish is None else finish(hidden)

@@ -106,6 +106,8 @@ class Train:
     bf16: bool = False
     fp16: bool = False
     gradient_checkpointing: bool = False
+    #: `fused` holds the logits of some tokens at a time; `plain` all of them, for debugging. They give the same numbers.
+    loss: Literal["fused", "plain"] = "fused"
     seed: int = 42
     logging_steps: int = 10
     save_steps: int = 500

@@ -71,6 +71,7 @@ def fit(opened: OpenStage) -> None:
         opened.pair,
         opened.method,
         arguments(opened),
+        loss=opened.session.recipe.train.loss,
         processor=opened.session.processor,
         card=_card(opened),
         train_dataset=opened.rows,

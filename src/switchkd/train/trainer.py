@@ -1,16 +1,20 @@
 """A thin `transformers.Trainer`: the loss, the log, and what a checkpoint holds. Everything else is the Trainer's own."""
 
-from typing import Any
+import logging
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from transformers import ProcessorMixin, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
 
+from switchkd.losses import PlainTerms, SummedLoss, fused_loss, plain_loss
 from switchkd.methods import Method
 from switchkd.models import Pair
 from switchkd.train import checkpoint
-from switchkd.types import Batch, answer_targets
+from switchkd.types import Batch, Hidden, answer_targets
+
+_log = logging.getLogger(__name__)
 
 
 class DistillationTrainer(Trainer):
@@ -23,6 +27,7 @@ class DistillationTrainer(Trainer):
         pair: student and frozen teacher.
         method: whose terms are summed.
         args: the Trainer's arguments.
+        loss: `fused` walks the answer tokens in chunks; `plain` makes all logits at once, for debugging.
         processor: saved with every checkpoint.
         card: the text of the model card of every checkpoint.
         kwargs: passed on to `transformers.Trainer`.
@@ -34,6 +39,7 @@ class DistillationTrainer(Trainer):
         method: Method,
         args: TrainingArguments,
         *,
+        loss: Literal["fused", "plain"] = "fused",
         processor: ProcessorMixin,
         card: str,
         **kwargs: Any,
@@ -42,11 +48,13 @@ class DistillationTrainer(Trainer):
         super().__init__(model=pair, args=args, callbacks=callbacks, **kwargs)
         self.pair = pair
         self.method = method
+        self.loss = loss
         self.processor = processor
         self.card = card
         self._run = str(args.output_dir)
         self._staging: str | None = None
         self._sums: dict[str, Tensor] = {}
+        self._told = False
 
     # ---- loss
 
@@ -62,35 +70,44 @@ class DistillationTrainer(Trainer):
             raise ValueError(
                 f"step {self.state.global_step}: the global batch has no answer token, so there is nothing to learn from"
             )
-        routes = model(inputs, self.method.needs)
-        terms = {
-            name: values.sum() for name, values in self.method.terms(routes, answer_targets(inputs["labels"])).items()
-        }
-        loss = torch.stack(list(terms.values())).sum() / num_items_in_batch
-        if not torch.isfinite(loss):
-            found = ", ".join(f"{name} {value.item():.4g}" for name, value in terms.items())
+        targets = answer_targets(inputs["labels"])
+        sums: SummedLoss = model(inputs, self.method.needs, lambda hidden: self._sum(hidden, targets))
+        if not torch.isfinite(sums.loss):
+            found = ", ".join(f"{name} {value.item():.4g}" for name, value in sums.terms.items())
             raise FloatingPointError(
                 f"step {self.state.global_step}: the loss is not finite ({found}); stopped before the update"
             )
-        self._record(terms, routes.student.shape[0])
-        if (self.state.global_step + 1) % self.args.logging_steps == 0:
-            with torch.no_grad():
-                statistics = self.method.statistics(routes)
-            for name, values in statistics.items():
-                self._add(name, values.sum(), values.numel())
-        # DDP averages gradients over ranks; the division above is already global
-        loss = loss * self.accelerator.num_processes
-        return (loss, routes) if return_outputs else loss
+        self._record(sums, len(targets))
+        # DDP averages gradients over ranks; the division here is already global
+        loss = sums.loss / num_items_in_batch * self.accelerator.num_processes
+        return (loss, sums) if return_outputs else loss
+
+    def _sum(self, hidden: Hidden, targets: Tensor) -> SummedLoss:
+        """The method's terms, from hidden states to sums over the answer tokens."""
+        if self.loss == "plain":
+            return plain_loss(PlainTerms(self.method.terms, self.method.statistics), targets, hidden)
+        return fused_loss(
+            self.method.chunk_loss(),
+            targets,
+            hidden.student,
+            hidden.student_head,
+            hidden.teacher,
+            hidden.switch,
+            hidden.teacher_head,
+            vocabulary=hidden.vocabulary,
+        )
 
     # ---- log
 
-    def _record(self, terms: dict[str, Tensor], tokens: int) -> None:
-        for name, value in terms.items():
-            self._add(name, value.detach(), tokens)
-
-    def _add(self, name: str, total: Tensor, tokens: int) -> None:
-        entry = torch.stack([total.double(), total.new_full((), tokens, dtype=torch.float64)])
-        self._sums[name] = self._sums.get(name, 0) + entry
+    def _record(self, sums: SummedLoss, tokens: int) -> None:
+        if not self._told and self.is_world_process_zero():
+            _log.info(
+                "%s loss: logits of %d answer tokens at a time, of %d in the first batch", self.loss, sums.chunk, tokens
+            )
+        self._told = True
+        for name, total in {**sums.terms, **sums.statistics}.items():
+            entry = torch.stack([total.double(), total.new_full((), tokens, dtype=torch.float64)])
+            self._sums[name] = self._sums.get(name, 0) + entry
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add to each log line every term and statistic as its mean over the answer tokens since the last line, in nats."""

@@ -1,0 +1,99 @@
+"""The fused loss in training: the numbers of the plain one, whatever the method, precision and head."""
+
+import logging
+
+import pytest
+import torch
+from tiny_models import tiny_llava
+from train.steps import make_trainer, read_metrics, rows
+
+from switchkd.losses import ChunkLoss, CrossEntropyDBiLD
+from switchkd.methods import KD, METHODS, SFT, BiLD, SwitchKD
+from switchkd.models import Pathway
+
+CASES = [SFT(), KD(), KD(beta=0.5, temperature=2.0), BiLD(), SwitchKD(window=32), SwitchKD(align=0.0, window=None)]
+
+
+def test_every_method_is_compared():
+    assert {type(method) for method in CASES} == set(METHODS.values())
+
+
+def trained(output, **settings):
+    """The log of three steps, and the student they leave."""
+    trainer = make_trainer(output, **settings)
+    trainer.train()
+    timed = {"train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos"}
+    lines = [{k: v for k, v in line.items() if k not in timed} for line in read_metrics(output)]
+    return lines, trainer.pair.student.state_dict()
+
+
+def assert_same(one, other):
+    for a, b in zip(one[0], other[0], strict=True):
+        assert a == pytest.approx(b, rel=0, abs=1e-6)  # the Trainer keeps the loss in float32
+    for name, value in one[1].items():
+        torch.testing.assert_close(value, other[1][name], rtol=0, atol=1e-9, msg=name)
+
+
+@pytest.mark.parametrize("method", CASES, ids=str)
+def test_fused_and_plain_train_alike(method, tmp_path):
+    fused, plain = (trained(tmp_path / loss, method=method, loss=loss) for loss in ("fused", "plain"))
+    assert_same(fused, plain)
+    expected = {"sft": 1, "kd": 2, "bild": 2, "switch_kd": 6 if "align=1" in str(method) else 4}[method.name]
+    bookkeeping = {"step", "loss", "grad_norm", "learning_rate", "epoch", "answer_tokens"}
+    assert len(set(fused[0][0]) - bookkeeping) == expected
+
+
+def test_accumulated_and_tied(tmp_path):
+    runs = []
+    for loss, batch_size, accumulation in (("fused", 4, 1), ("fused", 1, 4), ("plain", 4, 1)):
+        model = tiny_llava(seed=2, tied=True).double()
+        assert model.lm_head.weight is model.model.language_model.embed_tokens.weight
+        student = Pathway(model)
+        student.train_only(("vision", "projector", "language"))
+        output = tmp_path / f"{loss}-{accumulation}"
+        runs.append(trained(output, student=student, loss=loss, batch_size=batch_size, accumulation=accumulation))
+    assert_same(runs[0], runs[1])
+    assert_same(runs[0], runs[2])
+
+
+def float32(output, **settings):
+    """A trainer on float32 models and pixels."""
+    student = Pathway(tiny_llava(seed=2))
+    student.train_only(("vision", "projector", "language"))
+    data = [{**row, "pixels": None if row["pixels"] is None else row["pixels"].float()} for row in rows()]
+    trainer = make_trainer(output, student=student, data=data, bf16=True, **settings)
+    trainer.pair.teacher.float()
+    return trainer
+
+
+def test_under_bf16_the_logits_stay_float32_and_the_losses_equal(tmp_path):
+    seen = []
+
+    class Watched(SwitchKD):
+        def chunk_loss(self):
+            return Watch(super().chunk_loss())
+
+    class Watch(ChunkLoss):
+        def __init__(self, inner: CrossEntropyDBiLD):
+            self.inner = inner
+
+        def __call__(self, logits, targets, **asked):
+            seen.append(
+                (logits.student.dtype, logits.teacher.dtype, logits.switch.dtype, torch.is_autocast_enabled("cpu"))
+            )
+            return self.inner(logits, targets, **asked)
+
+    float32(tmp_path / "fused", method=Watched(window=32)).train()
+    assert set(seen) == {(torch.float32, torch.float32, torch.float32, False)}
+    float32(tmp_path / "plain", method=SwitchKD(window=32), loss="plain").train()
+    for a, b in zip(*(read_metrics(tmp_path / loss) for loss in ("fused", "plain")), strict=True):
+        for name in ("loss", "ce", "align", "switch", "knee_teacher"):
+            assert a[name] == pytest.approx(b[name], rel=0, abs=1e-3 * abs(b[name])), name
+
+
+def test_the_chunk_is_told_once(tmp_path, caplog):
+    with caplog.at_level(logging.INFO, "switchkd"):
+        trained(tmp_path)
+    (line,) = [record.getMessage() for record in caplog.records if "answer tokens" in record.getMessage()]
+    tokens = int(read_metrics(tmp_path)[0]["answer_tokens"])
+    assert line == f"fused loss: logits of {tokens} answer tokens at a time, of {tokens} in the first batch"
