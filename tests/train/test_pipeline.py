@@ -14,6 +14,7 @@ from transformers import AutoModelForImageTextToText
 
 from switchkd import pipeline
 from switchkd.doctor import examine
+from switchkd.methods import METHODS
 from switchkd.train.recipe import load_recipe
 
 
@@ -119,6 +120,26 @@ def test_output_of_another_recipe_is_refused(files, finished):
         pipeline.run(load_recipe(files / "recipe.yaml"), resume=False)
     with pytest.raises(ValueError, match="is not empty and not a run of switchkd"):
         pipeline.run(load_recipe(files / "recipe.yaml", ["--train.output", str(files / "data")]))
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_fused_and_plain_loss_give_the_same_run(fresh, method):
+    here, flags = fresh
+    text = (here / "recipe.yaml").read_text().replace("name: switch_kd, window: 32", f"name: {method}")
+    (here / "recipe.yaml").write_text(text[: text.index("evaluate:")])
+    found = []
+    for loss in ("fused", "plain"):
+        output = here / loss
+        settings = ["--train.loss", loss, "--train.max_steps", "3", "--train.logging_steps", "1"]
+        pipeline.run(load_recipe(here / "recipe.yaml", [*flags[:6], "--train.output", str(output), *settings]))
+        lines = map(json.loads, (output / "1-train" / "metrics.jsonl").read_text().splitlines())
+        # the norm is twenty times larger than a loss; in float64 it is compared in test_trainer_loss.py
+        left_out = {"grad_norm", "train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos"}
+        found.append([{key: line[key] for key in line.keys() - left_out} for line in lines])
+    fused, plain = found
+    assert len(fused) == 4  # three steps, and the end
+    for one, other in zip(fused, plain, strict=True):
+        assert one == pytest.approx(other, rel=0, abs=1e-5)
 
 
 def test_stages_hand_the_student_on_and_resume(fresh):

@@ -2,14 +2,12 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from tiny_models import tiny_llava
+from train.ranks import run_on_two_ranks
 from train.steps import collate, make_trainer, read_metrics, rows, train
 
 from switchkd.losses import cross_entropy, dbild
@@ -44,20 +42,7 @@ def test_accumulation_is_the_same_step(whole, tmp_path):
 
 
 def test_two_processes_are_the_same_step(whole, tmp_path):
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(sys.path),
-        "OMP_NUM_THREADS": "1",
-        "ACCELERATE_USE_CPU": "true",
-    }
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*command, str(Path(__file__).with_name("steps.py")), str(tmp_path), "2", "1"],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_on_two_ranks("steps.py", tmp_path, 2, 1)
     assert_same_run(whole, tmp_path)
 
 

@@ -5,6 +5,8 @@ import logging
 import pytest
 import torch
 from tiny_models import tiny_llava
+from train import sharded
+from train.ranks import run_on_two_ranks
 from train.steps import make_trainer, read_metrics, rows
 
 from switchkd.losses import ChunkLoss, CrossEntropyDBiLD
@@ -97,3 +99,18 @@ def test_the_chunk_is_told_once(tmp_path, caplog):
     (line,) = [record.getMessage() for record in caplog.records if "answer tokens" in record.getMessage()]
     tokens = int(read_metrics(tmp_path)[0]["answer_tokens"])
     assert line == f"fused loss: logits of {tokens} answer tokens at a time, of {tokens} in the first batch"
+
+
+def test_sharded_over_two_ranks_the_loss_and_every_gradient_are_those_of_one_process(tmp_path):
+    run_on_two_ranks("sharded.py", tmp_path / "found.pt")
+    found = torch.load(tmp_path / "found.pt")
+    pair = sharded.make_pair()
+    alone = sharded.loss_of(pair, rows()[:4])
+    alone.loss.backward()
+    torch.testing.assert_close(found["loss"], alone.loss.detach(), rtol=0, atol=1e-10)
+    expected = sharded.gradients(pair)
+    assert found["gradients"].keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found["gradients"][name], gradient, rtol=0, atol=1e-10, msg=name)
+    assert "the student's head is sharded (DTensor)" in found["refusal"]
+    assert "leave the head to FSDP's root" in found["refusal"]

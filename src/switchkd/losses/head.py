@@ -42,8 +42,8 @@ def check_head(name: str, head: Head, hidden: Tensor) -> None:
     weight, bias, softcap = head
     if any(isinstance(x, DTensor) for x in (weight, bias, hidden)):
         raise TypeError(
-            f"{name} is sharded (DTensor), and the fused loss needs it whole: keep the head out of FSDP's sharding, call the loss where "
-            "it is gathered, or use the plain loss"
+            f"{name} is sharded (DTensor), and the loss needs it whole: leave the head to FSDP's root, which gathers it for the pair's "
+            "forward, instead of wrapping it by itself"
         )
     if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
         raise ValueError(
