@@ -18,11 +18,24 @@ ALLOWED = {
     "world": set(),
     "methods": {"losses"},
     "evaluate": {"models", "data"},
+    "convert": {"models", "data"},
     "train": {"methods", "models", "losses", "data"},
     "doctor": {"train", "methods", "models", "data", "losses"},
     "pipeline": {"doctor", "evaluate", "train"},
     "demo": {"pipeline", "evaluate", "report", "train", "methods", "world"},
-    "cli": {"demo", "pipeline", "doctor", "evaluate", "report", "train", "methods", "models", "data", "world"},
+    "cli": {
+        "convert",
+        "demo",
+        "pipeline",
+        "doctor",
+        "evaluate",
+        "report",
+        "train",
+        "methods",
+        "models",
+        "data",
+        "world",
+    },
 }
 
 

@@ -1,4 +1,4 @@
-"""The command line: `switchkd demo | train | evaluate | chat | doctor | models`.
+"""The command line: `switchkd demo | train | evaluate | chat | doctor | convert | models`.
 
 A verb is a dataclass: its fields are its arguments, `run` is what it does. What a verb needs is imported when it runs, so
 that `--help` is quick. Exit codes: 0 done, 1 failed, 2 the command or its recipe cannot be understood, 130 interrupted.
@@ -188,6 +188,34 @@ class Doctor(Verb):
 
 
 @dataclass(frozen=True)
+class Convert(Verb):
+    """Turn a TinyLLaVA Factory checkpoint into a Hugging Face LLaVA, or a LLaVA into a TinyLLaVA checkpoint.
+
+    The weights stay the same, byte for byte, and so do the logits.
+
+    Example: switchkd convert checkpoints/TinyLLaVA-Qwen2.5-3B-SigLIP checkpoints/tinyllava-3b
+
+    Example: switchkd convert runs/mine/student exported --language Qwen/Qwen2.5-0.5B --vision google/siglip-so400m-patch14-384
+    """
+
+    #: A checkpoint directory, or a name on the Hugging Face hub; its config says which of the two formats it has.
+    source: Annotated[Positional[str], arg(metavar="MODEL")]
+    #: A new directory.
+    target: Annotated[Positional[Path], arg(metavar="OUTPUT")]
+    #: For TinyLLaVA's config, the hub name of the language model; a converted checkpoint remembers its own.
+    language: str | None = None
+    #: The hub name of the vision encoder, likewise.
+    vision: str | None = None
+
+    def run(self, fields: Sequence[str]) -> int:
+        """Convert."""
+        from switchkd.convert import convert
+
+        _say(convert(self.source, self.target, language=self.language, vision=self.vision))
+        return 0
+
+
+@dataclass(frozen=True)
 class Models(Verb):
     """List the model families that can be distilled.
 
@@ -208,7 +236,7 @@ class Models(Verb):
         return 0
 
 
-VERBS: tuple[type[Verb], ...] = (Demo, Train, Evaluate, Chat, Doctor, Models)
+VERBS: tuple[type[Verb], ...] = (Demo, Train, Evaluate, Chat, Doctor, Convert, Models)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

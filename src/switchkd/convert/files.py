@@ -1,0 +1,146 @@
+"""Weights from disk, and directories that are written completely or not at all."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel
+
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+
+
+def has_weights(directory: Path) -> bool:
+    """Whether the directory itself holds a model's weights, in one file or in shards."""
+    return any((directory / f"{name}{index}").exists() for name in _WEIGHTS for index in ("", ".index.json"))
+
+
+def read_weights(directory: Path) -> dict[str, Tensor]:
+    """All tensors of `model.safetensors`, its shards, or `pytorch_model.bin`, by name.
+
+    A `.bin` is a pickle: it is opened for tensors only (`weights_only`), so nothing in it can run.
+
+    Raises:
+        ValueError: if there are no weights, a shard is missing, or a pickle holds anything but tensors.
+    """
+    for name in _WEIGHTS:
+        whole, index = directory / name, directory / f"{name}.index.json"
+        if whole.exists():
+            return _read_file(whole)
+        if index.exists():
+            return _read_shards(index)
+    raise ValueError(f"{directory} holds no weights: looked for {', '.join(_WEIGHTS)} and their index files")
+
+
+def _read_file(file: Path) -> dict[str, Tensor]:
+    if file.suffix == ".safetensors":
+        return load_file(file)
+    try:
+        tensors = torch.load(file, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError) as error:
+        first = str(error).splitlines()[0]
+        raise ValueError(
+            f"{file}: not a pickle of plain tensors, so it is not opened ({first}); save it as safetensors"
+        ) from error
+    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
+        raise ValueError(f"{file}: expected a dictionary of tensors, found {type(tensors).__name__}")
+    return dict(tensors)
+
+
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    places: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    tensors: dict[str, Tensor] = {}
+    for shard in sorted(set(places.values())):
+        file = index.parent / shard
+        if Path(shard).name != shard or not file.is_file():
+            raise ValueError(f"{index} names the shard {shard}, which is no file beside it: fetch the checkpoint again")
+        tensors |= _read_file(file)
+    if absent := sorted(places.keys() - tensors.keys()):
+        raise ValueError(f"{index} names {len(absent)} tensors that no shard holds, {absent[0]} first")
+    return tensors
+
+
+def tensor_names(directory: Path) -> list[str]:
+    """The names in a directory's safetensors files, read from their headers alone."""
+    names: list[str] = []
+    for file in sorted(directory.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as opened:
+            names += opened.keys()
+    return names
+
+
+def fill(
+    architecture: type[PreTrainedModel],
+    config: PretrainedConfig,
+    tensors: dict[str, Tensor],
+    *,
+    called: Callable[[str], str] = str,
+) -> PreTrainedModel:
+    """A model with exactly these tensors as its weights, in their own precision; nothing is drawn at random or left over.
+
+    Args:
+        architecture: the model's class.
+        config: its config.
+        tensors: by the names of its state dict.
+        called: what errors call a tensor, where the user knows it by another name.
+
+    Raises:
+        ValueError: if names or shapes are not exactly those of the architecture; a head that is tied to the embeddings may be absent, or
+            present with equal values.
+    """
+    with torch.device("meta"):
+        model = architecture(config)
+    tensors = dict(tensors)
+    expected = {name: value.shape for name, value in model.state_dict().items()}
+    for tied, other in (model.all_tied_weights_keys or {}).items():
+        del expected[tied]
+        if tied in tensors and other in tensors and not torch.equal(tensors.pop(tied), tensors[other]):
+            raise ValueError(
+                f"the config ties {called(tied)} to {called(other)}, but their values differ: set tie_word_embeddings to false in it"
+            )
+    missing, unexpected = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
+    if missing or unexpected:
+        found = [
+            f"{len(names)} {kind} ({', '.join(map(called, names[:3]))}{', …' if len(names) > 3 else ''})"
+            for kind, names in (("missing", missing), ("unexpected", unexpected))
+            if names
+        ]
+        raise ValueError(
+            f"{len(tensors)} tensors where a {config.model_type} of this config has {len(expected)}: {', '.join(found)}. "
+            "Config and weights belong to different models"
+        )
+    for name, shape in expected.items():
+        if tensors[name].shape != shape:
+            raise ValueError(
+                f"{called(name)} is {list(tensors[name].shape)} in the weights and {list(shape)} in the config"
+            )
+    model.load_state_dict(tensors, assign=True, strict=False)
+    model.tie_weights()
+    return model.eval()
+
+
+@contextmanager
+def complete_or_nothing(directory: Path) -> Iterator[Path]:
+    """A folder to write into that becomes `directory` when the block ends, and vanishes if it raises.
+
+    Raises:
+        ValueError: if `directory` is there and not empty.
+    """
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise ValueError(f"{directory} already exists: choose another folder, or remove it")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    partial = directory.parent / f".{directory.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        os.replace(partial, directory)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
