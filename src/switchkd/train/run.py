@@ -117,6 +117,7 @@ def arguments(opened: OpenStage) -> TrainingArguments:
         logging_nan_inf_filter=False,
         # a micro-batch without an image leaves the vision encoder without a gradient on that rank
         ddp_find_unused_parameters=True,
+        use_cpu=PartialState().device.type == "cpu",  # without it the Trainer refuses bf16 there
         dataloader_pin_memory=opened.pair.student.model.device.type == "cuda",
         **values,
     )

@@ -57,7 +57,7 @@ def open_session(recipe: Recipe) -> Session:
         settings = recipe.student.lora
         lora.add(student, r=settings.r, alpha=settings.alpha, dropout=settings.dropout)
     if recipe.train.gradient_checkpointing:
-        student.model.gradient_checkpointing_enable({"use_reentrant": False})
+        student.model.activation_checkpointing_enable({"use_reentrant": False})
     teacher = None
     if any("teacher" in stage.method.needs for stage in recipe.resolved_stages() if stage.method):
         assert recipe.teacher is not None  # the recipe has checked it

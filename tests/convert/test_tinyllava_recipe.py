@@ -1,0 +1,69 @@
+"""The TinyLLaVA recipe as it is shipped, on tiny models of the same structure: every stage takes a step, and the student goes back."""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from convert.tinyllava_files import Reference
+from safetensors.torch import load_file
+from train.run_files import write_data
+
+from switchkd import cli
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "tinyllava-0.5b-from-3b.yaml"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tinyllava")
+    for name, reference in {
+        "teacher": Reference(hidden=48, seed=1, dtype=torch.bfloat16),
+        "student": Reference(seed=2),
+    }.items():
+        reference.write(folder / f"{name}-tinyllava")
+        assert cli.main(["convert", str(folder / f"{name}-tinyllava"), str(folder / name)]) == 0
+    write_data(folder / "data.json", 8)
+    changes = {
+        "teacher.path": folder / "teacher", "student.path": folder / "student", "train.output": folder / "run",
+        "data.train": folder / "data.json", "stages.0.data": folder / "data.json", "train.max_steps": 1,
+        "train.per_device_train_batch_size": 2, "stages.0.per_device_train_batch_size": 2, "train.dataloader_num_workers": 0,
+        "train.logging_steps": 1, "train.warmup_ratio": 0,  # whose first step has a rate of zero
+    }  # fmt: skip
+    flags = [str(word) for name, value in changes.items() for word in (f"--{name}", value)]
+    assert cli.main(["train", str(RECIPE), *flags]) == 0
+    return folder
+
+
+def test_every_stage_trains_its_parts_with_its_method(trained):
+    weights = [load_file(trained / "student" / "model.safetensors")]
+    lines = []
+    for stage in ("1-dpt", "2-sft", "3-dft"):
+        weights.append(load_file(trained / "run" / stage / "checkpoint-1" / "model.safetensors"))
+        lines.append(json.loads((trained / "run" / stage / "metrics.jsonl").read_text().splitlines()[0]))
+    moved = [
+        {name.split(".")[0] for name in after if not torch.equal(before[name], after[name])}
+        for before, after in pairwise(weights)
+    ]
+    assert moved == [
+        {"multi_modal_projector"},
+        {"multi_modal_projector", "language_model"},
+        {"multi_modal_projector", "language_model", "vision_tower"},
+    ]
+    assert [{"ce", "align", "switch"} & line.keys() for line in lines] == [
+        {"ce", "align"},
+        {"ce"},
+        {"ce", "align", "switch"},
+    ]
+    assert all(torch.isfinite(torch.tensor(line["loss"])) for line in lines)
+
+
+def test_the_trained_student_goes_back_to_tinyllava(trained, tmp_path):
+    assert cli.main(["convert", str(trained / "run" / "student"), str(tmp_path / "back")]) == 0
+    before, after = (
+        load_file(folder / "model.safetensors") for folder in (trained / "student-tinyllava", tmp_path / "back")
+    )
+    assert before.keys() == after.keys()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert json.loads((tmp_path / "back" / "config.json").read_text())["llm_model_name_or_path"] == "Qwen/Qwen2.5-0.5B"
