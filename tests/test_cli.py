@@ -143,7 +143,8 @@ def test_models_lists_every_family(capsys):
     from switchkd.models.families import FAMILIES
 
     assert run("models") == 0
-    assert all(model_type in capsys.readouterr().out for model_type in FAMILIES)
+    out = capsys.readouterr().out
+    assert all(model_type in out for model_type in FAMILIES)
 
 
 def test_evaluate_prints_a_table_and_writes_the_results(student, data, capsys, tmp_path, monkeypatch):

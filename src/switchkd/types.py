@@ -1,7 +1,7 @@
 """What travels between the parts of the project: a batch on the way in, routes on the way out."""
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,8 +25,28 @@ class Batch(TypedDict):
     input_ids: Int[Tensor, "batch sequence"]
     attention_mask: Int[Tensor, "batch sequence"]
     labels: Int[Tensor, "batch sequence"]
-    #: All images of the batch in the order of their placeholders; absent where no row has an image.
-    pixel_values: NotRequired[Float[Tensor, "images channels height width"]]
+    #: All images of the batch in the order of their placeholders, as the family's image processor cuts them; absent where no row has one.
+    pixel_values: NotRequired[Float[Tensor, "..."]]
+    #: What else image processors make: the families say in `models/families` which of these they take.
+    pixel_attention_mask: NotRequired[Int[Tensor, "rows tiles height width"]]
+    image_sizes: NotRequired[Int[Tensor, "images 2"]]
+    image_grid_thw: NotRequired[Int[Tensor, "images 3"]]
+    #: How many images each row that has images has.
+    batch_num_images: NotRequired[Int[Tensor, " rows"]]
+    #: What positions and attention masks of some language models depend on.
+    mm_token_type_ids: NotRequired[Int[Tensor, "batch sequence"]]
+    token_type_ids: NotRequired[Int[Tensor, "batch sequence"]]
+    #: The same conversations and answers as the teacher's own processor and template give them; absent where both models read the same.
+    teacher: NotRequired["Batch"]
+
+
+def to_device(batch: Batch, device: torch.device | str) -> Batch:
+    """The batch, and the teacher's in it, on `device`."""
+    moved: Any = {
+        name: to_device(cast(Batch, value), device) if isinstance(value, dict) else cast(Tensor, value).to(device)
+        for name, value in batch.items()
+    }
+    return moved
 
 
 def answer_positions(labels: Int[Tensor, "batch sequence"]) -> Bool[Tensor, "batch sequence"]:

@@ -98,7 +98,7 @@ def check_fit(student: Pathway, teacher: Pathway | None, needs: frozenset[Need])
                 "are compared one to one, so choose a student with the teacher's"
             )
     if "switch" in needs:
-        vision = [parameter for module in student.part("vision") for parameter in module.parameters()]
+        vision = student.part_parameters("vision").values()
         if not any(parameter.requires_grad for parameter in vision):
             raise ValueError(
                 f"the student's vision encoder is frozen (0 of {sum(p.numel() for p in vision)} parameters train) and the switch "

@@ -3,13 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from switchkd.models.families import family_of
 from switchkd.models.families.base import Features
-from switchkd.types import Batch, Head, answer_positions
+from switchkd.types import Batch, Head, answer_positions, to_device
 
 
 class Pathway(nn.Module):
@@ -37,8 +38,11 @@ class Pathway(nn.Module):
         outputs = self.model.model(
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
-            mm_encoder_outputs=None if features is None else {"image": self.family.project(self.model, features)},
+            mm_encoder_outputs=None
+            if features is None
+            else {"image": self.family.project(self.model, features, batch)},
             use_cache=False,
+            **self.family.beside(batch),
         )
         return outputs.last_hidden_state[answer_positions(batch["labels"])]
 
@@ -56,18 +60,53 @@ class Pathway(nn.Module):
         """The modules of `vision`, `projector` or `language`."""
         return self.family.part(self.model, name)
 
+    def part_parameters(self, name: str) -> dict[str, nn.Parameter]:
+        """The parameters of `vision`, `projector` or `language`, by their names in the model."""
+        return self.family.parameters(self.model, name)
+
     def train_only(self, parts: tuple[str, ...]) -> None:
         """Let the named parts learn and freeze the rest; vision parameters that feed nothing stay frozen."""
         if unknown := set(parts) - set(self.family.parts):
             raise ValueError(f"unknown parts {sorted(unknown)}; a model has {', '.join(self.family.parts)}")
         self.model.requires_grad_(False)
         for name in parts:
-            parameters = {key: p for module in self.part(name) for key, p in module.named_parameters()}
+            parameters = self.part_parameters(name)
             adapters = {key: p for key, p in parameters.items() if ".lora_" in key}
             for parameter in (adapters or parameters).values():  # what adapters sit on stays frozen
                 parameter.requires_grad_(True)
-        for parameter in self.family.blind_parameters(self.model):
+        for parameter in self.blind_parameters().values():
             parameter.requires_grad_(False)
+
+    def blind_parameters(self) -> dict[str, nn.Parameter]:
+        """Trainable vision parameters that do not feed V(x): layers above the feature layer, say. Found by looking at a blank image.
+
+        They never receive a gradient, so DDP would wait for them.
+        """
+        trainable = {name: p for name, p in self.part_parameters("vision").items() if p.requires_grad}
+        if not trainable:
+            return {}
+        blank = to_device(self.family.blank(self.model.config), next(iter(trainable.values())).device)
+        training = self.model.training
+        self.model.eval()  # no dropout, no checkpointing
+        with torch.enable_grad():
+            feeding = _leaves(self.family.see(self.model, blank))
+        self.model.train(training)
+        return {name: p for name, p in trainable.items() if id(p) not in feeding}
+
+
+def _leaves(output: Tensor) -> set[int]:
+    """The ids of the leaves of the graph that made `output`."""
+    leaves = set()
+    known, pending = set(), [output.grad_fn]
+    while pending:
+        node = pending.pop()
+        if node is None or node in known:
+            continue
+        known.add(node)
+        if isinstance(leaf := getattr(node, "variable", None), Tensor):  # an AccumulateGrad
+            leaves.add(id(leaf))
+        pending += [parent for parent, _ in node.next_functions]
+    return leaves
 
 
 def load_pathway(path_or_model: str | Path | PreTrainedModel, *, dtype: str = "auto") -> Pathway:

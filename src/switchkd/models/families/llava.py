@@ -1,83 +1,120 @@
-"""LLaVA 1.5 and its kin, TinyLLaVA among them: CLIP or SigLIP vision, an MLP projector, Llama or Qwen2 language."""
+"""LLaVA 1.5 and its kin, TinyLLaVA among them; LLaVA-NeXT and LLaVA-OneVision, which cut an image into tiles."""
 
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
-from switchkd.models.families.base import Family, Features
+from switchkd.models.families.base import Family, one
 from switchkd.types import Batch
 
-VISION = ("clip_vision_model", "siglip_vision_model")
-LANGUAGE = ("llama", "qwen2")
+PARTS = {
+    "vision": ("model.vision_tower",),
+    "projector": ("model.multi_modal_projector",),
+    "language": ("model.language_model", "lm_head"),
+}
+#: The vector at the end of each row of tiles has the language model's width: it belongs to the projector.
+WITH_NEWLINE = PARTS | {"projector": ("model.multi_modal_projector", "model.image_newline")}
 
 
 class Llava(Family):
-    """`LlavaForConditionalGeneration`: V is the tower up to `vision_feature_layer`, P the two-layer MLP behind it."""
+    """V is the vision tower up to `vision_feature_layer`, P the two-layer MLP behind it."""
 
-    model_type: ClassVar[str] = "llava"
-    parts: ClassVar[dict[str, tuple[str, ...]]] = {
-        "vision": ("model.vision_tower",),
-        "projector": ("model.multi_modal_projector",),
-        "language": ("model.language_model", "lm_head"),
-    }
-    summary: ClassVar[str] = "LlavaForConditionalGeneration · vision CLIP, SigLIP · language Llama, Qwen2"
-
-    def check(self, config: PretrainedConfig) -> None:
-        """Refuse towers and language models that the test suite does not cover."""
-        for part, known, found in (
-            ("vision encoder", VISION, config.vision_config.model_type),
-            ("language model", LANGUAGE, config.text_config.model_type),
-        ):
-            if found not in known:
-                raise ValueError(f"llava with {part} {found!r} has not been tested; supported: {', '.join(known)}")
-
-    def see(self, model: PreTrainedModel, batch: Batch) -> Features:
-        """The tower's hidden states at `vision_feature_layer`, without the first token where the strategy is `default`."""
-        config = model.config
-        pixels = batch["pixel_values"].to(model.model.vision_tower.dtype)
-        states = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states
-        layers = _feature_layers(config)
-        features = torch.cat([states[layer] for layer in layers], dim=-1)
-        return features[:, 1:] if config.vision_feature_select_strategy == "default" else features
-
-    def project(self, model: PreTrainedModel, features: Features) -> BaseModelOutputWithPooling:
-        """P(V(x)): one [tokens, hidden] tensor for each image."""
-        projector = model.model.multi_modal_projector
-        projected = projector(features.to(projector.linear_1.weight.dtype))
-        # a list, one entry per image, as `get_image_features` returns it
-        return BaseModelOutputWithPooling(pooler_output=cast(Any, list(projected)))
-
-    def blind_parameters(self, model: PreTrainedModel) -> list[nn.Parameter]:
-        """Layers above the feature layer, the final norm and SigLIP's pooling head: the features are taken before them."""
-        tower = model.model.vision_tower
-        depth = len(tower.encoder.layers)
-        used = max(layer % (depth + 1) for layer in _feature_layers(model.config))
-        above = [*tower.encoder.layers[used:], tower.post_layernorm]
-        if model.config.vision_config.model_type == "siglip_vision_model" and tower.use_head:
-            above.append(tower.head)
-        return [parameter for module in above for parameter in module.parameters()]
-
-    def geometry(self, config: PretrainedConfig) -> dict[str, int]:
-        """Sizes that teacher and student must share."""
+    def sizes(self, config: PretrainedConfig) -> dict[str, int]:
+        """Without the class token where the strategy is `default`."""
         vision = config.vision_config
-        tokens = (vision.image_size // vision.patch_size) ** 2
-        tokens += vision.model_type == "clip_vision_model"  # the class token
-        tokens -= config.vision_feature_select_strategy == "default"
+        side = one(vision.image_size) // one(vision.patch_size)
+        tokens = (
+            side**2 + (vision.model_type == "clip_vision_model") - (config.vision_feature_select_strategy == "default")
+        )
+        layers = 1 if isinstance(config.vision_feature_layer, int) else len(config.vision_feature_layer)
         return {
-            "feature width": vision.hidden_size * len(_feature_layers(config)),
-            "visual tokens per image": tokens,
-            "image size in pixels": vision.image_size,
-            "vocabulary rows": config.text_config.vocab_size,
-            "image token id": config.image_token_id,
+            "feature width": vision.hidden_size * layers,
+            self.counted: tokens,
+            "grid side": side,
+            "image size in pixels": one(vision.image_size),
         }
 
+    @property
+    def counted(self) -> str:
+        """What has a fixed number of visual tokens."""
+        return "visual tokens per image"
 
-def _feature_layers(config: PretrainedConfig) -> list[int]:
-    layer = config.vision_feature_layer
-    return [layer] if isinstance(layer, int) else list(layer)
+
+class Tiled(Llava):
+    """`pixel_values` is [images, tiles, …], padded; the projected tiles are put together to the image, with a newline after each row."""
+
+    @property
+    def counted(self) -> str:
+        """What has a fixed number of visual tokens."""
+        return "visual tokens per tile"
+
+    def split(self, config: PretrainedConfig, batch: Batch) -> list[int]:
+        """The number of tiles of each image."""
+        pinpoints, side = config.image_grid_pinpoints, config.vision_config.image_size
+        return [image_size_to_num_patches(size, pinpoints, side) for size in batch["image_sizes"]]
+
+    def tiles(self, config: PretrainedConfig, batch: Batch) -> int:
+        """Of all images."""
+        return sum(self.split(config, batch))
+
+    def blank(self, config: PretrainedConfig) -> Batch:
+        """One image of the size of a tile."""
+        side = config.vision_config.image_size
+        batch = cast(Batch, {"image_sizes": torch.tensor([[side, side]]), "batch_num_images": torch.tensor([1])})
+        batch["pixel_values"] = torch.ones(1, *self.split(config, batch), 3, side, side)
+        return batch
+
+    def pack(self, model: PreTrainedModel, projected: list[Tensor], batch: Batch) -> BaseModelOutputWithPooling:
+        """By the model's own packing."""
+        (only,) = projected
+        config = model.config
+        images, _ = model.model.pack_image_features(
+            torch.split(only, self.split(config, batch)),
+            batch["image_sizes"],
+            image_newline=model.model.image_newline,
+            **self.packing(config),
+        )
+        return BaseModelOutputWithPooling(pooler_output=cast(Any, images))
+
+    def packing(self, config: PretrainedConfig) -> dict[str, Any]:
+        """What else the model's packing takes."""
+        return {"vision_feature_select_strategy": config.vision_feature_select_strategy}
 
 
-LLAVA = Llava()
+class OneVision(Tiled):
+    """Only an image that is alone in its row is cut into tiles; too many tokens are interpolated away after the projector."""
+
+    def split(self, config: PretrainedConfig, batch: Batch) -> list[int]:
+        """The number of tiles of each image."""
+        alone = [n == 1 for n in batch["batch_num_images"].tolist() for _ in range(n)]
+        return [n if single else 1 for n, single in zip(super().split(config, batch), alone, strict=True)]
+
+    def packing(self, config: PretrainedConfig) -> dict[str, Any]:
+        """What else the model's packing takes."""
+        return {"vision_aspect_ratio": config.vision_aspect_ratio}
+
+
+LLAVA = Llava(
+    model_type="llava",
+    summary="LlavaForConditionalGeneration · vision CLIP, SigLIP · language Llama, Qwen2",
+    parts=PARTS,
+    tested={"vision_config": ("clip_vision_model", "siglip_vision_model"), "text_config": ("llama", "qwen2")},
+)
+LLAVA_NEXT = Tiled(
+    model_type="llava_next",
+    summary="LlavaNextForConditionalGeneration · vision CLIP · language Llama, Mistral · tiles",
+    parts=WITH_NEWLINE,
+    images=("pixel_values", "image_sizes"),
+    tested={"vision_config": ("clip_vision_model",), "text_config": ("llama", "mistral")},
+)
+LLAVA_ONEVISION = OneVision(
+    model_type="llava_onevision",
+    summary="LlavaOnevisionForConditionalGeneration · vision SigLIP · language Qwen2 · tiles",
+    parts=WITH_NEWLINE,
+    images=("pixel_values", "image_sizes", "batch_num_images"),
+    tested={"vision_config": ("siglip_vision_model",), "text_config": ("qwen2",)},
+)

@@ -1,0 +1,252 @@
+"""The family suite: everything that the project promises of a family, held against plain Hugging Face code on tiny random models.
+
+`pytest tests/models/test_families.py` runs it on every build of `tiny_families.BUILDS`; a new family is one more entry there.
+"""
+
+import copy
+import inspect
+
+import pytest
+import torch
+from tiny_families import BUILDS, batch_for, tiny
+from train.steps import NoProcessor
+from transformers import AutoModelForImageTextToText, TrainingArguments
+
+from switchkd.losses import dbild
+from switchkd.methods import SwitchKD
+from switchkd.models import Pair, Pathway
+from switchkd.models.families import FAMILIES
+from switchkd.train.trainer import DistillationTrainer
+from switchkd.types import IGNORE_INDEX
+
+ALL = frozenset({"student", "teacher", "switch"})
+TEXT_ONLY = [[], []]
+every_family = pytest.mark.parametrize("name", BUILDS)
+
+
+def plain_logits(model, batch):
+    """What the whole model says at the answer positions, written out by hand: the logits at t predict the token at t + 1."""
+    logits = model(**{key: value for key, value in batch.items() if key != "labels"}).logits
+    return logits[:, :-1][batch["labels"][:, 1:] != IGNORE_INDEX]
+
+
+def own_logits(pathway, batch):
+    return pathway.logits(pathway.say(pathway.see(batch), batch))
+
+
+def make_pair(name, *, train=("vision", "projector", "language")):
+    """Teacher and student with language models of different width and depth."""
+    student = Pathway(tiny(name, seed=2))
+    student.train_only(train)
+    return Pair(student, Pathway(tiny(name, hidden=32, depth=4, seed=1)), needs=ALL)
+
+
+def test_every_family_has_a_build():
+    assert {BUILDS[name].config(16, 1).model_type for name in BUILDS} == set(FAMILIES)
+
+
+@every_family
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+def test_logits_are_those_of_the_plain_model(name, padding_side):
+    model = tiny(name)
+    batch = batch_for(name, padding_side=padding_side)
+    expected = plain_logits(model, batch)
+    assert expected.std() > 0.5
+    torch.testing.assert_close(own_logits(Pathway(model), batch), expected, rtol=0, atol=1e-6)
+
+
+@every_family
+def test_logits_of_rows_without_images_are_those_of_the_plain_model(name):
+    model, batch = tiny(name), batch_for(name, sizes=TEXT_ONLY)
+    pathway = Pathway(model)
+    assert pathway.see(batch) is None
+    torch.testing.assert_close(own_logits(pathway, batch), plain_logits(model, batch), rtol=0, atol=1e-6)
+
+
+@every_family
+def test_the_images_reach_the_answers(name):
+    pathway = Pathway(tiny(name))
+    batch, other = batch_for(name), batch_for(name)
+    other["pixel_values"] = other["pixel_values"].flip(-1)
+    with_images = batch["labels"].shape[0] - 1  # the last row has none
+    ours, theirs = own_logits(pathway, batch), own_logits(pathway, other)
+    rows = (batch["labels"][:, 1:] != IGNORE_INDEX).nonzero()[:, 0]
+    changed = (ours - theirs).abs().amax(dim=1) > 1e-4
+    assert torch.equal(changed, rows < with_images)
+
+
+@every_family
+def test_teacher_equal_to_student_gives_the_switch_nothing_to_teach(name):
+    model = tiny(name)
+    student = Pathway(copy.deepcopy(model))
+    student.train_only(("vision", "projector", "language"))
+    routes = Pair(student, Pathway(model), needs=ALL).eval()(batch_for(name), ALL)
+    assert torch.equal(routes.switch, routes.teacher)
+    term = dbild(routes.switch, routes.teacher)
+    assert torch.equal(term, torch.zeros_like(term))
+
+
+@every_family
+def test_the_switch_is_the_teacher_with_the_vision_encoder_of_the_student(name):
+    pair = make_pair(name).double()
+    batch = batch_for(name)
+    chimera = copy.deepcopy(pair.teacher.model)
+    theirs = pair.teacher.family.parameters(chimera, "vision")
+    for key, parameter in pair.student.part_parameters("vision").items():
+        theirs[key].data.copy_(parameter)
+    torch.testing.assert_close(pair(batch, ALL).switch, plain_logits(chimera, batch), rtol=0, atol=1e-11)
+
+
+@every_family
+def test_the_switch_gradient_reaches_the_vision_encoder_and_nothing_else(name):
+    pair = make_pair(name).train()
+    routes = pair(batch_for(name), ALL)
+    dbild(routes.switch, routes.teacher).sum().backward()
+    tower = {id(p) for p in pair.student.part_parameters("vision").values() if p.requires_grad}
+    assert tower
+    for key, parameter in pair.named_parameters():
+        if id(parameter) in tower:
+            assert parameter.grad is not None, key
+            # softmax does not see a constant added to every key: its bias has no effect, whatever the loss
+            assert "k_proj.bias" in key or torch.count_nonzero(parameter.grad) > 0, key
+        else:
+            assert parameter.grad is None, key
+
+
+@every_family
+def test_parameters_that_stay_frozen_are_exactly_those_that_feed_nothing(name):
+    model = tiny(name)
+    for key, parameter in model.named_parameters():
+        parameter.requires_grad_(key != "lm_head.weight" and "text_model.lm_head" not in key)
+    plain_logits(model, batch_for(name)).square().sum().backward()
+    without = {key for key, p in model.named_parameters() if p.grad is None and p.requires_grad}
+    pathway = Pathway(model)
+    pathway.train_only(("vision", "projector", "language"))
+    frozen = {key for key, p in model.named_parameters() if not p.requires_grad}
+    assert frozen == without
+
+
+@every_family
+def test_the_parts_are_the_whole_model(name):
+    pathway = Pathway(tiny(name))
+    parts = [{id(p) for p in pathway.part_parameters(part).values()} for part in pathway.family.parts]
+    assert sum(map(len, parts)) == len(set().union(*parts))  # no parameter is in two
+    assert set().union(*parts) == {id(p) for p in pathway.model.parameters()}
+
+
+@every_family
+def test_geometry_says_what_features_and_maps_will_be(name):
+    pathway, batch = Pathway(tiny(name)), batch_for(name)
+    config, family = pathway.model.config, pathway.family
+    features = pathway.see(batch)
+    geometry = family.geometry(config)
+    assert features.shape[-1] == geometry["feature width"]
+    assert geometry["vocabulary rows"] == pathway.head.rows
+    assert geometry["image token id"] == 5
+    image_tokens = (batch["input_ids"] == 5).sum().item()
+    if "merge size" in geometry:
+        assert image_tokens * geometry["merge size"] ** 2 == len(features)
+    elif not name.startswith(("llava_next", "llava_onevision")):  # their packing adds newlines and leaves padding out
+        each = geometry.get("visual tokens per image") or geometry["visual tokens per tile"]
+        assert image_tokens == len(features) * each
+    maps = family.maps(config, features, batch)
+    assert [tuple(picture.shape[:2]) for picture in maps] == family.shapes(config, batch)
+    assert all(picture.shape[-1] == geometry["feature width"] for picture in maps)
+    assert torch.equal(family.unmaps(config, maps, batch), features)
+
+
+@every_family
+def test_gradient_checkpointing_changes_no_gradient(name):
+    def gradients(checkpointing):
+        pair = make_pair(name, train=("vision",)).double()
+        if checkpointing:
+            for model in (pair.student.model, pair.teacher.model):
+                model.activation_checkpointing_enable({"use_reentrant": False})
+        pair.train()
+        routes = pair(batch_for(name), ALL)
+        (routes.student.square().sum() + dbild(routes.switch, routes.teacher).sum()).backward()
+        return {key: p.grad for key, p in pair.student.part_parameters("vision").items() if p.requires_grad}
+
+    plain, checkpointed = gradients(False), gradients(True)
+    assert plain
+    for key, gradient in plain.items():
+        torch.testing.assert_close(checkpointed[key], gradient, rtol=1e-9, atol=1e-9, msg=key)
+
+
+@every_family
+def test_a_training_step_and_the_saved_student(name, tmp_path):
+    pair = make_pair(name)
+    before = {key: p.clone() for key, p in pair.named_parameters()}
+    batch = batch_for(name)
+    method = SwitchKD(window=32)
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path),
+        max_steps=1,
+        learning_rate=1e-2,
+        optim="sgd",
+        report_to="none",
+        save_strategy="no",
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    trainer = DistillationTrainer(
+        pair,
+        method,
+        arguments,
+        processor=NoProcessor(),
+        card="",
+        train_dataset=[{"row": 0}],
+        data_collator=lambda rows: batch,
+    )
+    trainer.train()
+    for key, parameter in pair.named_parameters():
+        if "k_proj.bias" not in key:  # without rotary positions it has no effect
+            assert torch.equal(parameter, before[key]) != parameter.requires_grad, key
+    trainer.save_model(str(tmp_path / "student"))
+    plain = AutoModelForImageTextToText.from_pretrained(tmp_path / "student").eval()
+    assert type(plain) is type(pair.student.model)
+    torch.testing.assert_close(plain_logits(plain, batch), own_logits(pair.student.eval(), batch), rtol=0, atol=1e-6)
+
+
+def test_the_maps_of_qwen_are_pictures():
+    """Held against patches cut from the image by hand; the windows of Qwen2.5-VL and the merger's blocks shuffle them."""
+    model = tiny("qwen2_5_vl")
+    tower = model.model.visual
+    tower.blocks = torch.nn.ModuleList()  # the features are the embedded patches then
+    image = torch.randn(3, 24, 40)
+    cut = image.view(3, 6, 4, 10, 4).permute(1, 3, 0, 2, 4)  # [rows, columns, channels, 4, 4]
+    patches = cut.unsqueeze(3).expand(6, 10, 3, 2, 4, 4).flatten(2)  # the image twice: two frames
+    order = torch.arange(60).view(3, 2, 5, 2).transpose(1, 2).flatten()  # as the image processor writes them
+    batch = {"pixel_values": patches.flatten(0, 1)[order], "image_grid_thw": torch.tensor([[1, 6, 10]])}
+    pathway = Pathway(model)
+    features = pathway.see(batch)
+    (picture,) = pathway.family.maps(model.config, features, batch)
+    torch.testing.assert_close(picture.flatten(0, 1), tower.patch_embed(patches.flatten(0, 1)))
+    assert not torch.equal(features, tower.patch_embed(batch["pixel_values"]))  # there is something to put in order
+
+
+def test_maps_of_another_size_are_refused():
+    pathway, batch = Pathway(tiny("qwen2_vl")), batch_for("qwen2_vl")
+    maps = pathway.family.maps(pathway.model.config, pathway.see(batch), batch)
+    with pytest.raises(
+        ValueError, match=r"the maps are \[\(4, 4\)\] patches large, the batch has \[\(4, 4\), \(4, 8\)"
+    ):
+        pathway.family.unmaps(pathway.model.config, maps[:1], batch)
+
+
+def test_the_class_token_has_no_place_in_a_map():
+    model = tiny("llava-clip-llama")
+    model.config.vision_feature_select_strategy = "full"
+    pathway, batch = Pathway(model), batch_for("llava-clip-llama")
+    with pytest.raises(ValueError, match="5 visual tokens per image make no square"):
+        pathway.family.maps(model.config, pathway.see(batch), batch)
+
+
+def test_what_families_ask_of_a_batch_is_what_transformers_takes():
+    for name in BUILDS:
+        model = tiny(name, depth=1)
+        family = FAMILIES[model.config.model_type]
+        assert set(family.images) <= set(inspect.signature(model.model.get_image_features).parameters), name
+        assert set(family.context) <= set(inspect.signature(model.model.forward).parameters), name
