@@ -105,7 +105,10 @@ class Train:
     max_grad_norm: float = 1.0
     bf16: bool = False
     fp16: bool = False
+    #: Recompute the student's activations in the backward pass: less memory, one more of its forward passes.
     gradient_checkpointing: bool = False
+    #: The same for the teacher's language model on the way of the switch, the largest activations of a step.
+    switch_checkpointing: bool = False
     #: `fused` holds the logits of some tokens at a time; `plain` all of them, for debugging. They give the same numbers.
     loss: Literal["fused", "plain"] = "fused"
     seed: int = 42

@@ -13,6 +13,7 @@ from switchkd.data.guard import check_rows
 from switchkd.data.sources import load_rows
 from switchkd.methods import Method
 from switchkd.models import Pair, Pathway, load_pathway
+from switchkd.models.layers import recompute
 from switchkd.train import lora
 from switchkd.train.recipe import Recipe, Stage
 
@@ -63,6 +64,8 @@ def open_session(recipe: Recipe) -> Session:
         assert recipe.teacher is not None  # the recipe has checked it
         check_processors(processor, recipe.student.path, recipe.teacher.path)
         teacher = load_pathway(recipe.teacher.path, dtype=recipe.teacher.dtype).to(device)
+        if recipe.train.switch_checkpointing:
+            recompute(teacher.part("language"))
     collator = Collator(processor, max_length=recipe.data.max_length, max_pixels=recipe.data.max_pixels)
     processor.chat_template = collator.format.template  # the student is asked as it was trained
     return Session(recipe, student, teacher, processor, collator)

@@ -1,0 +1,73 @@
+"""Activations that are computed twice: the same numbers, in less memory."""
+
+import pytest
+import torch
+from models.test_pair import ALL, make_pair
+from tiny_models import tiny_batch
+from torch import nn
+
+from switchkd.losses import cross_entropy, dbild
+from switchkd.models.layers import recompute, repeated_layers
+from switchkd.types import answer_targets
+
+
+def loss_of(pair, batch):
+    routes = pair(batch, ALL)
+    ce = cross_entropy(routes.student, answer_targets(batch["labels"]))
+    return (ce + dbild(routes["student"], routes["teacher"]) + dbild(routes["switch"], routes["teacher"])).mean()
+
+
+def step(prepare=lambda pair: None):
+    """The loss, every gradient, the bytes kept for the backward pass, and how often the teacher's layers ran."""
+    pair, kept, runs = make_pair().double().train(), {}, 0
+    own = {parameter.untyped_storage().data_ptr() for parameter in pair.parameters()}
+    prepare(pair)
+    for layer in repeated_layers(pair.teacher.part("language")):
+        layer.mlp.register_forward_pre_hook(lambda *_: count())
+
+    def count():
+        nonlocal runs
+        runs += 1
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = loss_of(pair, tiny_batch())
+    loss.backward()
+    gradients = {name: p.grad for name, p in pair.named_parameters() if p.grad is not None}
+    return loss.detach(), gradients, sum(kept.values()), runs
+
+
+@pytest.fixture(scope="module")
+def usual():
+    return step()
+
+
+def test_recomputed_activations_change_nothing_but_the_memory(usual):
+    loss, gradients, kept, ran = step(lambda pair: recompute(pair.teacher.part("language")))
+    assert torch.equal(loss, usual[0])
+    assert gradients.keys() == usual[1].keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, usual[1][name], rtol=0, atol=1e-14, msg=name)
+    assert usual[3] == 6  # three layers: the teacher's own pass and the switch
+    assert ran == 9  # and once more in the backward pass
+    assert kept < 0.75 * usual[2]
+
+
+def test_without_gradients_nothing_is_recomputed():
+    pair, batch = make_pair().eval(), tiny_batch()
+    with torch.no_grad():
+        expected = pair(batch, ALL)
+        recompute(pair.teacher.part("language"))
+        found = pair(batch, ALL)
+    for name in ALL:
+        assert torch.equal(found[name], expected[name])
+
+
+def test_a_model_without_such_layers_is_refused():
+    with pytest.raises(ValueError, match="Linear has no layers of transformers' GradientCheckpointingLayer"):
+        repeated_layers([nn.Linear(2, 2)])
