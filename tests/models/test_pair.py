@@ -82,6 +82,74 @@ def test_finish_gets_hidden_states_whose_logits_are_the_routes():
         assert torch.equal(own[name], routes[name])
 
 
+def calls_of(tower):
+    """How often a vision encoder ran, as a list that grows."""
+    calls = []
+    tower.register_forward_pre_hook(lambda *_: calls.append(1))
+    return calls
+
+
+def test_the_students_vision_encoder_runs_once_for_student_and_switch():
+    pair = make_pair().train()
+    ours, theirs = (calls_of(pathway.part("vision")[0]) for pathway in (pair.student, pair.teacher))
+    pair(tiny_batch(), ALL)
+    assert (len(ours), len(theirs)) == (1, 1)
+
+
+ALIGN = frozenset({"student", "teacher"})
+
+
+def pair_with_one_encoder(vision="siglip", train=("projector", "language"), change=lambda student: None):
+    """A student and a teacher with one vision encoder, the student's changed."""
+    teacher, student = tiny_llava(vision, hidden=40, depth=3, seed=1), tiny_llava(vision, seed=2)
+    student.model.vision_tower.load_state_dict(teacher.model.vision_tower.state_dict())
+    change(student)
+    learner = Pathway(student)
+    learner.train_only(train)
+    return Pair(learner, Pathway(teacher), needs=ALIGN).train()
+
+
+@pytest.mark.parametrize("vision", ["clip", "siglip"])
+def test_one_frozen_vision_encoder_runs_once_for_student_and_teacher(vision):
+    pair, batch = pair_with_one_encoder(vision), tiny_batch()
+    own = pair.teacher.logits(pair.teacher.say(pair.teacher.see(batch), batch))
+    ours, theirs = (calls_of(pathway.part("vision")[0]) for pathway in (pair.student, pair.teacher))
+    assert torch.equal(pair(batch, ALIGN).teacher, own)
+    assert (len(ours), len(theirs)) == (1, 0)
+    assert pair(tiny_batch(images=(0, 0)), ALIGN).teacher is not None
+
+
+def move_one_weight(student):
+    student.model.vision_tower.encoder.layers[0].mlp.fc1.bias.data[3] += 1e-4
+
+
+def take_another_layer(student):
+    student.config.vision_feature_layer = -1
+
+
+def drop_out(student):
+    for layer in student.model.vision_tower.encoder.layers:
+        layer.self_attn.dropout = 0.5
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"train": ("vision", "projector", "language")},
+        {"change": move_one_weight},
+        {"change": take_another_layer},
+        {"change": drop_out},
+        {"change": lambda student: student.double()},
+    ],
+    ids=["trains", "weight", "layer", "dropout", "precision"],
+)
+def test_vision_encoders_that_differ_run_both(changed):
+    pair = pair_with_one_encoder(**changed)
+    theirs = calls_of(pair.teacher.part("vision")[0])
+    pair(tiny_batch(), ALIGN)
+    assert len(theirs) == 1
+
+
 def test_routes_that_nobody_needs_are_not_run():
     pair = make_pair()
     pair.teacher.see = pair.teacher.say = None  # calling either would raise

@@ -1,5 +1,6 @@
 """A student and its frozen teacher: the visual switch, and what must agree before it can work."""
 
+import logging
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -9,9 +10,10 @@ from torch import Tensor, nn
 
 from switchkd.models.families.base import Features
 from switchkd.models.pathway import Pathway
-from switchkd.types import Batch, Hidden, Need, Routes
+from switchkd.types import Batch, Hidden, Need, Routes, to_device
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 
 class Pair(nn.Module):
@@ -48,6 +50,9 @@ class Pair(nn.Module):
         check_fit(student, teacher, needs)
         self.student = student
         self.teacher = None if teacher is None else teacher.requires_grad_(False).eval()
+        self.one_encoder = "teacher" in needs and teacher is not None and see_alike(student, teacher)
+        if self.one_encoder:
+            _log.info("the student's vision encoder is the teacher's, and frozen: it runs once for both")
 
     def forward(self, batch: Batch, needs: frozenset[Need], finish: Callable[[Hidden], T] | None = None) -> Routes | T:
         """The logits of the routes in `needs` at the answer positions, or what `finish` makes of the hidden states before the heads.
@@ -57,7 +62,7 @@ class Pair(nn.Module):
         seen = self.student.see(batch)  # V_S(x)
         hidden = Hidden(
             student=self.student.say(seen, batch),  # L_S(P_S(V_S(x)), t)
-            teacher=self._teacher(batch) if "teacher" in needs else None,
+            teacher=self._teacher(seen, batch) if "teacher" in needs else None,
             switch=self._switch(seen, batch) if "switch" in needs else None,
             student_head=self.student.head,
             teacher_head=self.teacher.head if self.teacher is not None and needs & {"teacher", "switch"} else None,
@@ -71,10 +76,10 @@ class Pair(nn.Module):
         return self.teacher.say(seen, batch)
 
     @torch.no_grad()
-    def _teacher(self, batch: Batch) -> Float[Tensor, "answers hidden"]:
-        """L_T(P_T(V_T(x)), t)."""
+    def _teacher(self, seen: Features | None, batch: Batch) -> Float[Tensor, "answers hidden"]:
+        """L_T(P_T(V_T(x)), t); where V_T is V_S, the teacher need not look again."""
         assert self.teacher is not None
-        return self.teacher.say(self.teacher.see(batch), batch)
+        return self.teacher.say(seen if self.one_encoder else self.teacher.see(batch), batch)
 
     def train(self, mode: bool = True) -> "Pair":
         """Set the student's mode; the teacher stays in eval mode."""
@@ -82,6 +87,33 @@ class Pair(nn.Module):
         if self.teacher is not None:
             self.teacher.eval()
         return self
+
+
+@torch.no_grad()
+def see_alike(student: Pathway, teacher: Pathway) -> bool:
+    """Whether V_S(x) is V_T(x) bit for bit and stays so: equal weights, none of which trains, and equal features of a blank image.
+
+    The image tells what weights do not: the layer that features are taken from, and dropout.
+    """
+    if student.family is not teacher.family or any(p.requires_grad for p in student.part_parameters("vision").values()):
+        return False
+    for ours, theirs in zip(student.part("vision"), teacher.part("vision"), strict=True):
+        mine, other = ours.state_dict(), theirs.state_dict()
+        if mine.keys() != other.keys() or not all(_equal(tensor, other[name]) for name, tensor in mine.items()):
+            return False
+    device = student.head.weight.device
+    blank = to_device(student.family.blank(student.model.config), device)
+    training = student.training
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        found, expected = student.train().see(blank), teacher.see(blank)
+    student.train(training)
+    assert found is not None
+    assert expected is not None
+    return _equal(found, expected)
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and one.device == other.device and torch.equal(one, other)
 
 
 def check_fit(student: Pathway, teacher: Pathway | None, needs: frozenset[Need]) -> None:
