@@ -168,6 +168,10 @@ def _canonical(raw: Any, number: int, path: Path, root: Path) -> Row:
             f"{where}: unknown format; looked for a list `conversations` (LLaVA) or a list `messages` (with `images`), "
             f"but the row has the keys {', '.join(map(str, raw)) or '(none)'}"
         )
+    if video := next((key for key in ("video", "videos") if raw.get(key)), None):
+        raise DataError(
+            f"{where}: has `{video}`; only images are supported, so leave the row out or give frames as images"
+        )
     images = _image_list(raw, where)
     messages: list[Row] = [{"role": r, "content": _parts(r, content, bool(images), where)} for r, content in turns]
     marks = sum(part["type"] == "image" for message in messages for part in message["content"])

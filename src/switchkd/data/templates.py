@@ -16,43 +16,10 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from switchkd.data.chats import CHATML, TEMPLATES, VICUNA
 from switchkd.data.errors import DataError, SampleError
 
 logger = logging.getLogger(__name__)
-
-_CONTENT = """{%- if message['content'] is string -%}{{ message['content'] }}{%- else -%}
-{%- for part in message['content'] -%}
-{%- if part['type'] == 'image' -%}{{ '<image>\\n' }}{%- else -%}{{ part['text'] }}{%- endif -%}
-{%- endfor -%}
-{%- endif -%}"""
-
-#: ChatML, for LLaVA with a Qwen2 language model.
-CHATML = """{%- for message in messages -%}
-{{- '<|im_start|>' + message['role'] + '\\n' -}}
-{%- if message['role'] == 'assistant' -%}
-{%- generation -%}CONTENT{{- '<|im_end|>' -}}{%- endgeneration -%}
-{%- else -%}
-CONTENT{{- '<|im_end|>' -}}
-{%- endif -%}
-{{- '\\n' -}}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}""".replace("CONTENT", _CONTENT)
-
-#: LLaVA 1.5 and TinyLLaVA ("vicuna v1"). The space before an answer belongs to it, as the prompt ends in `ASSISTANT:`.
-VICUNA = """{%- if messages[0]['role'] != 'system' -%}
-{{- 'A chat between a curious user and an artificial intelligence assistant. ' -}}
-{{- "The assistant gives helpful, detailed, and polite answers to the user's questions. " -}}
-{%- endif -%}
-{%- for message in messages -%}
-{%- if message['role'] == 'assistant' -%}
-{{- 'ASSISTANT:' -}}
-{%- generation -%}{{- ' ' -}}CONTENT{{- eos_token -}}{%- endgeneration -%}
-{%- else -%}
-{%- if message['role'] == 'user' -%}{{- 'USER: ' -}}{%- endif -%}
-CONTENT{{- ' ' -}}
-{%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{- 'ASSISTANT:' -}}{%- endif -%}""".replace("CONTENT", _CONTENT)
 
 #: Unicode noncharacters: they never occur in text that is meant for exchange.
 _BREAKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
@@ -68,10 +35,14 @@ _PROBE = [
 
 @dataclass(frozen=True)
 class Tokens:
-    """A tokenised conversation: `is_answer[i]` says whether `input_ids[i]` belongs to an answer or closes one."""
+    """A tokenised conversation: `is_answer[i]` says whether `input_ids[i]` belongs to an answer or closes one.
+
+    The last image, with the marks that belong to it, ends before token `images_end`.
+    """
 
     input_ids: list[int]
     is_answer: list[bool]
+    images_end: int = 0
 
 
 class ChatFormat:
@@ -93,11 +64,13 @@ class ChatFormat:
             raise DataError(f"{type(processor).__name__}: {image_token!a} is no added token of its tokenizer")
         self.tokenizer: Any = tokenizer
         self.template = template
+        #: What a template writes for an image.
         self.image_token = image_token
-        self.image_token_id = int(image_ids[0])
-        special = {token.content: index for index, token in added.items() if token.special} | {
-            image_token: image_ids[0]
-        }
+        #: What stands for each visual token; another one in Gemma 3 and InternVL.
+        self.image_token_id = int(processor.image_token_ids[0] or image_ids[0])
+        self._visual_token = str(tokenizer.convert_ids_to_tokens(self.image_token_id))
+        special = {token.content: index for index, token in added.items() if token.special}
+        special |= {image_token: image_ids[0], self._visual_token: self.image_token_id}
         #: Ids that typed text must never become.
         self._special_ids = set(special.values())
         self._special = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
@@ -107,7 +80,7 @@ class ChatFormat:
     def tokenize(
         self, messages: list[dict[str, Any]], placeholders: list[str], *, generation_prompt: bool = False
     ) -> Tokens:
-        """Render canonical `messages`, put one of `placeholders` (the image token, repeated) for each image, tokenise.
+        """Render canonical `messages`, put one of `placeholders` (what the processor writes for it) for each image, tokenise.
 
         The token that closes an answer counts as part of it, whether or not it stands inside the generation block.
         Raises `DataError` if the template does not mark and close the answers; `SampleError` if image or special
@@ -117,7 +90,7 @@ class ChatFormat:
         text, spans = self._render(broken, generation_prompt)
         if not generation_prompt:
             self._check_spans(text, spans, broken)
-        text, spans = _expand(text, spans, self.image_token, placeholders)
+        text, spans, images_end = _expand(text, spans, self.image_token, placeholders)
         prefix = [] if text.startswith(self.tokenizer.bos_token or "\0") else self._bos_ids
         input_ids, offsets = list(prefix), [(0, 0) for _ in prefix]
         begin = 0
@@ -128,14 +101,16 @@ class ChatFormat:
             begin += len(run) + len(mark)
         written = len(prefix) + sum(len(self._special.findall(run)) for run in text.split(mark))
         found = sum(token in self._special_ids for token in input_ids)
-        image_tokens = sum(placeholder.count(self.image_token) for placeholder in placeholders)
+        image_tokens = sum(placeholder.count(self._visual_token) for placeholder in placeholders)
         images_found = input_ids.count(self.image_token_id)
         if found != written or images_found != image_tokens:
             raise SampleError(
                 f"{images_found} image tokens where the images need {image_tokens}, {found} special tokens where the "
                 f"template wrote {written}: the tokenizer reads some of the text as special tokens"
             )
-        return Tokens(input_ids, _answer_mask(input_ids, offsets, spans, self._special_ids - {self.image_token_id}))
+        before_end = [index for index, (start, _) in enumerate(offsets, start=1) if start < images_end]
+        mask = _answer_mask(input_ids, offsets, spans, self._special_ids - {self.image_token_id})
+        return Tokens(input_ids, mask, images_end=before_end[-1] if images_end else 0)
 
     def _render(self, messages: list[dict[str, Any]], generation_prompt: bool) -> tuple[str, Spans]:
         arguments: dict[str, Any] = dict(self.tokenizer.special_tokens_map)
@@ -168,9 +143,10 @@ class ChatFormat:
 def choose_format(processor: ProcessorMixin) -> ChatFormat:
     """The chat format to train and ask with: the processor's own template if it marks and closes answers, else ours.
 
-    Ours are `CHATML` where the tokenizer (and the own template, if there is one) has `<|im_start|>`, and `VICUNA` where
-    the own template writes `ASSISTANT:` or there is none. Save the one in use with the student, as
-    `processor.chat_template = choose_format(processor).template`, so that it is asked as it was trained.
+    Ours is the one that `chats.TEMPLATES` has for the class of the processor. For LLaVA's, which go with any language model, it is
+    `CHATML` where the tokenizer (and the own template, if there is one) has `<|im_start|>`, and `VICUNA` where the own template writes
+    `ASSISTANT:` or there is none. Save the one in use with the student, as `processor.chat_template = choose_format(processor).template`,
+    so that it is asked as it was trained.
 
     Raises `DataError` if neither fits, with what to do.
     """
@@ -187,7 +163,9 @@ def choose_format(processor: ProcessorMixin) -> ChatFormat:
         except DataError as error:
             own_problem = str(error)
     added = {token.content for token in known.tokenizer.added_tokens_decoder.values()}
-    if {"<|im_start|>", "<|im_end|>"} <= added and (own is None or "<|im_start|>" in own):
+    if type(processor).__name__ in TEMPLATES:
+        name, template = TEMPLATES[type(processor).__name__]
+    elif {"<|im_start|>", "<|im_end|>"} <= added and (own is None or "<|im_start|>" in own):
         name, template = "ChatML", CHATML
     elif own is None or "ASSISTANT:" in own:
         name, template = "LLaVA (vicuna)", VICUNA
@@ -232,8 +210,8 @@ def _break_typed(messages: list[dict[str, Any]], special: re.Pattern[str]) -> tu
     return broken, mark
 
 
-def _expand(text: str, spans: Spans, image_token: str, placeholders: list[str]) -> tuple[str, Spans]:
-    """Write the placeholders in the text and move the answer spans along."""
+def _expand(text: str, spans: Spans, image_token: str, placeholders: list[str]) -> tuple[str, Spans, int]:
+    """Write the placeholders in the text and move the answer spans along; also where the last placeholder ends."""
     first, *rest = text.split(image_token)
     if len(rest) != len(placeholders):
         raise SampleError(f"the rendered conversation has {len(rest)} image marks for {len(placeholders)} images")
@@ -244,7 +222,7 @@ def _expand(text: str, spans: Spans, image_token: str, placeholders: list[str]) 
         return position + sum(gain for gain, end in zip(gained, ends, strict=True) if end <= position)
 
     expanded = first + "".join(placeholder + piece for placeholder, piece in zip(placeholders, rest, strict=True))
-    return expanded, [(moved(start), moved(end)) for start, end in spans]
+    return expanded, [(moved(start), moved(end)) for start, end in spans], moved(ends[-1]) if ends else 0
 
 
 def _answer_mask(input_ids: list[int], offsets: Spans, spans: Spans, closing_ids: set[int]) -> list[bool]:

@@ -64,10 +64,10 @@ def answers(
     Raises:
         ValueError: a row that cannot be asked, or a model and a processor without a token that ends an answer.
     """
-    batch: dict[str, Any] = {**prompts(processor, rows)}
-    batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-    if "pixel_values" in batch:
-        batch["pixel_values"] = batch["pixel_values"].to(model.dtype)
+    batch = {
+        name: tensor.to(model.device, model.dtype if tensor.is_floating_point() else None)
+        for name, tensor in prompts(processor, rows).items()
+    }
     config = greedy(model, max_new_tokens)
     tokenizer: Any = processor.tokenizer
     if config.eos_token_id is None:

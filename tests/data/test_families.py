@@ -1,0 +1,218 @@
+"""Batches of every family: held against what the family's own processor makes, and run through a model."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_processors import PROCESSORS, tiny_for
+
+from switchkd.data.collate import Collator, prompts
+from switchkd.data.errors import DataError, SampleError
+from switchkd.evaluate.generate import answers
+from switchkd.models import Pathway
+from switchkd.types import IGNORE_INDEX
+
+every_family = pytest.mark.parametrize("name", PROCESSORS)
+
+
+@pytest.fixture(scope="module")
+def processors():
+    return {name: build() for name, build in PROCESSORS.items()}
+
+
+def picture(height, width, seed=0):
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def row(*turns, images=(), name="r"):
+    """Turns alternate, the user begins; the images come first."""
+    messages = []
+    for position, value in enumerate(turns):
+        content = [{"type": "image", "text": None} for _ in images] if position == 0 else []
+        content.append({"type": "text", "text": value})
+        messages.append({"role": "assistant" if position % 2 else "user", "content": content})
+    return {"id": name, "images": list(images), "messages": messages, "kinds": [], "problem": None}
+
+
+ROWS = [
+    row("Which?", "A cat.", "Sure?", "Yes.", images=[picture(40, 40)]),
+    row("Same?", "No.", images=[picture(24, 40, 1), picture(48, 20, 2)]),
+    row("Hello", "There."),
+]
+
+GOLDEN = {
+    "qwen2_vl": "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|>*<|vision_end|>Which?"
+    "<|im_end|>\n<|im_start|>assistant\n[A cat.<|im_end|>]\n<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\n[Yes.<|im_end|>]\n",
+    "qwen3_vl": "<|im_start|>user\n<|vision_start|>*<|vision_end|>Which?<|im_end|>\n<|im_start|>assistant\n[A cat.<|im_end|>]\n"
+    "<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\n[Yes.<|im_end|>]\n",
+    "idefics3": "<|im_start|>User:<fake_token_around_image><row_1_col_1>*<fake_token_around_image><row_1_col_2>*\n"
+    "<fake_token_around_image><row_2_col_1>*<fake_token_around_image><row_2_col_2>*\n\n"
+    "<fake_token_around_image><global-img>*<fake_token_around_image>Which?<end_of_utterance>\nAssistant:[ A cat.<end_of_utterance>]\n"
+    "User: Sure?<end_of_utterance>\nAssistant:[ Yes.<end_of_utterance>]\n",
+    "internvl-qwen2": "<|im_start|>user\n<img>*</img>\nWhich?<|im_end|>\n<|im_start|>assistant\n[A cat.<|im_end|>]\n"
+    "<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\n[Yes.<|im_end|>]\n",
+    "paligemma": "*<bos>Which?\n[A cat.<eos>]Sure?\n[Yes.<eos>]",
+    "gemma3": "<bos><start_of_turn>user\n\n\n<start_of_image>*<end_of_image>\n\nWhich?<end_of_turn>\n<start_of_turn>model\n"
+    "[A cat.<end_of_turn>]\n<start_of_turn>user\nSure?<end_of_turn>\n<start_of_turn>model\n[Yes.<end_of_turn>]\n",
+    "mistral3": "<s>[INST]*[IMG_BREAK]*[IMG_BREAK]*[IMG_BREAK]*[IMG_END]Which?[/INST]⟦A cat.</s>⟧[INST]Sure?[/INST]⟦Yes.</s>⟧",
+}
+GOLDEN |= {"qwen2_5_vl": GOLDEN["qwen2_vl"], "smolvlm": GOLDEN["idefics3"], "paligemma2": GOLDEN["paligemma"]}
+
+
+def bracketed(collator, encoded):
+    """The text of a row: answers in brackets, each run of visual tokens as one `*`."""
+    written, inside, before = "", False, None
+    for token, label in zip(encoded.input_ids, encoded.labels, strict=True):
+        answer = label != IGNORE_INDEX
+        written += "⟦" * (answer and not inside) + "⟧" * (inside and not answer)
+        visual = token == collator.format.image_token_id
+        if not (visual and before == token):
+            written += "*" if visual else collator.processor.tokenizer.decode([token])
+        inside, before = answer, token
+    return written + "⟧" * inside
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_golden_rendering_and_mask(name, processors):
+    collator = Collator(processors[name])
+    golden = GOLDEN[name] if "⟦" in GOLDEN[name] else GOLDEN[name].replace("[", "⟦").replace("]", "⟧")
+    assert bracketed(collator, collator.encode(ROWS[0])) == golden
+
+
+def test_what_the_system_says_begins_the_first_turn_of_gemma(processors):
+    collator = Collator(processors["gemma3"])
+    asked = row("Which?", "A cat.")
+    asked["messages"].insert(0, {"role": "system", "content": [{"type": "text", "text": "Be brief."}]})
+    begin = "<bos><start_of_turn>user\nBe brief.\n\nWhich?<end_of_turn>\n<start_of_turn>model\n⟦A cat.<end_of_turn>⟧\n"
+    assert bracketed(collator, collator.encode(asked)) == begin
+
+
+@every_family
+def test_tokens_and_pixels_are_those_of_the_processor(name, processors):
+    processor = processors[name]
+    collator = Collator(processor)
+    if name.startswith("paligemma"):  # its processor writes the prompt by itself, around one question
+        rows = [
+            row("Which?", "A cat.", images=[picture(40, 40)]),
+            row("Same?", "No.", images=[picture(24, 40), picture(9, 9)]),
+        ]
+        images = [[Image.open(io.BytesIO(image["bytes"])) for image in r["images"]] for r in rows]
+        own = processor(
+            text=["<image>Which?", "<image><image>Same?"],
+            suffix=["A cat.", "No."],
+            images=images,
+            padding="longest",
+            padding_side="right",
+            images_kwargs={"return_tensors": "pt"},
+        )
+        own = {key: torch.as_tensor(value) for key, value in own.items()}
+        batch = collator(rows)
+        labels = own.pop("labels")  # on padding it puts none
+        assert torch.equal(labels[own["attention_mask"] == 1], batch["labels"][own["attention_mask"] == 1])
+    else:
+        rows = ROWS
+        rendered = [
+            processor.tokenizer.apply_chat_template(
+                r["messages"], chat_template=collator.format.template, tokenize=False
+            )
+            for r in rows
+        ]
+        images = [[Image.open(io.BytesIO(image["bytes"])) for image in r["images"]] for r in rows if r["images"]]
+        # A row without images among others is more than some processors can take: it goes by itself.
+        own = processor(text=rendered[:2], images=images, padding=True, padding_side="right", return_tensors="pt")
+        batch = collator(rows[:2])
+        alone = collator(rows[2:])
+        text = processor.tokenizer(rendered[2:], return_tensors="pt", add_special_tokens=False)
+        assert torch.equal(alone["input_ids"], text["input_ids"])
+        assert "pixel_values" not in alone
+    assert set(own) == set(batch) - {"labels"}
+    for key in own:
+        torch.testing.assert_close(batch[key], own[key], msg=key)
+
+
+@every_family
+def test_a_model_reads_the_batch_and_answers_the_prompt(name, processors):
+    processor = processors[name]
+    model = tiny_for(name, processor)
+    batch = Collator(processor)(ROWS)
+    pathway = Pathway(model)
+    logits = pathway.logits(pathway.say(pathway.see(batch), batch))
+    plain = model(**{key: value for key, value in batch.items() if key != "labels"}).logits
+    expected = plain[:, :-1][batch["labels"][:, 1:] != IGNORE_INDEX]
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-6)
+    asked = [{**r, "messages": r["messages"][:-1]} for r in ROWS]
+    together = answers(model, processor, asked, max_new_tokens=4)
+    assert together == [answers(model, processor, [r], max_new_tokens=4)[0] for r in asked]
+
+
+@every_family
+def test_a_prompt_is_the_beginning_of_the_training_sequence(name, processors):
+    processor = processors[name]
+    asked = [{**r, "messages": r["messages"][:-1]} for r in ROWS]
+    prompt, batch = prompts(processor, asked), Collator(processor)(ROWS)
+    keys = [key for key in prompt if prompt[key].shape == prompt["input_ids"].shape and key != "attention_mask"]
+    for index in range(len(ROWS)):
+        real = prompt["attention_mask"][index].bool()
+        length = int(real.sum())
+        for key in keys:
+            assert torch.equal(prompt[key][index, real], batch[key][index, :length]), key
+        # the first label behind the prompt is the first token of the last answer
+        assert (batch["labels"][index, length:] != IGNORE_INDEX)[0]
+    assert torch.equal(prompt["pixel_values"], batch["pixel_values"])
+
+
+@every_family
+def test_no_label_is_on_an_image_and_no_cut_goes_through_one(name, processors):
+    collator = Collator(processors[name])
+    for r in ROWS[:2]:
+        encoded = collator.encode(r)
+        image = collator.format.image_token_id
+        visual = [index for index, token in enumerate(encoded.input_ids) if token == image]
+        assert all(encoded.labels[index] == IGNORE_INDEX for index in visual)
+        first = next(index for index, label in enumerate(encoded.labels) if label != IGNORE_INDEX)
+        assert Collator(collator.processor, max_length=first + 1).encode(r).input_ids == encoded.input_ids[: first + 1]
+        for length in (visual[0] + 1, visual[-1]):
+            with pytest.raises(SampleError, match=f"its last image ends at token .* but max_length is {length}"):
+                Collator(collator.processor, max_length=length).encode(r)
+
+
+def test_the_marks_behind_an_image_belong_to_it(processors):
+    collator = Collator(processors["idefics3"])
+    encoded = collator.encode(ROWS[0])
+    last = max(index for index, token in enumerate(encoded.input_ids) if token == collator.format.image_token_id)
+    assert collator.processor.tokenizer.decode([encoded.input_ids[last + 1]]) == "<fake_token_around_image>"
+    with pytest.raises(SampleError, match=f"its last image ends at token {last + 2}, but max_length is {last + 1};"):
+        Collator(collator.processor, max_length=last + 1).encode(ROWS[0])
+
+
+def test_token_types_of_paligemma_divide_what_it_sees_both_ways_from_what_it_says(processors):
+    collator = Collator(processors["paligemma"])
+    encoded = collator.encode(ROWS[0])
+    first = encoded.labels.index(next(label for label in encoded.labels if label != IGNORE_INDEX))
+    assert encoded.types["token_type_ids"] == [0] * first + [1] * (len(encoded.labels) - first)
+
+
+def test_an_image_that_the_processor_refuses_is_a_bad_sample(processors):
+    with pytest.raises(SampleError, match=r"sample 'thin': Qwen2VLProcessor cannot process its images: .*aspect ratio"):
+        Collator(processors["qwen2_vl"]).encode(row("What?", "A line.", images=[picture(2, 600)], name="thin"))
+
+
+def test_typed_image_tokens_stay_text(processors):
+    for name in ("gemma3", "internvl-qwen2", "mistral3"):
+        collator = Collator(processors[name])
+        typed = " ".join(["What is", collator.format.image_token, "?"])
+        ids = collator.encode(row(typed, "Text.")).input_ids
+        assert collator.format.image_token_id not in ids
+        assert collator.processor.tokenizer.convert_tokens_to_ids(collator.format.image_token) not in ids
+
+
+def test_an_unknown_template_without_marks_is_refused(processors):
+    processor = PROCESSORS["llava-siglip-qwen2"]()
+    processor.chat_template = "{% for m in messages %}{{ m['content'][0]['text'] }}{% endfor %}"
+    with pytest.raises(DataError, match="does not tell which tokens are answers"):
+        Collator(processor)
