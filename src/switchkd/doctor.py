@@ -3,22 +3,25 @@
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import psutil
 import torch
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
+from switchkd.data.guard import open_image
 from switchkd.losses import cross_entropy
 from switchkd.models import Pathway
 from switchkd.train.recipe import Recipe
 from switchkd.train.session import OpenStage, open_session, open_stage, total_steps
-from switchkd.types import Batch, answer_targets
+from switchkd.types import Batch, answer_targets, to_device
 
 Level = Literal["ok", "warning", "failed"]
 #: Rows looked at; each is run through both models with its own, with blank and with other images.
@@ -97,9 +100,7 @@ def _steps(opened: OpenStage) -> Iterator[Finding]:
 
 def _trainable(opened: OpenStage) -> Iterator[Finding]:
     counts = {
-        part: sum(
-            p.numel() for module in opened.pair.student.part(part) for p in module.parameters() if p.requires_grad
-        )
+        part: sum(p.numel() for p in opened.pair.student.part_parameters(part).values() if p.requires_grad)
         for part in opened.pair.student.family.parts
     }
     detail = ", ".join(f"{part} {count:,}" for part, count in counts.items())
@@ -127,14 +128,14 @@ def _vocabulary(opened: OpenStage) -> Iterator[Finding]:
         f"{real:,} token ids, {rows:,} head rows, {rows - real:,} padding rows left out of the comparison",
     )
     geometry = opened.pair.student.family.geometry(opened.pair.student.model.config)
-    token = opened.session.processor.tokenizer.convert_ids_to_tokens(geometry["image token id"])
-    processor: Any = opened.session.processor
-    expected = processor.image_token
+    expected, found = geometry["image token id"], opened.session.collator.format.image_token_id
+    named = opened.session.processor.tokenizer.convert_ids_to_tokens
+    fixed = [f"{geometry[key]} {key}" for key in geometry if key.startswith("visual tokens")]
     yield Finding(
-        "ok" if token == expected else "failed",
+        "ok" if found == expected else "failed",
         "image token",
-        f"id {geometry['image token id']} is {token!r} for the model, the processor writes {expected!r}; "
-        f"{geometry['visual tokens per image']} of them stand for an image",
+        f"id {expected} ({named(expected)!r}) for the model, id {found} ({named(found)!r}) from the processor; "
+        + (fixed[0] if fixed else "their number follows from the size of the image"),
     )
 
 
@@ -144,29 +145,41 @@ def _images(opened: OpenStage) -> Iterator[Finding]:
         level: Level = "failed" if "switch" in opened.method.needs else "warning"
         yield Finding(level, "images", "none in the first 64 rows: the vision encoder has nothing to learn from")
         return
-    batch = _to_device(opened, rows)
+    own = [open_image(image, max_pixels=opened.session.collator.max_pixels) for row in rows for image in row["images"]]
+    blank = [Image.new("RGB", image.size) for image in own]
+    others = [other.resize(image.size) for image, other in zip(own, own[1:] + own[:1], strict=True)]
+    batches = [_to_device(opened, _with_images(rows, images)) for images in (own, blank, others)]
     pathways = {"student": opened.pair.student} | ({"teacher": opened.pair.teacher} if opened.pair.teacher else {})
     for name, pathway in pathways.items():
-        yield _image_effect(name, pathway, batch)
+        yield _image_effect(name, pathway, *batches, alone=len(own) == 1)
+
+
+def _with_images(rows: list[dict], images: list[Image.Image]) -> list[dict]:
+    """The rows with other images in the place of theirs."""
+    left = iter(images)
+
+    def stored(image: Image.Image) -> dict[str, Any]:
+        buffer = BytesIO()
+        image.save(buffer, "PNG")
+        return {"bytes": buffer.getvalue(), "path": None}
+
+    return [{**row, "images": [stored(next(left)) for _ in row["images"]]} for row in rows]
 
 
 @torch.no_grad()
-def _image_effect(name: str, pathway: Pathway, batch: Batch) -> Finding:
+def _image_effect(
+    name: str, pathway: Pathway, with_own: Batch, with_blank: Batch, with_others: Batch, *, alone: bool
+) -> Finding:
     """How much the answers' loss depends on the pixels."""
-    pixels = batch["pixel_values"]
     training = pathway.training
     pathway.eval()
-    own = _answer_loss(pathway, batch)
-    blank = _answer_loss(pathway, Batch(**{**batch, "pixel_values": torch.zeros_like(pixels)}))
-    other = (
-        _answer_loss(pathway, Batch(**{**batch, "pixel_values": pixels.roll(1, dims=0)})) if len(pixels) > 1 else own
-    )
+    own, blank, other = (_answer_loss(pathway, batch) for batch in (with_own, with_blank, with_others))
     pathway.train(training)
     effect = max((blank - own).abs().max().item(), (other - own).abs().max().item())
     detail = f"nats per answer token: {own.mean():.4f} with its image, {blank.mean():.4f} blank, {other.mean():.4f} with another's"
     if effect < _NO_EFFECT:
         return Finding("failed", f"{name} sees images", f"{detail}: the pixels change nothing, so the model is blind")
-    if name == "teacher" and other.mean() <= own.mean() and len(pixels) > 1:
+    if name == "teacher" and other.mean() <= own.mean() and not alone:
         return Finding("warning", f"{name} sees images", f"{detail}: the right image does not help it on this data")
     return Finding("ok", f"{name} sees images", detail)
 
@@ -222,6 +235,4 @@ def _free_bytes(device: torch.device) -> int:
 
 
 def _to_device(opened: OpenStage, rows: list[dict]) -> Batch:
-    device = opened.pair.student.model.device
-    batch: dict[str, Any] = dict(opened.session.collator(rows))
-    return cast(Batch, {name: tensor.to(device) for name, tensor in batch.items()})
+    return to_device(opened.session.collator(rows), opened.pair.student.model.device)
