@@ -55,7 +55,7 @@ def program(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     )
 
 
-@pytest.mark.parametrize("verb", ["demo", "train", "evaluate", "chat", "doctor", "convert", "models"])
+@pytest.mark.parametrize("verb", ["demo", "train", "evaluate", "chat", "doctor", "init", "convert", "models"])
 def test_the_help_of_every_verb_shows_an_example(verb, capsys):
     assert run(verb, "--help") == 0
     assert f"Example: switchkd {verb}" in capsys.readouterr().out
@@ -68,7 +68,7 @@ def test_help_is_quick_because_it_loads_no_model_library():
 
 
 WRONG = {
-    "nothing": ([], 2, ["Missing subcommand", "demo, train, evaluate, chat, doctor, convert, models"]),
+    "nothing": ([], 2, ["Missing subcommand", "demo, train, evaluate, chat, doctor, init, convert, models"]),
     "a verb": (["trian", TINY], 2, ["no command trian", "did you mean `train`"]),
     "a flag of a verb": (["train", TINY, "--dry-rn"], 2, ["--dry-rn", "--dry-run"]),
     "a value of a flag": (["evaluate", "a", "b", "--batch-size", "x"], 2, ["--batch-size", "'x'"]),

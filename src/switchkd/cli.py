@@ -1,4 +1,4 @@
-"""The command line: `switchkd demo | train | evaluate | chat | doctor | convert | models`.
+"""The command line: `switchkd demo | train | evaluate | chat | doctor | init | convert | models`.
 
 A verb is a dataclass: its fields are its arguments, `run` is what it does. What a verb needs is imported when it runs, so
 that `--help` is quick. Exit codes: 0 done, 1 failed, 2 the command or its recipe cannot be understood, 130 interrupted.
@@ -188,6 +188,44 @@ class Doctor(Verb):
 
 
 @dataclass(frozen=True)
+class Init(Verb):
+    """Make a student to train: cut it from its teacher, or put it together from smaller public models.
+
+    A part that is not named is the teacher's. A projector between parts that were not made for each other is new.
+
+    Example: switchkd init checkpoints/student --from-teacher checkpoints/llava-7b --vision-layers 12 --language-layers 16
+
+    Example: switchkd init checkpoints/student --from-teacher checkpoints/tinyllava-3b --language Qwen/Qwen2.5-0.5B
+
+    Example: switchkd init checkpoints/student --vision google/siglip-base-patch16-224 --language Qwen/Qwen2.5-0.5B
+    """
+
+    #: A new directory.
+    output: Annotated[Positional[Path], arg(metavar="OUTPUT")]
+    #: A checkpoint directory or hub name; the student then reads the same images and, where it can, the same tokens.
+    from_teacher: str | None = None
+    #: A CLIP or SigLIP model for the student's vision encoder.
+    vision: str | None = None
+    #: A causal language model for the student.
+    language: str | None = None
+    #: Layers of the teacher's vision encoder to keep, evenly chosen, the first and the last among them.
+    vision_layers: int | None = None
+    #: Layers of the teacher's language model to keep, likewise.
+    language_layers: int | None = None
+    #: Of a new projector's weights.
+    seed: int = 0
+
+    def run(self, fields: Sequence[str]) -> int:
+        """Write the student."""
+        from switchkd.convert import Start, init_student
+
+        start = Start(self.from_teacher, self.vision, self.language, self.vision_layers, self.language_layers)
+        init_student(start, self.output, seed=self.seed)
+        _say(f"the student is in {self.output}")
+        return 0
+
+
+@dataclass(frozen=True)
 class Convert(Verb):
     """Turn a TinyLLaVA Factory checkpoint into a Hugging Face LLaVA, or a LLaVA into a TinyLLaVA checkpoint.
 
@@ -236,7 +274,7 @@ class Models(Verb):
         return 0
 
 
-VERBS: tuple[type[Verb], ...] = (Demo, Train, Evaluate, Chat, Doctor, Convert, Models)
+VERBS: tuple[type[Verb], ...] = (Demo, Train, Evaluate, Chat, Doctor, Init, Convert, Models)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

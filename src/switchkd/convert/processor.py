@@ -26,7 +26,10 @@ def place_image_token(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def llava_processor(
-    tokenizer: PreTrainedTokenizerBase, config: LlavaConfig, chat_template: str, aspect_ratio: AspectRatio = "square"
+    tokenizer: PreTrainedTokenizerBase,
+    config: LlavaConfig,
+    chat_template: str | None,
+    aspect_ratio: AspectRatio = "square",
 ) -> LlavaProcessor:
     """The processor of a LLaVA with a CLIP or SigLIP tower: an image becomes as many placeholders as the projector receives features."""
     vision: Any = config.vision_config

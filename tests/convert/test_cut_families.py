@@ -1,0 +1,45 @@
+"""Every family is cut where its layers are one plain stack, and refused by name where they are not."""
+
+import pytest
+import torch
+from tiny_families import BUILDS, batch_for, tiny
+
+from switchkd.convert.cut import cut
+from switchkd.convert.files import fill
+from switchkd.models import Pathway, load_pathway
+
+#: The layers that a tower of three is left with, where it can be cut; LLaVA's features come from below the last.
+REFUSED = {"qwen2_5_vl": "fullatt_block_indexes", "qwen3_vl": "deepstack_visual_indexes"}
+
+
+@pytest.mark.parametrize("name", BUILDS)
+def test_a_cut_model_is_the_teacher_with_layers_left_out(name, tmp_path):
+    teacher = Pathway(tiny(name, depth=4))
+    keep = {"language": 3}
+    if name in REFUSED:
+        with pytest.raises(ValueError, match=rf"the vision part of a {name} cannot be cut: .*\({REFUSED[name]}\)"):
+            cut(teacher, {"vision": 2})
+    elif "llava" not in name:
+        keep["vision"] = 2
+    config, tensors = cut(teacher, keep)
+    fill(type(teacher.model), config, tensors).save_pretrained(tmp_path)
+    student = load_pathway(tmp_path)
+
+    # by hand: the same layers taken out of the teacher
+    language = teacher.family.part(teacher.model, "language")[0]
+    language.layers = torch.nn.ModuleList(language.layers[index] for index in (0, 2, 3))
+    language.config.num_hidden_layers = 3
+    if getattr(language.config, "layer_types", None):
+        language.config.layer_types = [language.config.layer_types[index] for index in (0, 2, 3)]
+    if "vision" in keep:
+        (stack,) = {
+            m for top in teacher.part("vision") for n, m in top.named_modules() if isinstance(m, torch.nn.ModuleList)
+        }
+        del stack[1]
+        if name == "mistral3":  # transformers finds the last hidden state by this number
+            teacher.model.model.vision_tower.config.num_hidden_layers = 2
+    batch = batch_for(name)
+    ours, theirs = (pathway.logits(pathway.say(pathway.see(batch), batch)) for pathway in (student, teacher))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+    assert ours.std() > 0.01
+    assert student.family.geometry(student.model.config) == teacher.family.geometry(teacher.model.config)
