@@ -1,9 +1,11 @@
+import sys
+
 import oracles
 import pytest
 import torch
 
 from switchkd.losses import knee
-from switchkd.losses.knee import BLOCK, BLOCKS_PAY, leader_order
+from switchkd.losses.knee import BLOCK, BLOCKS_PAY, largest_by_keys, leader_order
 
 
 def language_like(positions: int, vocab: int, seed: int) -> torch.Tensor:
@@ -128,3 +130,36 @@ def test_order_counts_both_zeros_as_equal():
     logits = torch.tensor([[-0.0, 0.0, -0.0, 0.0, -1.0]])
     for window in (2, 3, 4, None):
         assert leader_order(logits, window).tolist() == [[0, 1, 2, 3, 4][:window]]
+
+
+def test_keys_order_as_a_stable_sort_does():
+    # What runs on a GPU: ties everywhere, both zeros, both infinities, NaN, and values a bit apart, in all that is not float64.
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(40, 700, generator=generator)
+    logits[:20] = logits[:20].round(decimals=1)
+    logits[5, ::3], logits[5, 1::3] = -0.0, 0.0
+    logits[6] = torch.nextafter(logits[6, 0], torch.tensor(torch.inf)).repeat(700)
+    logits[6, ::2] = logits[6, 0].nextafter(torch.tensor(torch.inf))
+    logits[7, 40], logits[7, 41], logits[7, 42:300] = torch.inf, torch.nan, -torch.inf
+    logits[8, 600] = -torch.tensor(torch.nan)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        expected = logits.to(dtype).sort(dim=-1, descending=True, stable=True).indices
+        assert torch.equal(largest_by_keys(logits.to(dtype), 690), expected[:, :690])
+
+
+def test_the_order_by_blocks_is_the_same_by_keys(monkeypatch):
+    logits = language_like(5, BLOCKS_PAY * BLOCK * 8 + BLOCK + 7, seed=4)
+    logits[2:] = logits[2:].round(decimals=1)
+    expected = leader_order(logits, 8)
+    assert torch.equal(expected, logits.sort(dim=-1, descending=True, stable=True).indices[:, :8])
+    module = sys.modules[leader_order.__module__]
+    monkeypatch.setattr(module, "by_keys", lambda logits: True)
+    monkeypatch.setattr(module, "_order_down_to", None)
+    assert torch.equal(leader_order(logits, 8), expected)
+
+
+def test_known_maxima_give_the_same_order():
+    logits = language_like(70, BLOCKS_PAY * BLOCK * 8 + BLOCK + 7, seed=5)  # in pieces of rows, the last one shorter
+    maxima = logits[:, : logits.shape[1] // BLOCK * BLOCK].unflatten(1, (-1, BLOCK)).amax(dim=-1)
+    assert torch.equal(leader_order(logits, 8, maxima), leader_order(logits, 8))
+    assert not torch.equal(leader_order(logits, 8, -maxima), leader_order(logits, 8))  # they are what is read

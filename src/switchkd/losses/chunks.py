@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int, Num
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from switchkd.losses.bild import reverse_kl_at
 from switchkd.losses.head import Sparse
+from switchkd.losses.kernels import Scan, scan, softmax_gradient_
 from switchkd.losses.knee import check_selection, choose
 from switchkd.types import Need, Routes
 
@@ -99,6 +101,7 @@ class CrossEntropyDBiLD(ChunkLoss):
         temperature: τ > 0.
         window: where the knee is sought; None is the whole vocabulary.
         min_k: the least k.
+        kernels: "triton" passes over the logits with the kernels of `losses.kernels`, on CUDA; same values, see there.
     """
 
     align: float = 1.0
@@ -106,30 +109,44 @@ class CrossEntropyDBiLD(ChunkLoss):
     temperature: float = 3.0
     window: int | None = 128
     min_k: int = 3
+    kernels: Literal["torch", "triton"] = "torch"
 
     def __call__(
         self, logits: Routes, targets: Int[Tensor, " n"], *, student: bool, switch: bool
     ) -> tuple[ChunkSums, ChunkGradients]:
         """See `ChunkLoss`; the student's gradient takes the place of its logits, the switch's is sparse."""
         terms, statistics, sparse = {}, {}, {}
+        scans = self._scans(logits)
         if self.align or self.switch:
             check_selection(logits["teacher"], self.window, self.min_k)
-            by_teacher = choose(logits["teacher"], self.window, self.min_k)
+            by_teacher = self._choose(logits, "teacher", scans)
             statistics["knee_teacher"] = _sum(by_teacher[1])
         learners: list[tuple[str, Need, float]] = [("align", "student", self.align), ("switch", "switch", self.switch)]
         for name, learner, weight in learners:
             if weight:
-                by_learner = choose(logits[learner], self.window, self.min_k)
+                by_learner = self._choose(logits, learner, scans)
                 statistics[f"knee_{learner}"] = _sum(by_learner[1])
                 loss, gradient = self._dbild((by_teacher, by_learner), logits[learner], logits["teacher"])
                 terms[name] = weight * loss
                 sparse[learner] = Sparse(gradient.ids, weight * gradient.values)
         # Last of the terms, because it overwrites the student's logits
-        terms = {"ce": _cross_entropy_(logits.student, targets, gradient=student), **terms}
+        ce = _cross_entropy_(logits.student, targets, scans.get("student"), gradient=student)
+        terms = {"ce": ce, **terms}
         if student and "student" in sparse:
             logits["student"].scatter_add_(1, *sparse["student"])
         gradients = ChunkGradients(logits.student if student else None, sparse.get("switch") if switch else None)
         return ChunkSums(terms, statistics), gradients
+
+    def _scans(self, logits: Routes) -> dict[Need, Scan]:
+        """What one pass of a kernel finds in the logits of each pathway that is read; nothing with plain torch."""
+        if self.kernels == "torch":
+            return {}
+        read = {"student": True, "teacher": self.align or self.switch, "switch": self.switch}
+        return {need: scan(getattr(logits, need)) for need in get_args(Need) if read[need]}
+
+    def _choose(self, logits: Routes, leader: Need, scans: dict[Need, Scan]) -> Choice:
+        maxima = scans[leader].maxima if leader in scans else None
+        return choose(logits[leader], self.window, self.min_k, maxima)
 
     def _dbild(
         self, leaders: tuple[Choice, Choice], learner: Float[Tensor, "n vocab"], teacher: Float[Tensor, "n vocab"]
@@ -142,9 +159,14 @@ class CrossEntropyDBiLD(ChunkLoss):
 
 
 def _cross_entropy_(
-    logits: Float[Tensor, "n rows"], targets: Int[Tensor, " n"], *, gradient: bool
+    logits: Float[Tensor, "n rows"], targets: Int[Tensor, " n"], found: Scan | None, *, gradient: bool
 ) -> Float[Tensor, ""]:
     """`cross_entropy` summed over the tokens; overwrites the logits, with its gradient (softmax − one-hot) if asked for."""
+    if found is not None:
+        values = found.log_sum_exp - logits.gather(1, targets[:, None]).squeeze(1)
+        if gradient:
+            softmax_gradient_(logits, found.log_sum_exp, targets)
+        return _sum(values)
     largest = logits.amax(dim=-1, keepdim=True)
     answer = logits.gather(1, targets[:, None])
     total = logits.sub_(largest).exp_().sum(dim=-1, keepdim=True)

@@ -111,6 +111,11 @@ class Projection:
 
     def _rows_of_weight(self, ids: Int[Tensor, "n k"], values: Float[Tensor, "n k"]) -> Float[Tensor, "n hidden"]:
         table = self.weight
+        if (
+            self.matrix_units
+        ):  # rounded to bf16 as before the dense product; looking for the ids in use would make the host wait
+            values = values.to(table.dtype)
+            return F.embedding_bag(ids, table, mode="sum", per_sample_weights=values).to(self.dtype)
         if table.dtype != self.dtype:
             used, ids = ids.unique(return_inverse=True)
             table = table[used].to(self.dtype)

@@ -1,5 +1,7 @@
 """Which logits a leader compares: its order (descending, ties by id) and the knee of that curve."""
 
+import itertools
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -10,6 +12,8 @@ from switchkd.losses.inputs import check_at_least_two, check_logits
 BLOCK = 64
 #: Two stages pay where they leave out at least three quarters of the vocabulary.
 BLOCKS_PAY = 4
+#: Rows whose candidates exist at a time on a CPU: they fit its caches, and their memory does not grow with the tokens.
+_ROWS = 64
 
 
 def knee(logits: Float[Tensor, "n vocab"], *, window: int | None = 128, min_k: int = 3) -> Int[Tensor, " n"]:
@@ -45,24 +49,39 @@ def check_selection(logits: Float[Tensor, "n vocab"], window: int | None, min_k:
 
 
 def choose(
-    leader: Float[Tensor, "n vocab"], window: int | None, min_k: int
+    leader: Float[Tensor, "n vocab"], window: int | None, min_k: int, maxima: Float[Tensor, "n blocks"] | None = None
 ) -> tuple[Int[Tensor, "n k"], Int[Tensor, " n"]]:
-    """The ids that a leader compares, in its order and as many as the longest k asks for, and k itself; no checks."""
-    ids = leader_order(leader, window)
+    """The ids that a leader compares, in its order and as many as the longest k asks for, and k itself; no checks.
+
+    On CUDA a window's ids stay as many as they are: cutting them would make the host wait for the longest k.
+    """
+    ids = leader_order(leader, window, maxima)
     k = knee_rank(leader.gather(1, ids), min_k)
-    return (ids[:, : int(k.max())] if len(k) else ids), k
+    if len(k) and (window is None or not leader.is_cuda):
+        ids = ids[:, : int(k.max())]
+    return ids, k
 
 
-def leader_order(logits: Float[Tensor, "n vocab"], window: int | None) -> Int[Tensor, "n window"]:
+def leader_order(
+    logits: Float[Tensor, "n vocab"], window: int | None, maxima: Float[Tensor, "n blocks"] | None = None
+) -> Int[Tensor, "n window"]:
     """Ids of the `window` largest logits, descending, equal logits by the lower id: exact at the window's edge too.
 
-    bf16 and fp16 need no copy in float32 here: that conversion changes neither the order nor the ties.
+    bf16 and fp16 need no copy in float32 here: that conversion changes neither the order nor the ties. `maxima` are those of all complete
+    blocks of `BLOCK` logits, where they are known already.
     """
     vocab = logits.shape[1]
     if window is None or window >= vocab:
         return logits.sort(dim=-1, descending=True, stable=True).indices
     if vocab > BLOCKS_PAY * BLOCK * window:
-        return _order_by_blocks(logits, window)
+        if logits.is_cuda or len(logits) <= _ROWS:
+            return _order_by_blocks(logits, window, maxima)
+        pieces = itertools.repeat(None) if maxima is None else maxima.split(_ROWS)
+        return torch.cat(
+            [_order_by_blocks(rows, window, piece) for rows, piece in zip(logits.split(_ROWS), pieces, strict=False)]
+        )
+    if by_keys(logits):
+        return largest_by_keys(logits, window)
     # topk promises nothing about ties. Inside the window, a sort by id and a stable sort by value settle them.
     values, ids = logits.topk(window + 1, dim=-1)
     ids = ids[:, :window].sort(dim=-1).values
@@ -75,7 +94,9 @@ def leader_order(logits: Float[Tensor, "n vocab"], window: int | None) -> Int[Te
     return ids
 
 
-def _order_by_blocks(logits: Float[Tensor, "n vocab"], window: int) -> Int[Tensor, "n window"]:
+def _order_by_blocks(
+    logits: Float[Tensor, "n vocab"], window: int, maxima: Float[Tensor, "n blocks"] | None
+) -> Int[Tensor, "n window"]:
     """`leader_order` in two small selections instead of one over the vocabulary; exact, ties included.
 
     An id outside the `window` best blocks (by their largest logit, the lower block first among equals) has `window` ids
@@ -84,17 +105,34 @@ def _order_by_blocks(logits: Float[Tensor, "n vocab"], window: int) -> Int[Tenso
     """
     blocks = logits.shape[1] // BLOCK
     whole, rest = logits[:, : blocks * BLOCK].unflatten(1, (blocks, BLOCK)), logits[:, blocks * BLOCK :]
-    largest = whole.amax(dim=-1)
+    largest = whole.amax(dim=-1) if maxima is None else maxima[:, :blocks]
     best = leader_order(largest, window).sort(dim=-1).values
     row = torch.arange(len(logits), device=logits.device)[:, None]
     # Ascending blocks, then the incomplete last one: candidates stand in the order of their ids, so ties stay right.
     candidates = whole[row, best].flatten(1)
     if rest.shape[1]:
         candidates = torch.cat([candidates, rest], dim=1)
-    place = _order_down_to(largest.gather(1, best).amin(dim=-1), candidates, window)
+    if by_keys(logits):
+        place = largest_by_keys(candidates, window)
+    else:
+        place = _order_down_to(largest.gather(1, best).amin(dim=-1), candidates, window)
     in_block = best.gather(1, (place // BLOCK).clamp(max=window - 1)) * BLOCK + place % BLOCK
     in_rest = place + (blocks - window) * BLOCK
     return torch.where(place < window * BLOCK, in_block, in_rest)
+
+
+def by_keys(logits: Tensor) -> bool:
+    """Whether the largest are sought as integers: on a GPU, where a tie or a count would make the host wait for the device."""
+    return logits.is_cuda and logits.dtype != torch.float64
+
+
+def largest_by_keys(logits: Float[Tensor, "n vocab"], window: int) -> Int[Tensor, "n window"]:
+    """`leader_order` by one topk over 64-bit integers that order by value, then by the lower id: no two are equal, so none tie."""
+    bits = (logits.float() + 0.0).view(torch.int32)  # + 0 makes −0 equal to 0
+    order = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # the larger a negative number's bits, the smaller it is
+    order = order.masked_fill(logits.isnan(), 0x7FFFFFFF)  # NaN first, as when sorting
+    keys = (order.long() << 32) - torch.arange(logits.shape[1], device=logits.device)
+    return keys.topk(window, dim=-1).indices
 
 
 def _order_down_to(edge: Float[Tensor, " n"], logits: Float[Tensor, "n vocab"], window: int) -> Int[Tensor, "n window"]:
