@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Empty this on a machine with a GPU, to get the CUDA build of torch:  make env CONSTRAINTS=
 CONSTRAINTS ?= -c constraints.txt
 
-.PHONY: env demo test check format docs clean
+.PHONY: env demo test check format docs bench clean
 
 env: .venv/installed
 
@@ -33,6 +33,14 @@ format: env
 docs: env
 	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) --editable ".[docs]"
 	$(BIN)/sphinx-build -W -b html docs docs/_build/html
+
+# minutes to half an hour of one core: what the losses and a step cost, beside their peers
+bench: env
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) --no-deps trl liger-kernel ms-swift
+	$(BIN)/python benchmarks/loss_from_logits.py --check
+	$(BIN)/python benchmarks/loss_from_hidden.py --check
+	$(BIN)/python benchmarks/vocabulary.py --check
+	$(BIN)/python benchmarks/step.py
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache

@@ -5,7 +5,7 @@ python benchmarks/loss_from_hidden.py --check
 
 import argparse
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import peers
 import torch
@@ -68,9 +68,9 @@ def two_way(make: Callable[[], Callable[[States], Tensor]]) -> Case:
     return prepare
 
 
-def ours(x: States, chunk: int | None = CHUNK) -> Tensor:
+def ours(x: States, chunk: int | None = CHUNK, kernels: Literal["torch", "triton"] = "torch") -> Tensor:
     switch = x.switch if x.switch.requires_grad else None
-    loss = CrossEntropyDBiLD(align=1.0, switch=1.0 if switch is not None else 0.0)
+    loss = CrossEntropyDBiLD(align=1.0, switch=1.0 if switch is not None else 0.0, kernels=kernels)
     heads = Head(x.student_head), Head(x.teacher_head)
     return fused_loss(loss, x.targets, x.student, heads[0], x.teacher, switch, heads[1], chunk=chunk).loss
 
@@ -86,6 +86,11 @@ def full_logits(x: States, divergence: Callable[[Tensor, Tensor], Tensor]) -> Te
 
 def trl_full_logits() -> Callable[[States], Tensor]:
     reverse_kl = peers.trl_reverse_kl()
+    return lambda x: full_logits(x, reverse_kl)
+
+
+def ms_swift() -> Callable[[States], Tensor]:
+    reverse_kl = peers.ms_swift()
     return lambda x: full_logits(x, reverse_kl)
 
 
@@ -120,12 +125,13 @@ def products(options: argparse.Namespace) -> Callable[[], object]:
 
 
 CASES: dict[str, Case] = {
-    "three-way: ours": three_way(ours),
+    "three-way: ours": lambda options: three_way(lambda x: ours(x, kernels=options.kernels))(options),
     "three-way: naive dbild": three_way(lambda x: full_logits(x, peers.naive_dbild)),
     "three-way: TRL reverse kl twice": lambda options: three_way(trl_full_logits())(options),
     "three-way: bare products": products,
-    "two-way: ours": two_way(lambda: ours),
+    "two-way: ours": lambda options: two_way(lambda: lambda x: ours(x, kernels=options.kernels))(options),
     "two-way: TRL": two_way(trl_full_logits),
+    "two-way: ms-swift": two_way(ms_swift),
     "two-way: TRL chunked, no CE": two_way(trl_chunked),
     "two-way: Liger chunked": two_way(liger_chunked),
 }
@@ -138,6 +144,7 @@ def main() -> None:
     options.add_argument("--vocabulary", type=int, default=151_936)
     options.add_argument("--hidden", type=int, default=896)
     options.add_argument("--teacher-hidden", type=int, default=2048)
+    options.add_argument("--kernels", choices=["torch", "triton"], default="torch", help="ours; triton needs a GPU")
     given = options.parse_args()
     few, many = given.tokens, given.many_tokens
     only_memory = {"tokens": many, "repetitions": 0}

@@ -82,12 +82,12 @@ def liger_chunked(chunk: int) -> Callable[[Tensor, Tensor, Tensor, Tensor, Tenso
 def ms_swift() -> Callable[[Tensor, Tensor], Tensor]:
     """ms-swift's full-vocabulary loss, β = 1, summed over tokens."""
     try:
-        from swift.rlhf_trainers.gkd_loss import gkd_loss
+        from swift.rlhf_trainers.gkd_loss import TeacherOutput, gkd_loss
     except ImportError as error:
         raise NotRunError(f"ms-swift: {error}") from None
 
     def loss(student: Tensor, teacher: Tensor) -> Tensor:
         labels = torch.zeros(1, len(student), dtype=torch.long, device=student.device)
-        return len(student) * gkd_loss(student[None], teacher[None], labels, beta=1.0)
+        return gkd_loss(student[None], TeacherOutput(full_logits=teacher[None]), labels, beta=1.0, temperature=1.0)[0]
 
     return loss
