@@ -117,6 +117,8 @@ class Train:
     #: Older checkpoints beyond this many are deleted; none = keep all.
     save_total_limit: int | None = 2
     dataloader_num_workers: int = 0
+    #: Put rows of about one length into a batch, so that little of it is padding.
+    group_by_length: bool = False
     report_to: tuple[str, ...] = ("tensorboard",)
 
     def __post_init__(self) -> None:

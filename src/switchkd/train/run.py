@@ -115,6 +115,7 @@ def arguments(opened: OpenStage) -> TrainingArguments:
         report_to=list(train.report_to),
         remove_unused_columns=False,
         logging_nan_inf_filter=False,
+        train_sampling_strategy="group_by_length" if train.group_by_length else "random",
         # a micro-batch without an image leaves the vision encoder without a gradient on that rank
         ddp_find_unused_parameters=True,
         use_cpu=PartialState().device.type == "cpu",  # without it the Trainer refuses bf16 there

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.utils.data import Sampler
 from transformers import ProcessorMixin, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
 
@@ -12,6 +13,7 @@ from switchkd.losses import PlainTerms, SummedLoss, fused_loss, plain_loss
 from switchkd.methods import Method
 from switchkd.models import Pair
 from switchkd.train import checkpoint
+from switchkd.train.sampler import LengthGroupedSampler
 from switchkd.types import Batch, Hidden, answer_targets
 
 _log = logging.getLogger(__name__)
@@ -118,6 +120,19 @@ class DistillationTrainer(Trainer):
             logs["answer_tokens"] = sums[names.index("ce"), 1].item()
             self._sums = {}
         super().log(logs, start_time)
+
+    # ---- rows
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        return LengthGroupedSampler(
+            rows["length"],  # type: ignore[index]  # guard.check_rows has added it
+            self.args.per_device_train_batch_size * self.args.world_size,
+            seed=self.args.seed,
+            epoch=lambda: int(self.state.epoch or 0),
+        )
 
     # ---- checkpoints
 
