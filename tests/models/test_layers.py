@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+import torch._dynamo
 from models.test_pair import ALL, make_pair
 from tiny_models import tiny_batch
 from torch import nn
 
 from switchkd.losses import cross_entropy, dbild
-from switchkd.models.layers import recompute, repeated_layers
+from switchkd.models.layers import compile_layers, recompute, repeated_layers
 from switchkd.types import answer_targets
 
 
@@ -17,12 +18,12 @@ def loss_of(pair, batch):
     return (ce + dbild(routes["student"], routes["teacher"]) + dbild(routes["switch"], routes["teacher"])).mean()
 
 
-def step(prepare=lambda pair: None):
+def step(prepare=lambda pair: None, *, watch=True):
     """The loss, every gradient, the bytes kept for the backward pass, and how often the teacher's layers ran."""
     pair, kept, runs = make_pair().double().train(), {}, 0
     own = {parameter.untyped_storage().data_ptr() for parameter in pair.parameters()}
     prepare(pair)
-    for layer in repeated_layers(pair.teacher.part("language")):
+    for layer in repeated_layers(pair.teacher.part("language")) if watch else []:
         layer.mlp.register_forward_pre_hook(lambda *_: count())
 
     def count():
@@ -71,3 +72,34 @@ def test_without_gradients_nothing_is_recomputed():
 def test_a_model_without_such_layers_is_refused():
     with pytest.raises(ValueError, match="Linear has no layers of transformers' GradientCheckpointingLayer"):
         repeated_layers([nn.Linear(2, 2)])
+
+
+def compiled(backend, *, recomputed=False):
+    def prepare(pair):
+        if recomputed:
+            recompute(pair.teacher.part("language"))
+        for pathway in (pair.student, pair.teacher):
+            compile_layers([*pathway.part("vision"), *pathway.part("language")], backend=backend)
+
+    return prepare
+
+
+@pytest.fixture
+def strict_dynamo():
+    """No silent way back to Python: not when a graph is compiled too often."""
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.filterwarnings("ignore")  # what torch warns itself of while it traces
+@pytest.mark.usefixtures("strict_dynamo")
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_compiled_layers_change_nothing(usual, recomputed):
+    torch._dynamo.utils.counters.clear()
+    loss, gradients, _, _ = step(compiled("aot_eager", recomputed=recomputed), watch=False)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 3
+    torch.testing.assert_close(loss, usual[0], rtol=0, atol=1e-12)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, usual[1][name], rtol=0, atol=1e-12, msg=name)

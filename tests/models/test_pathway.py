@@ -106,3 +106,18 @@ def test_load_from_a_directory_gives_the_same_pathway(tmp_path):
     there, here = load_pathway(tmp_path), load_pathway(model)
     assert torch.equal(there.say(there.see(batch), batch), here.say(here.see(batch), batch))
     assert there.model.config.image_token_id == IMAGE_TOKEN
+
+
+def test_the_attention_asked_for_is_the_one_that_runs(tmp_path):
+    model, batch = tiny_llava(), tiny_batch()
+    model.save_pretrained(tmp_path)
+    said = {}
+    for asked, expected in (("auto", "sdpa"), ("sdpa", "sdpa"), ("eager", "eager")):
+        pathway = load_pathway(tmp_path, attn_implementation=asked)
+        for part in ("vision_config", "text_config"):
+            assert getattr(pathway.model.config, part)._attn_implementation == expected
+        said[asked] = pathway.say(pathway.see(batch), batch)
+    assert torch.equal(said["auto"], said["sdpa"])
+    torch.testing.assert_close(said["eager"], said["sdpa"], rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="flash_attention_2, which needs a CUDA GPU and the package flash-attn"):
+        load_pathway(tmp_path, attn_implementation="flash_attention_2")

@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 from train.run_files import write_data, write_model, write_run
 from transformers import AutoModelForImageTextToText
 
@@ -140,6 +141,41 @@ def test_fused_and_plain_loss_give_the_same_run(fresh, method):
     assert len(fused) == 4  # three steps, and the end
     for one, other in zip(fused, plain, strict=True):
         assert one == pytest.approx(other, rel=0, abs=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")  # what torch warns itself of while it traces
+def test_options_of_speed_and_memory_change_nothing(fresh, monkeypatch):
+    here, flags = fresh
+    recipe = here / "recipe.yaml"
+    recipe.write_text(recipe.read_text()[: recipe.read_text().index("evaluate:")])
+    compiled = []
+    genuine = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda layer, **how: compiled.append(how) or genuine(layer, **how))
+    options = [
+        "--train.switch_checkpointing", "true", "--train.torch_compile", "true", "--train.torch_compile_backend", "eager",
+        "--teacher.attn_implementation", "sdpa", "--student.attn_implementation", "sdpa",
+    ]  # fmt: skip
+    losses = []
+    for name, more in (("usual", []), ("options", options)):
+        settings = ["--train.output", str(here / name), "--train.max_steps", "3", "--train.logging_steps", "1"]
+        pipeline.run(load_recipe(recipe, [*flags[:6], *settings, *more]))
+        lines = map(json.loads, (here / name / "1-train" / "metrics.jsonl").read_text().splitlines())
+        losses.append([line["loss"] for line in lines if "loss" in line])
+    assert losses[0] == pytest.approx(losses[1], rel=0, abs=1e-6)
+    assert compiled == [{"backend": "eager"}] * (
+        3 + 2 + 3 + 3
+    )  # layers of vision and language, student and teacher
+
+
+def test_kernels_for_a_gpu_are_refused_without_one(fresh):
+    here, flags = fresh
+    for flag, message in (
+        (["--train.liger_kernel", "true"], "liger_kernel needs a CUDA GPU"),
+        (["--teacher.attn_implementation", "flash_attention_2"], "needs a CUDA GPU and the package flash-attn"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pipeline.run(load_recipe(here / "recipe.yaml", [*flags, *flag]))
+        shutil.rmtree(here / "run")
 
 
 def test_stages_hand_the_student_on_and_resume(fresh):

@@ -34,3 +34,13 @@ def recompute(modules: Iterable[nn.Module]) -> None:
     """
     for layer in repeated_layers(modules):
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+
+
+def compile_layers(modules: Iterable[nn.Module], *, backend: str) -> None:
+    """Compile every layer by itself: one kind of layer is compiled once, whatever the depth, and what is between them stays Python."""
+    import torch._dynamo  # a second that only this needs
+
+    # Layers of all kinds share one frame of transformers, compiled for each kind, with and without gradients, and for varying lengths
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+    for layer in repeated_layers(modules):
+        layer.compile(backend=backend)

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, PreTrainedModel
+from transformers.utils import is_flash_attn_2_available
 
 from switchkd.models.families import family_of
 from switchkd.models.families.base import Features
@@ -109,24 +110,36 @@ def _leaves(output: Tensor) -> set[int]:
     return leaves
 
 
-def load_pathway(path_or_model: str | Path | PreTrainedModel, *, dtype: str = "auto") -> Pathway:
+def load_pathway(
+    path_or_model: str | Path | PreTrainedModel, *, dtype: str = "auto", attn_implementation: str = "auto"
+) -> Pathway:
     """A pathway from a checkpoint directory, a hub name or a model in memory.
 
     Args:
         path_or_model: what `AutoModelForImageTextToText.from_pretrained` takes, or a model.
         dtype: of the weights when they are loaded: `auto` keeps the checkpoint's own.
+        attn_implementation: `auto` lets transformers choose, which is SDPA where the model has it.
 
     Raises:
         ValueError: if the checkpoint lacks weights of its architecture, which transformers would draw at random, or its family is not
-            supported.
+            supported, or the attention asked for is not installed.
     """
+    if attn_implementation == "flash_attention_2" and not is_flash_attn_2_available():
+        raise ValueError(
+            "attn_implementation is flash_attention_2, which needs a CUDA GPU and the package flash-attn: install it, or choose sdpa"
+        )
     if isinstance(path_or_model, PreTrainedModel):
         return Pathway(path_or_model)
     name = str(path_or_model)
     if not Path(name).is_dir() and (Path(name).exists() or name.startswith((".", "/")) or name.count("/") != 1):
         raise ValueError(f"{name} is neither a checkpoint directory nor the name of a model on the Hugging Face hub")
     loaded: Any = AutoModelForImageTextToText.from_pretrained(
-        name, dtype=dtype, trust_remote_code=False, use_safetensors=True, output_loading_info=True
+        name,
+        dtype=dtype,
+        attn_implementation=None if attn_implementation == "auto" else attn_implementation,
+        trust_remote_code=False,
+        use_safetensors=True,
+        output_loading_info=True,
     )
     model, info = loaded
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):

@@ -14,6 +14,8 @@ from switchkd.data.guard import MAX_PIXELS
 from switchkd.methods import METHODS, Method
 from switchkd.train.structure import Builder, RecipeError, lay_over, parse_flags, read_yaml
 
+#: How attention is computed; `auto` is what transformers chooses, SDPA where the model has it.
+Attention = Literal["auto", "eager", "sdpa", "flash_attention_2"]
 #: The parts of a student that a stage can train.
 Part = Literal["vision", "projector", "language"]
 
@@ -30,6 +32,7 @@ class Teacher:
     path: str
     #: "auto" keeps the precision of the checkpoint.
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    attn_implementation: Attention = "auto"
 
     def __post_init__(self) -> None:
         _require(bool(self.path), "path must not be empty")
@@ -56,6 +59,7 @@ class Student:
     path: str
     #: Of the weights while they are trained. float32 with `train.bf16` computes in bfloat16 and keeps small updates.
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
+    attn_implementation: Attention = "auto"
     lora: LoRA | None = None
 
     def __post_init__(self) -> None:
@@ -117,6 +121,11 @@ class Train:
     #: Older checkpoints beyond this many are deleted; none = keep all.
     save_total_limit: int | None = 2
     dataloader_num_workers: int = 0
+    #: Compile every transformer layer of both models, with this backend of torch.compile.
+    torch_compile: bool = False
+    torch_compile_backend: Literal["inductor", "cudagraphs", "aot_eager", "eager"] = "inductor"
+    #: Liger's fused norm, SwiGLU and rotary kernels in both language models; needs a CUDA GPU and the package liger-kernel.
+    liger_kernel: bool = False
     #: Put rows of about one length into a batch, so that little of it is padding.
     group_by_length: bool = False
     report_to: tuple[str, ...] = ("tensorboard",)

@@ -18,6 +18,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from switchkd.models.layers import compile_layers
 from switchkd.train import checkpoint
 from switchkd.train.card import model_card
 from switchkd.train.progress import Progress
@@ -67,11 +68,16 @@ def fit(opened: OpenStage) -> None:
         raise ValueError(
             f"stage {opened.stage.name}: {len(opened.rows)} rows make {steps} steps: nothing would be trained"
         )
+    train = opened.session.recipe.train
+    if train.torch_compile:
+        pathways = [opened.pair.student, *([opened.pair.teacher] if opened.pair.teacher else [])]
+        for pathway in pathways:
+            compile_layers([*pathway.part("vision"), *pathway.part("language")], backend=train.torch_compile_backend)
     trainer = DistillationTrainer(
         opened.pair,
         opened.method,
         arguments(opened),
-        loss=opened.session.recipe.train.loss,
+        loss=train.loss,
         processor=opened.session.processor,
         card=_card(opened),
         train_dataset=opened.rows,

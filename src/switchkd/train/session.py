@@ -14,6 +14,7 @@ from switchkd.data.sources import load_rows
 from switchkd.methods import Method
 from switchkd.models import Pair, Pathway, load_pathway
 from switchkd.models.layers import recompute
+from switchkd.models.liger import use_liger
 from switchkd.train import lora
 from switchkd.train.recipe import Recipe, Stage
 
@@ -53,7 +54,10 @@ def open_session(recipe: Recipe) -> Session:
     set_seed(recipe.train.seed)
     processor = AutoProcessor.from_pretrained(recipe.student.path, trust_remote_code=False)
     device = PartialState().device
-    student = load_pathway(recipe.student.path, dtype=recipe.student.dtype).to(device)
+    attention = recipe.student.attn_implementation
+    student = load_pathway(recipe.student.path, dtype=recipe.student.dtype, attn_implementation=attention).to(device)
+    if recipe.train.liger_kernel:
+        use_liger(student)
     if recipe.student.lora:
         settings = recipe.student.lora
         lora.add(student, r=settings.r, alpha=settings.alpha, dropout=settings.dropout)
@@ -63,7 +67,12 @@ def open_session(recipe: Recipe) -> Session:
     if any("teacher" in stage.method.needs for stage in recipe.resolved_stages() if stage.method):
         assert recipe.teacher is not None  # the recipe has checked it
         check_processors(processor, recipe.student.path, recipe.teacher.path)
-        teacher = load_pathway(recipe.teacher.path, dtype=recipe.teacher.dtype).to(device)
+        attention = recipe.teacher.attn_implementation
+        teacher = load_pathway(recipe.teacher.path, dtype=recipe.teacher.dtype, attn_implementation=attention).to(
+            device
+        )
+        if recipe.train.liger_kernel:
+            use_liger(teacher)
         if recipe.train.switch_checkpointing:
             recompute(teacher.part("language"))
     collator = Collator(processor, max_length=recipe.data.max_length, max_pixels=recipe.data.max_pixels)
