@@ -162,9 +162,7 @@ def test_options_of_speed_and_memory_change_nothing(fresh, monkeypatch):
         lines = map(json.loads, (here / name / "1-train" / "metrics.jsonl").read_text().splitlines())
         losses.append([line["loss"] for line in lines if "loss" in line])
     assert losses[0] == pytest.approx(losses[1], rel=0, abs=1e-6)
-    assert compiled == [{"backend": "eager"}] * (
-        3 + 2 + 3 + 3
-    )  # layers of vision and language, student and teacher
+    assert compiled == [{"backend": "eager"}] * (3 + 2 + 3 + 3)  # layers of vision and language, student and teacher
 
 
 def test_kernels_for_a_gpu_are_refused_without_one(fresh):
