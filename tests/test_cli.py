@@ -97,6 +97,15 @@ def test_what_is_wrong_gets_one_clear_message_and_an_exit_code(case, capsys):
     assert printed.out == ""
 
 
+def test_a_missing_package_is_one_message(capsys, monkeypatch):
+    def load(path):
+        raise ImportError("PixtralProcessor requires the Torchvision library\nSee there")
+
+    monkeypatch.setattr("switchkd.evaluate.generate.load", load)
+    assert run("chat", "some/model") == 1
+    assert capsys.readouterr().err == "switchkd: PixtralProcessor requires the Torchvision library See there\n"
+
+
 @pytest.mark.parametrize("recipe", sorted(path.name for path in RECIPES.glob("*.yaml")))
 def test_a_dry_run_checks_every_recipe_without_weights(recipe, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -164,7 +164,13 @@ def paligemma(kind: str) -> Callable[..., PretrainedConfig]:
 def gemma3(hidden: int, depth: int) -> PretrainedConfig:
     layers = ["sliding_attention", "full_attention"] * depth
     text = language(
-        "gemma3_text", hidden, depth, layer_types=layers[:depth], sliding_window=8, query_pre_attn_scalar=hidden // 2
+        "gemma3_text",
+        hidden,
+        depth,
+        layer_types=layers[:depth],
+        final_logit_softcapping=2.0,
+        sliding_window=8,
+        query_pre_attn_scalar=hidden // 2,
     )
     return hf.Gemma3Config(
         vision_config=siglip(image_size=32, vision_use_head=False),

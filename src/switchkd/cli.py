@@ -306,7 +306,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("SWITCHKD_DEBUG") == "1":
             raise
-        expected = isinstance(error, ValueError | OSError | FloatingPointError)
+        expected = isinstance(error, ValueError | OSError | ImportError | FloatingPointError)
         message = str(error) if expected and str(error) else f"{type(error).__name__}: {error}"
         hint = "" if expected else " (SWITCHKD_DEBUG=1 shows where)"
         return _fail(message + hint, 2 if isinstance(error, RecipeError) else 1)

@@ -152,6 +152,7 @@ BAD_ROWS = {
         "assistant turn has a part of type 'image'",
     ),
     "video": ([{"messages": [{"role": "user", "content": [{"type": "video"}]}]}], "part of type 'video'"),
+    "video beside": ([llava("Hi", video="a.mp4")], "has `video`; only images are supported"),
     "image inside a part": (
         [{"messages": [{"role": "user", "content": [{"type": "image", "url": "http://x/"}]}]}],
         "image part carries `url`",

@@ -101,8 +101,11 @@ class Family:
     def project(self, model: PreTrainedModel, features: Features, batch: Batch) -> BaseModelOutputWithPooling:
         """P(V(x)), in the form that the family's forward takes as `mm_encoder_outputs["image"]`."""
         doors = self.doors(model)
-        weight = next(p for p in doors[0].parameters() if p.is_floating_point())
-        entering = features.to(weight.device, weight.dtype).chunk(len(doors), dim=-1)
+        weights = list(doors[0].parameters())
+        dtype = next(
+            (weight.dtype for weight in weights if weight.is_floating_point()), model.dtype
+        )  # 4-bit weights are integers
+        entering = features.to(weights[0].device, dtype).chunk(len(doors), dim=-1)
         projected = [self.enter(door, part.contiguous(), batch) for door, part in zip(doors, entering, strict=True)]
         return self.pack(model, projected, batch)
 
