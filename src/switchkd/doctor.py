@@ -125,7 +125,7 @@ def _vocabulary(opened: OpenStage) -> Iterator[Finding]:
     yield Finding(
         "ok",
         "vocabulary",
-        f"{real:,} token ids, {rows:,} head rows, {rows - real:,} padding rows left out of the comparison",
+        f"{real:,} token ids, {rows:,} head rows, {rows - real:,} not compared (padding, or not the teacher's)",
     )
     geometry = opened.pair.student.family.geometry(opened.pair.student.model.config)
     expected, found = geometry["image token id"], opened.session.collator.format.image_token_id
@@ -151,7 +151,8 @@ def _images(opened: OpenStage) -> Iterator[Finding]:
     batches = [_to_device(opened, _with_images(rows, images)) for images in (own, blank, others)]
     pathways = {"student": opened.pair.student} | ({"teacher": opened.pair.teacher} if opened.pair.teacher else {})
     for name, pathway in pathways.items():
-        yield _image_effect(name, pathway, *batches, alone=len(own) == 1)
+        read = [batch.get("teacher", batch) if name == "teacher" else batch for batch in batches]
+        yield _image_effect(name, pathway, *read, alone=len(own) == 1)
 
 
 def _with_images(rows: list[dict], images: list[Image.Image]) -> list[dict]:
@@ -235,4 +236,4 @@ def _free_bytes(device: torch.device) -> int:
 
 
 def _to_device(opened: OpenStage, rows: list[dict]) -> Batch:
-    return to_device(opened.session.collator(rows), opened.pair.student.model.device)
+    return to_device(opened.collator(rows), opened.pair.student.model.device)

@@ -38,6 +38,8 @@ class Batch(TypedDict):
     token_type_ids: NotRequired[Int[Tensor, "batch sequence"]]
     #: The same conversations and answers as the teacher's own processor and template give them; absent where both models read the same.
     teacher: NotRequired["Batch"]
+    #: The answer tokens that are compared, by their places in `answer_targets` of student and teacher; present where `teacher` is.
+    aligned: NotRequired[Int[Tensor, "compared 2"]]
 
 
 def to_device(batch: Batch, device: torch.device | str) -> Batch:
@@ -66,18 +68,26 @@ def answer_targets(labels: Int[Tensor, "batch sequence"]) -> Int[Tensor, " answe
 class Routes:
     """Next-token logits at the answer positions, one tensor for each pathway that a method needs.
 
-    `student` holds every row of the student's head, so that its cross-entropy is the one plain Hugging Face code computes.
-    `teacher` and `switch` hold the real vocabulary only: the padding rows of a head never take part in a comparison.
+    `student` holds every answer and every row of the student's head, so that its cross-entropy is the one plain Hugging Face code
+    computes. `teacher` and `switch` hold what is compared: the real ids that both models have (the padding rows of a head never take
+    part), at the answer tokens that both have.
     """
 
     student: Float[Tensor, "answers rows"]
-    teacher: Float[Tensor, "answers vocab"] | None = None
-    switch: Float[Tensor, "answers vocab"] | None = None
+    teacher: Float[Tensor, "compared vocab"] | None = None
+    switch: Float[Tensor, "compared vocab"] | None = None
+    #: The answers that are compared, by their places, ascending; None where all are.
+    compared: Int[Tensor, " compared"] | None = None
+    #: The student's ids for the columns of `teacher` and `switch`; None where they are the first ones.
+    ids: Int[Tensor, " vocab"] | None = None
 
-    def __getitem__(self, need: Need) -> Float[Tensor, "answers vocab"]:
-        """The logits that are compared: the student's cut to the ids that it shares with the teacher, the others as they are."""
+    def __getitem__(self, need: Need) -> Float[Tensor, "compared vocab"]:
+        """The logits that are compared: the student's cut to what it shares with the teacher, the others as they are."""
         if need == "student":
-            return self.student if self.teacher is None else self.student[:, : self.teacher.shape[-1]]
+            if self.teacher is None:
+                return self.student
+            spoken = self.student if self.compared is None else self.student[self.compared]
+            return spoken[:, : self.teacher.shape[-1]] if self.ids is None else spoken[:, self.ids]
         logits = self.teacher if need == "teacher" else self.switch
         if logits is None:
             raise LookupError(f"the {need} route was not run: the method does not name it in `needs`")
@@ -113,11 +123,14 @@ class Hidden:
 
     student: Float[Tensor, "answers hidden"]
     student_head: Head
-    #: How many ids are compared, from 0: the real ones, that both models have.
+    #: How many ids are compared, the real ones that both models have: the first rows of `teacher_head`.
     vocabulary: int
-    teacher: Float[Tensor, "answers teacher_hidden"] | None = None
-    switch: Float[Tensor, "answers teacher_hidden"] | None = None
+    teacher: Float[Tensor, "compared teacher_hidden"] | None = None
+    switch: Float[Tensor, "compared teacher_hidden"] | None = None
     teacher_head: Head | None = None
+    #: As in `Routes`.
+    compared: Int[Tensor, " compared"] | None = None
+    ids: Int[Tensor, " vocab"] | None = None
 
     def routes(self) -> Routes:
         """All logits."""
@@ -126,4 +139,5 @@ class Hidden:
             return None if hidden is None or head is None else head.logits(hidden)[:, : self.vocabulary]
 
         head = self.teacher_head
-        return Routes(self.student_head.logits(self.student), heard(self.teacher), heard(self.switch))
+        spoken = self.student_head.logits(self.student)
+        return Routes(spoken, heard(self.teacher), heard(self.switch), self.compared, self.ids)

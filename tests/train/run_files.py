@@ -11,10 +11,10 @@ from tiny_models import tiny_llava
 COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
 
 
-def write_model(folder: Path, *, seed: int, **sizes) -> None:
+def write_model(folder: Path, *, seed: int, processor=None, **sizes) -> None:
     """A LLaVA of 320 tokens and 16 visual tokens, with its processor."""
-    processor = tiny_processor()
-    model = tiny_llava(vocabulary=320, image_size=IMAGE_SIZE, seed=seed, **sizes)
+    processor = processor or tiny_processor()
+    model = tiny_llava(**{"vocabulary": 320, "image_size": IMAGE_SIZE, "seed": seed, **sizes})
     model.config.image_token_id = model.config.image_token_index = processor.tokenizer.convert_tokens_to_ids("<image>")
     model.config.text_config.eos_token_id = model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
     model.generation_config.pad_token_id = processor.tokenizer.pad_token_id

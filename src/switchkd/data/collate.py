@@ -8,6 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import ProcessorMixin
 
+from switchkd.data.align import AnswerToken
 from switchkd.data.chats import TOKEN_TYPES
 from switchkd.data.errors import DataError, SampleError
 from switchkd.data.guard import MAX_PIXELS, open_image
@@ -22,10 +23,14 @@ Images: TypeAlias = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Encoded:
-    """One row as the model sees it. `tokens` is its length before truncation; `labels` are not shifted; `types` are per token."""
+    """One row as the model sees it. `tokens` is its length before truncation; `labels` are not shifted; `types` are per token.
+
+    `covers` is as in `Tokens`.
+    """
 
     input_ids: list[int]
     labels: list[int]
+    covers: list[AnswerToken | None]
     tokens: int
     types: dict[str, list[int]]
     images: Images
@@ -48,7 +53,10 @@ class Collator:
 
     def __call__(self, rows: list[dict[str, Any]]) -> Batch:
         """Encode and pad on the right. What images make is absent when no row has an image."""
-        encoded = [self.encode(row) for row in rows]
+        return self.pad([self.encode(row) for row in rows])
+
+    def pad(self, encoded: list[Encoded]) -> Batch:
+        """Join encoded rows, padded on the right."""
         pad = _pad_token_id(self.processor)
         batch: Any = {
             "input_ids": _padded([row.input_ids for row in encoded], pad, "right"),
@@ -87,8 +95,9 @@ class Collator:
                 f"{self.max_length}; raise max_length or shorten the question"
             )
         labels = [token if answer else IGNORE_INDEX for token, answer in zip(input_ids, is_answer, strict=True)]
-        types = _token_types(self.processor, self.format, Tokens(input_ids, is_answer))
-        return Encoded(input_ids, labels, count, types, images)
+        covers = tokens.covers[: self.max_length]
+        types = _token_types(self.processor, self.format, Tokens(input_ids, is_answer, covers))
+        return Encoded(input_ids, labels, covers, count, types, images)
 
 
 def prompts(

@@ -16,6 +16,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from switchkd.data.align import AnswerToken, locate
 from switchkd.data.chats import CHATML, TEMPLATES, VICUNA
 from switchkd.data.errors import DataError, SampleError
 
@@ -37,11 +38,13 @@ _PROBE = [
 class Tokens:
     """A tokenised conversation: `is_answer[i]` says whether `input_ids[i]` belongs to an answer or closes one.
 
+    `covers[i]` is what it covers of that answer, None where that is nothing but space.
     The last image, with the marks that belong to it, ends before token `images_end`.
     """
 
     input_ids: list[int]
     is_answer: list[bool]
+    covers: list[AnswerToken | None]
     images_end: int = 0
 
 
@@ -88,8 +91,9 @@ class ChatFormat:
         """
         broken, mark = _break_typed(messages, self._special)
         text, spans = self._render(broken, generation_prompt)
+        answers = ["".join(part["text"] for part in m["content"]) for m in broken if m["role"] == "assistant"]
         if not generation_prompt:
-            self._check_spans(text, spans, broken)
+            self._check_spans(text, spans, answers)
         text, spans, images_end = _expand(text, spans, self.image_token, placeholders)
         prefix = [] if text.startswith(self.tokenizer.bos_token or "\0") else self._bos_ids
         input_ids, offsets = list(prefix), [(0, 0) for _ in prefix]
@@ -108,9 +112,19 @@ class ChatFormat:
                 f"{images_found} image tokens where the images need {image_tokens}, {found} special tokens where the "
                 f"template wrote {written}: the tokenizer reads some of the text as special tokens"
             )
+        is_answer = _answer_mask(input_ids, offsets, spans, self._special_ids - {self.image_token_id})
+        covers: list[AnswerToken | None] = [None] * len(input_ids)
+        if not generation_prompt:
+            closes = [index in self._special_ids for index in input_ids]
+            covers = _covers(text, mark, spans, answers, offsets, is_answer, closes)
         before_end = [index for index, (start, _) in enumerate(offsets, start=1) if start < images_end]
-        mask = _answer_mask(input_ids, offsets, spans, self._special_ids - {self.image_token_id})
-        return Tokens(input_ids, mask, images_end=before_end[-1] if images_end else 0)
+        return Tokens(input_ids, is_answer, covers, images_end=before_end[-1] if images_end else 0)
+
+    @property
+    def closing_id(self) -> int:
+        """The token that closes an answer."""
+        tokens = self.tokenize(_PROBE[:2], [])
+        return [index for index, closes in zip(tokens.input_ids, tokens.is_answer, strict=True) if closes][-1]
 
     def _render(self, messages: list[dict[str, Any]], generation_prompt: bool) -> tuple[str, Spans]:
         arguments: dict[str, Any] = dict(self.tokenizer.special_tokens_map)
@@ -128,9 +142,8 @@ class ChatFormat:
         texts, spans = rendered
         return texts[0], spans[0] if spans else []
 
-    def _check_spans(self, text: str, spans: Spans, messages: list[dict[str, Any]]) -> None:
+    def _check_spans(self, text: str, spans: Spans, answers: list[str]) -> None:
         """The template must have marked each assistant turn, in order, and nothing else."""
-        answers = ["".join(part["text"] for part in m["content"]) for m in messages if m["role"] == "assistant"]
         if answers and not spans:
             raise DataError("the chat template marks no answers: it needs {% generation %} blocks")
         if len(spans) != len(answers):
@@ -245,3 +258,26 @@ def _answer_mask(input_ids: list[int], offsets: Spans, spans: Spans, closing_ids
         for index in inside:
             mask[index] = True
     return mask
+
+
+def _covers(
+    text: str,
+    mark: str,
+    spans: Spans,
+    answers: list[str],
+    offsets: Spans,
+    is_answer: list[bool],
+    closes: list[bool],
+) -> list[AnswerToken | None]:
+    """For each token what it covers of its answer; nothing where a template writes special tokens inside an answer."""
+    covers: list[AnswerToken | None] = [None] * len(offsets)
+    ends = [*(start for start, _ in spans[1:]), len(text) + 1][: len(spans)]
+    for number, ((start, _), end, answer) in enumerate(zip(spans, ends, answers, strict=True)):
+        begin = text.find(answer.strip(), start, end)
+        if begin < 0:
+            continue
+        place = {"answer": number, "begin": begin, "end": begin + len(answer.strip())}
+        for index, offset in enumerate(offsets):
+            if is_answer[index] and start <= offset[0] < end:
+                covers[index] = locate(text, offset, mark=mark, closes=closes[index], **place)
+    return covers

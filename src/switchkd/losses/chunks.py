@@ -24,7 +24,7 @@ class ChunkGradients:
     """∂(sum of all terms)/∂z for the logits of a chunk; None where there is none or it was not asked for."""
 
     student: Float[Tensor, "n rows"] | None = None
-    switch: Float[Tensor, "n vocab"] | Sparse | None = None
+    switch: Float[Tensor, "compared vocab"] | Sparse | None = None
 
 
 @dataclass
@@ -119,21 +119,22 @@ class CrossEntropyDBiLD(ChunkLoss):
         scans = self._scans(logits)
         if self.align or self.switch:
             check_selection(logits["teacher"], self.window, self.min_k)
-            by_teacher = self._choose(logits, "teacher", scans)
+            by_teacher = self._choose(logits, "teacher", logits["teacher"], scans)
             statistics["knee_teacher"] = _sum(by_teacher[1])
         learners: list[tuple[str, Need, float]] = [("align", "student", self.align), ("switch", "switch", self.switch)]
         for name, learner, weight in learners:
             if weight:
-                by_learner = self._choose(logits, learner, scans)
+                spoken = logits[learner]
+                by_learner = self._choose(logits, learner, spoken, scans)
                 statistics[f"knee_{learner}"] = _sum(by_learner[1])
-                loss, gradient = self._dbild((by_teacher, by_learner), logits[learner], logits["teacher"])
+                loss, gradient = self._dbild((by_teacher, by_learner), spoken, logits["teacher"])
                 terms[name] = weight * loss
                 sparse[learner] = Sparse(gradient.ids, weight * gradient.values)
         # Last of the terms, because it overwrites the student's logits
         ce = _cross_entropy_(logits.student, targets, scans.get("student"), gradient=student)
         terms = {"ce": ce, **terms}
         if student and "student" in sparse:
-            logits["student"].scatter_add_(1, *sparse["student"])
+            _add_(logits, sparse["student"])
         gradients = ChunkGradients(logits.student if student else None, sparse.get("switch") if switch else None)
         return ChunkSums(terms, statistics), gradients
 
@@ -144,9 +145,13 @@ class CrossEntropyDBiLD(ChunkLoss):
         read = {"student": True, "teacher": self.align or self.switch, "switch": self.switch}
         return {need: scan(getattr(logits, need)) for need in get_args(Need) if read[need]}
 
-    def _choose(self, logits: Routes, leader: Need, scans: dict[Need, Scan]) -> Choice:
-        maxima = scans[leader].maxima if leader in scans else None
-        return choose(logits[leader], self.window, self.min_k, maxima)
+    def _choose(
+        self, logits: Routes, leader: Need, spoken: Float[Tensor, "compared vocab"], scans: dict[Need, Scan]
+    ) -> Choice:
+        # a scan is over all of the student's rows, in their own order
+        other_rows = leader == "student" and not (logits.ids is None and logits.compared is None)
+        maxima = scans[leader].maxima if leader in scans and not other_rows else None
+        return choose(spoken, self.window, self.min_k, maxima)
 
     def _dbild(
         self, leaders: tuple[Choice, Choice], learner: Float[Tensor, "n vocab"], teacher: Float[Tensor, "n vocab"]
@@ -173,6 +178,17 @@ def _cross_entropy_(
     if gradient:
         logits.div_(total).scatter_add_(1, targets[:, None], logits.new_full((len(targets), 1), -1))
     return _sum(total.log() + largest - answer)
+
+
+def _add_(logits: Routes, gradient: Sparse) -> None:
+    """Add the gradient of `logits["student"]` to what stands in `logits.student`, in place."""
+    ids, values = gradient
+    if logits.ids is not None:
+        ids = logits.ids[ids]
+    if logits.compared is None:
+        logits.student.scatter_add_(1, ids, values)
+    else:
+        logits.student.index_put_((logits.compared[:, None], ids), values, accumulate=True)
 
 
 def _sum(values: Num[Tensor, "..."]) -> Float[Tensor, ""]:

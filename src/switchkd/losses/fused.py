@@ -2,7 +2,8 @@
 
 import functools
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -48,11 +49,13 @@ def fused_loss(
     targets: Int[Tensor, " n"],
     student: Float[Tensor, "n hidden"],
     student_head: Head,
-    teacher: Float[Tensor, "n teacher_hidden"] | None = None,
-    switch: Float[Tensor, "n teacher_hidden"] | None = None,
+    teacher: Float[Tensor, "compared teacher_hidden"] | None = None,
+    switch: Float[Tensor, "compared teacher_hidden"] | None = None,
     teacher_head: Head | None = None,
     *,
     vocabulary: int | None = None,
+    compared: Int[Tensor, " compared"] | None = None,
+    ids: Int[Tensor, " vocab"] | None = None,
     chunk: int | None = None,
 ) -> SummedLoss:
     """Σ over tokens of the loss's terms on z_S = h_S W_Sᵀ, z_T = h_T W_Tᵀ and z_SW = h_SW W_Tᵀ, chunk by chunk.
@@ -70,6 +73,8 @@ def fused_loss(
         switch: h_SW, through the teacher's language model; the gradient goes on to what produced it.
         teacher_head: W_T, a constant, for `teacher` and `switch`.
         vocabulary: how many ids are compared, from 0; None means the smaller number of rows. What follows is padding.
+        compared: the tokens that `teacher` and `switch` have, by their places in `student`, ascending; None where they have all.
+        ids: the student's ids for the first rows of the teacher's head; None where they are the same.
         chunk: tokens at a time; None takes as many as `CHUNK_MIB` holds. The result does not depend on it.
 
     Returns:
@@ -80,11 +85,13 @@ def fused_loss(
             head that requires grad.
         TypeError: a sharded head (DTensor).
     """
-    vocabulary = _check(targets, student, student_head, teacher, switch, teacher_head, vocabulary, chunk)
+    vocabulary = _check(targets, student, student_head, teacher, switch, teacher_head, vocabulary, compared, ids, chunk)
     learned = Learned(student, student_head.weight, student_head.bias, switch)
     dtype = torch.promote_types(student.dtype, torch.float32)
     columns = student_head.rows * (1 if student_head.softcap is None else 2)
-    columns += vocabulary * (teacher is not None)
+    columns += vocabulary * (
+        (teacher is not None) + (ids is not None or compared is not None)
+    )  # and the student's cut to these
     if switch is not None and teacher_head is not None:
         columns += vocabulary * (1 if teacher_head.softcap is None else 2)
     if chunk is None:
@@ -96,6 +103,8 @@ def fused_loss(
         student_softcap=student_head.softcap,
         teacher_head=teacher_head,
         vocabulary=vocabulary,
+        compared=compared,
+        ids=ids,
         chunk=min(chunk, max(len(targets), 1)),
         wanted=tuple(torch.is_grad_enabled() and x is not None and x.requires_grad for x in learned),
         autocast=autocast_to_bf16(student.device),
@@ -152,10 +161,12 @@ class _Walk:
 
     loss: ChunkLoss
     targets: Int[Tensor, " n"]
-    teacher: Float[Tensor, "n teacher_hidden"] | None
+    teacher: Float[Tensor, "compared teacher_hidden"] | None
     student_softcap: float | None
     teacher_head: Head | None
     vocabulary: int
+    compared: Int[Tensor, " compared"] | None
+    ids: Int[Tensor, " vocab"] | None
     chunk: int
     wanted: tuple[bool, ...]
     autocast: bool
@@ -185,16 +196,29 @@ class _Walk:
             )
         )
         total = ChunkSums({}, {})
-        for start in range(0, max(len(self.targets), 1), self.chunk):
-            tokens = slice(start, start + self.chunk)
-            logits = Routes(*speaker.logits(tokens), *(frozen.logits(tokens) if frozen else ()))
+        for tokens, theirs in self._slices():
+            (spoken,) = speaker.logits(tokens)
+            heard = frozen.logits(theirs) if frozen else []
+            compared = None if self.compared is None else self.compared[theirs] - tokens.start
+            logits = replace(Routes(spoken, *heard), compared=compared, ids=self.ids)
             sums, found = self.loss(logits, self.targets[tokens], student=any(self.wanted[:3]), switch=self.wanted[3])
             total.add(sums)
             if found.student is not None:
                 _collect(speaker, found.student, tokens, gradients)
             if frozen and found.switch is not None and gradients.switch is not None:
-                gradients.switch[tokens] = frozen.hidden_gradient(found.switch)
+                gradients.switch[theirs] = frozen.hidden_gradient(found.switch)
         return total, gradients
+
+    def _slices(self) -> Iterator[tuple[slice, slice]]:
+        """The tokens of each chunk, and which of the compared ones are among them."""
+        starts = list(range(0, max(len(self.targets), 1), self.chunk))
+        chunks = [slice(start, start + self.chunk) for start in starts]
+        if self.compared is None:
+            return zip(chunks, chunks, strict=True)
+        bounds = torch.searchsorted(
+            self.compared, self.compared.new_tensor([*starts, starts[-1] + self.chunk])
+        ).tolist()
+        return zip(chunks, map(slice, bounds, bounds[1:]), strict=False)
 
 
 class _Speaker:
@@ -259,6 +283,8 @@ def _check(
     switch: Tensor | None,
     teacher_head: Head | None,
     vocabulary: int | None,
+    compared: Tensor | None,
+    ids: Tensor | None,
     chunk: int | None,
 ) -> int:
     """How many ids are compared, after refusing what does not fit; see `fused_loss`."""
@@ -271,13 +297,15 @@ def _check(
         )
     shared = student_head.rows
     if teacher is not None and teacher_head is not None:
-        shared = min(shared, teacher_head.rows)
+        shared = min(shared, teacher_head.rows) if ids is None else teacher_head.rows
+        tokens = len(student) if compared is None else len(compared)
         for name, hidden in (("teacher", teacher), ("switch", switch)):
             if hidden is not None:
                 check_head(f"the teacher's head, for the {name},", teacher_head, hidden)
-                if len(hidden) != len(student):
+                if len(hidden) != tokens:
                     raise ValueError(
-                        f"every pathway must have the same tokens: student {len(student)}, {name} {len(hidden)}"
+                        f"every pathway must have the tokens that are compared: {tokens} of the student's {len(student)}, "
+                        f"but {name} has {len(hidden)}"
                     )
         if any(x is not None and x.requires_grad for x in (teacher, teacher_head.weight, teacher_head.bias)):
             raise ValueError(
@@ -290,7 +318,10 @@ def _check(
         raise ValueError(f"vocabulary is {vocabulary}, but the heads share {shared} rows only")
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk must be at least 1 token, got {chunk}")
-    return shared if vocabulary is None else vocabulary
+    vocabulary = shared if vocabulary is None else vocabulary
+    if ids is not None and len(ids) != vocabulary:
+        raise ValueError(f"{len(ids)} of the student's ids are given for {vocabulary} of the teacher's")
+    return vocabulary
 
 
 def _is(given: object) -> str:

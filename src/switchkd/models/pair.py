@@ -1,15 +1,18 @@
 """A student and its frozen teacher: the visual switch, and what must agree before it can work."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from switchkd.models import fit
+from switchkd.models.bridge import Bridge, Grid
 from switchkd.models.families.base import Features
 from switchkd.models.pathway import Pathway
+from switchkd.models.vocabulary import Ids, Vocabulary
 from switchkd.types import Batch, Hidden, Need, Routes, to_device
 
 T = TypeVar("T")
@@ -20,13 +23,15 @@ class Pair(nn.Module):
     """The only module that the trainer, DDP and FSDP see: a student, and a teacher where the method has one.
 
     The teacher is in eval mode and without gradients whatever happens to the pair; the switch runs *through* it, so that the gradient
-    reaches the student's vision encoder.
+    reaches the student's vision encoder. Where the two read differently, a batch holds what the teacher reads in `batch["teacher"]`.
 
     Args:
         student: the pathway that learns.
         teacher: the frozen pathway, or None.
         needs: the routes that the method will ask for; what they require is checked here, before anything runs.
-        vocabulary: the number of real token ids, `len(tokenizer)`; head rows beyond it are padding and never compared.
+        vocabulary: the number of real token ids, `len(tokenizer)`; head rows beyond it are padding and never compared. Where the
+            tokenizers differ, the ids that mean the same in both.
+        bridge: from the student's visual features to the teacher's projector, where their shapes differ.
 
     Raises:
         ValueError: if the pair does not fit `needs`, with both numbers.
@@ -37,49 +42,120 @@ class Pair(nn.Module):
     accepts_loss_kwargs = True
 
     def __init__(
-        self, student: Pathway, teacher: Pathway | None, *, needs: frozenset[Need], vocabulary: int | None = None
+        self,
+        student: Pathway,
+        teacher: Pathway | None,
+        *,
+        needs: frozenset[Need],
+        vocabulary: int | Ids | None = None,
+        bridge: Bridge | None = None,
     ) -> None:
         super().__init__()
-        rows = student.head.rows
-        self.vocabulary = rows if vocabulary is None else vocabulary
-        if self.vocabulary > rows:
-            raise ValueError(
-                f"the tokenizer has {self.vocabulary} ids but the student's head only {rows} rows: "
-                "the processor belongs to another model"
-            )
-        check_fit(student, teacher, needs)
+        self._apart = check_fit(student, teacher, needs, bridged=bridge is not None)
         self.student = student
         self.teacher = None if teacher is None else teacher.requires_grad_(False).eval()
+        self.bridge = bridge if "switch" in needs else None
+        self.shared = Vocabulary(
+            vocabulary, student.head, teacher.head if teacher is not None and "teacher" in needs else None
+        )
         self.one_encoder = "teacher" in needs and teacher is not None and see_alike(student, teacher)
         if self.one_encoder:
             _log.info("the student's vision encoder is the teacher's, and frozen: it runs once for both")
+
+    @property
+    def vocabulary(self) -> int:
+        """How many ids are compared."""
+        return self.shared.size
+
+    def dropped_mass(self, hidden: Float[Tensor, "n hidden"]) -> Float[Tensor, " n"] | None:
+        """The teacher's probability on ids that are not compared, from its hidden states; None where all are."""
+        assert self.teacher is not None
+        return self.shared.dropped_mass(hidden, self.teacher.head)
 
     def forward(self, batch: Batch, needs: frozenset[Need], finish: Callable[[Hidden], T] | None = None) -> Routes | T:
         """The logits of the routes in `needs` at the answer positions, or what `finish` makes of the hidden states before the heads.
 
         `finish` runs in here, so that DDP and FSDP see the heads being used. It returns tensors in a tuple or a dict, where they look.
         """
+        theirs = self._theirs(batch, needs)
         seen = self.student.see(batch)  # V_S(x)
+        spoken = self.student.say(seen, batch)  # L_S(P_S(V_S(x)), t)
         hidden = Hidden(
-            student=self.student.say(seen, batch),  # L_S(P_S(V_S(x)), t)
-            teacher=self._teacher(seen, batch) if "teacher" in needs else None,
-            switch=self._switch(seen, batch) if "switch" in needs else None,
+            student=spoken,
+            teacher=_compared(self._teacher(seen, batch, theirs), batch) if "teacher" in needs else None,
+            switch=_compared(self._switch(seen, batch, theirs), batch) if "switch" in needs else None,
             student_head=self.student.head,
-            teacher_head=self.teacher.head if self.teacher is not None and needs & {"teacher", "switch"} else None,
+            teacher_head=self.shared.head(self.teacher.head)
+            if self.teacher is not None and "teacher" in needs
+            else None,
             vocabulary=self.vocabulary,
+            compared=None
+            if "aligned" not in batch or len(batch["aligned"]) == len(spoken)
+            else batch["aligned"][:, 0].contiguous(),
+            ids=self.shared.ids,
         )
         return hidden.routes() if finish is None else finish(hidden)
 
-    def _switch(self, seen: Features | None, batch: Batch) -> Float[Tensor, "answers hidden"]:
+    def _switch(self, seen: Features | None, batch: Batch, theirs: Batch) -> Float[Tensor, "answers hidden"]:
         """L_T(P_T(V_S(x)), t): the visual switch. The teacher speaks about what the student sees."""
         assert self.teacher is not None
-        return self.teacher.say(seen, batch)
+        return self.teacher.say(seen if self.bridge is None else self._across(seen, batch, theirs), theirs)
 
     @torch.no_grad()
-    def _teacher(self, seen: Features | None, batch: Batch) -> Float[Tensor, "answers hidden"]:
+    def _teacher(self, seen: Features | None, batch: Batch, theirs: Batch) -> Float[Tensor, "answers hidden"]:
         """L_T(P_T(V_T(x)), t); where V_T is V_S, the teacher need not look again."""
         assert self.teacher is not None
-        return self.teacher.say(seen if self.one_encoder else self.teacher.see(batch), batch)
+        return self.teacher.say(seen if self.one_encoder and theirs is batch else self.teacher.see(theirs), theirs)
+
+    def _theirs(self, batch: Batch, needs: frozenset[Need]) -> Batch:
+        """What the teacher reads: the batch itself where both read the same."""
+        if "teacher" not in batch and self._apart and "teacher" in needs:
+            raise ValueError(
+                f"student and teacher differ in {self._apart[0]}, so each must read its own images and text: collate with "
+                'switchkd.data.pair.PairCollator, which puts the teacher\'s into batch["teacher"]'
+            )
+        return batch.get("teacher", batch)
+
+    # ---- the bridge
+
+    def _across(
+        self, seen: Features | None, batch: Batch, theirs: Batch
+    ) -> Float[Tensor, "*their_tokens their_width"] | None:
+        """B(V_S(x)), the student's features as V_T(x) is laid out."""
+        if seen is None:
+            return None
+        assert self.teacher is not None
+        assert self.bridge is not None
+        family, config = self.teacher.family, self.teacher.model.config
+        maps, sizes = self._maps(self.student, seen, batch), family.shapes(config, theirs)
+        if len(maps) != len(sizes):
+            raise ValueError(
+                f"the student sees {len(maps)} pictures in this batch and the teacher {len(sizes)}: they cut images into tiles "
+                "differently. Make both image processors cut as many tiles, or set the method's switch to 0"
+            )
+        return family.unmaps(config, self.bridge(maps, sizes), theirs)
+
+    @torch.no_grad()
+    def fit_bridge(self, batches: Iterable[Batch]) -> float:
+        """Fit the bridge to V_T(x) by least squares; returns the share of its variance that the student's features explain."""
+        assert self.bridge is not None
+        training = self.student.training
+        self.student.eval()
+        explained = self.bridge.fit(self._examples(batches))
+        self.student.train(training)
+        return explained
+
+    def _examples(self, batches: Iterable[Batch]) -> Iterator[tuple[list[Grid], list[Grid]]]:
+        assert self.teacher is not None
+        for batch in batches:
+            theirs = batch.get("teacher", batch)
+            ours_seen, theirs_seen = self.student.see(batch), self.teacher.see(theirs)
+            if ours_seen is not None and theirs_seen is not None:
+                yield self._maps(self.student, ours_seen, batch), self._maps(self.teacher, theirs_seen, theirs)
+
+    @staticmethod
+    def _maps(pathway: Pathway, seen: Features, batch: Batch) -> list[Grid]:
+        return pathway.family.maps(pathway.model.config, seen, batch)
 
     def train(self, mode: bool = True) -> "Pair":
         """Set the student's mode; the teacher stays in eval mode."""
@@ -87,6 +163,11 @@ class Pair(nn.Module):
         if self.teacher is not None:
             self.teacher.eval()
         return self
+
+
+def _compared(hidden: Float[Tensor, "answers hidden"], batch: Batch) -> Float[Tensor, "compared hidden"]:
+    """Of the teacher's answer tokens, those that the student has too."""
+    return hidden[batch["aligned"][:, 1]] if "aligned" in batch else hidden
 
 
 @torch.no_grad()
@@ -116,23 +197,34 @@ def _equal(one: Tensor, other: Tensor) -> bool:
     return one.dtype == other.dtype and one.device == other.device and torch.equal(one, other)
 
 
-def check_fit(student: Pathway, teacher: Pathway | None, needs: frozenset[Need]) -> None:
-    """Raise ValueError, with both numbers, if `teacher` cannot teach `student` along the routes in `needs`."""
+def check_fit(
+    student: Pathway, teacher: Pathway | None, needs: frozenset[Need], *, bridged: bool = False
+) -> list[fit.Item]:
+    """Raise ValueError, with both numbers, if `teacher` cannot teach `student` along the routes in `needs`.
+
+    Returns:
+        What differs so that each model must read its own images and text.
+    """
     if not needs & {"teacher", "switch"}:
-        return
+        return []
     if teacher is None:
         raise ValueError(f"the method needs the routes {', '.join(sorted(needs))}, but there is no teacher")
-    ours, theirs = (pathway.family.geometry(pathway.model.config) for pathway in (student, teacher))
-    for what in ours:
-        if ours[what] != theirs[what] and (what != "feature width" or "switch" in needs):
-            raise ValueError(
-                f"student and teacher differ in {what}: {ours[what]} and {theirs[what]}. They read the same batch and their logits "
-                "are compared one to one, so choose a student with the teacher's"
-            )
+    items = fit.compare(student.model.config, teacher.model.config)
     if "switch" in needs:
+        for item in items:
+            if item.verdict == "refused":
+                raise ValueError(
+                    f"student and teacher differ in {item}: choose another student, or set the method's switch to 0"
+                )
+            if item.verdict == "bridge" and not bridged:
+                raise ValueError(
+                    f"student and teacher differ in {item}: give the pair a bridge (in a recipe, `pair: {{bridge: auto}}`), choose a "
+                    "student with the teacher's, or set the method's switch to 0"
+                )
         vision = student.part_parameters("vision").values()
         if not any(parameter.requires_grad for parameter in vision):
             raise ValueError(
                 f"the student's vision encoder is frozen (0 of {sum(p.numel() for p in vision)} parameters train) and the switch "
                 "trains nothing else: add vision to the stage's `train`, or set the method's switch to 0"
             )
+    return [item for item in items if item.verdict in ("bridge", "own inputs") and item.what != fit.WIDTH]

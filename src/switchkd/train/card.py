@@ -1,12 +1,22 @@
 """The model card of a student: what it was distilled from, how, and how well it does."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 
-def model_card(*, recipe_yaml: str, student: str, teacher: str | None, methods: list[str], data: list[str]) -> str:
-    """README.md of a checkpoint, in the form the Hugging Face hub reads."""
+def model_card(
+    *,
+    recipe_yaml: str,
+    student: str,
+    teacher: str | None,
+    methods: list[str],
+    data: list[str],
+    mismatches: Sequence[str] = (),
+) -> str:
+    """README.md of a checkpoint, in the form the Hugging Face hub reads; `mismatches`: in what student and teacher differ."""
+    differ = "".join(f"\n- {line}" for line in mismatches)
+    differ = f"\n## Where student and teacher differ\n{differ}\n" if differ else ""
     origin = f"distilled from [{teacher}] " if teacher else "trained "
     return f"""---
 library_name: transformers
@@ -25,7 +35,7 @@ A student trained with `switchkd`. It is a plain Hugging Face model: `AutoModelF
 | teacher | `{teacher or "none"}` |
 | method | {" → ".join(methods)} |
 | data | {", ".join(f"`{path}`" for path in data)} |
-
+{differ}
 ## Recipe
 
 ```yaml

@@ -14,11 +14,13 @@ from torch import Tensor
 from transformers import ProcessorMixin
 
 from switchkd.models import Pathway
+from switchkd.models.bridge import Bridge
 from switchkd.train import lora
 
 MANIFEST = "manifest.json"
 _STAGING = ".saving"
 _LORA = "lora.safetensors"
+_BRIDGE = "bridge.safetensors"
 _NAME = re.compile(r"checkpoint-(\d+)")
 _log = logging.getLogger(__name__)
 
@@ -78,6 +80,28 @@ def load_student(student: Pathway, directory: str | Path) -> None:
     else:
         saved = type(student.model).from_pretrained(directory, dtype="auto", use_safetensors=True)
         student.model.load_state_dict(saved.state_dict())
+
+
+def save_bridge(bridge: Bridge | None, directory: str | Path, state: dict[str, Tensor] | None = None) -> None:
+    """Write the bridge beside the student, for resuming: no model needs it afterwards. `state` as in `save_student`."""
+    if bridge is not None:
+        own = bridge.state_dict() if state is None else {n: state[f"bridge.{n}"] for n in bridge.state_dict()}
+        save_file({name: tensor.contiguous() for name, tensor in own.items()}, Path(directory) / _BRIDGE)
+
+
+def load_bridge(bridge: Bridge | None, directory: str | Path) -> None:
+    """Put the bridge of a checkpoint into `bridge`.
+
+    Raises:
+        ValueError: if only one of the two has one.
+    """
+    file = Path(directory) / _BRIDGE
+    if file.exists() != (bridge is not None):
+        where = f"{directory} was saved {'with' if file.exists() else 'without'} a bridge"
+        raise ValueError(f"{where}, and the recipe's pair has {'one' if bridge is not None else 'none'}")
+    if bridge is not None:
+        bridge.load_state_dict(load_file(file))
+        bridge.fitted = True
 
 
 def staging(run: str | Path) -> str:

@@ -67,6 +67,23 @@ class Student:
 
 
 @dataclass(frozen=True)
+class Pairing:
+    """What to do where student and teacher do not fit."""
+
+    #: auto: the switch gets a bridge where the shapes of the visual features differ. always: also where they do not, for encoders that were
+    #: trained apart. none: such pairs are refused.
+    bridge: Literal["auto", "always", "none"] = "auto"
+    #: A new bridge is fitted to the teacher's features on so many rows, by least squares. 0: it starts without knowledge.
+    fit_rows: int = 512
+    #: The run stops where a smaller share of the student's answer tokens can be compared with the teacher's.
+    min_aligned: float = 0.5
+
+    def __post_init__(self) -> None:
+        _require(self.fit_rows >= 0, f"fit_rows must not be negative, got {self.fit_rows}")
+        _require(0 < self.min_aligned <= 1, f"min_aligned must be above 0 and at most 1, got {self.min_aligned}")
+
+
+@dataclass(frozen=True)
 class Data:
     """Training rows: LLaVA JSON, or `messages` + `images` as JSON, JSONL, Parquet or a saved data set; detected."""
 
@@ -228,6 +245,7 @@ class Recipe:
     teacher: Teacher | None = None
     stages: tuple[Stage, ...] = field(default_factory=lambda: (Stage("train"),))
     evaluate: Evaluate | None = None
+    pair: Pairing = field(default_factory=Pairing)
 
     def __post_init__(self) -> None:
         _require(
@@ -303,7 +321,7 @@ def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
         written["train"] = list(stage.train)
     tree["stages"] = list(tree["stages"])
     tree["train"]["report_to"] = list(recipe.train.report_to)
-    sections = ("teacher", "student", "method", "data", "train", "stages", "evaluate")
+    sections = ("teacher", "student", "pair", "method", "data", "train", "stages", "evaluate")
     return {section: tree[section] for section in sections}
 
 
@@ -317,6 +335,6 @@ def save_recipe(recipe: Recipe, path: str | Path) -> None:
 
 
 __all__ = [
-    "Data", "Evaluate", "LoRA", "Part", "Recipe", "RecipeError", "Stage", "Student", "Teacher", "Train",
+    "Data", "Evaluate", "LoRA", "Pairing", "Part", "Recipe", "RecipeError", "Stage", "Student", "Teacher", "Train",
     "load_recipe", "recipe_to_dict", "save_recipe",
 ]  # fmt: skip

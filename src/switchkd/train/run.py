@@ -81,7 +81,7 @@ def fit(opened: OpenStage) -> None:
         processor=opened.session.processor,
         card=_card(opened),
         train_dataset=opened.rows,
-        data_collator=opened.session.collator,
+        data_collator=opened.collator,
         callbacks=[MetricsFile(opened.directory / "metrics.jsonl"), Progress(opened.stage.name)],
     )
     trainer.remove_callback(PrinterCallback)
@@ -92,6 +92,7 @@ def fit(opened: OpenStage) -> None:
         _log.info("stage %s: resuming from %s, step %d of %d", opened.stage.name, newest, done, steps)
         if done >= steps:
             checkpoint.load_student(opened.session.student, newest)
+            checkpoint.load_bridge(opened.pair.bridge, newest)
             return
     trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
     if trainer.state.global_step < steps:
@@ -157,6 +158,7 @@ _TRAINING_STATE = {
     "trainer_state.json",
     "scaler.pt",
     "lora.safetensors",
+    "bridge.safetensors",
     checkpoint.MANIFEST,
 }
 
@@ -170,6 +172,9 @@ def _card(opened: OpenStage) -> str:
         teacher=recipe.teacher.path if opened.session.teacher and recipe.teacher else None,
         methods=list(dict.fromkeys(stage.method.name for stage in stages if stage.method)),
         data=list(dict.fromkeys(str(stage.data) for stage in stages)),
+        mismatches=[f"{item}: {item.verdict}" for item in opened.session.match.mismatches]
+        if opened.session.match
+        else [],
     )
 
 

@@ -6,17 +6,21 @@ from pathlib import Path
 
 from accelerate import PartialState
 from datasets import Dataset
-from transformers import AutoProcessor, ProcessorMixin, set_seed
+from transformers import AutoConfig, AutoProcessor, ProcessorMixin, set_seed
 
 from switchkd.data.collate import Collator
 from switchkd.data.guard import check_rows
+from switchkd.data.pair import PairCollator
 from switchkd.data.sources import load_rows
 from switchkd.methods import Method
 from switchkd.models import Pair, Pathway, load_pathway
+from switchkd.models.bridge import Bridge
 from switchkd.models.layers import recompute
 from switchkd.models.liger import use_liger
 from switchkd.train import lora
+from switchkd.train.match import Match, match
 from switchkd.train.recipe import Recipe, Stage
+from switchkd.types import to_device
 
 _log = logging.getLogger(__name__)
 
@@ -29,7 +33,12 @@ class Session:
     student: Pathway
     teacher: Pathway | None
     processor: ProcessorMixin
+    #: Makes the student's batches.
     collator: Collator
+    match: Match | None = None
+    #: Makes the student's batches with the teacher's in them, where the two read differently.
+    pair_collator: PairCollator | None = None
+    bridge: Bridge | None = None
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,11 @@ class OpenStage:
     rows: Dataset
     pair: Pair
     directory: Path
+
+    @property
+    def collator(self) -> Collator | PairCollator:
+        """Makes its batches."""
+        return _collator(self.session, self.method)
 
 
 def open_session(recipe: Recipe) -> Session:
@@ -63,10 +77,10 @@ def open_session(recipe: Recipe) -> Session:
         lora.add(student, r=settings.r, alpha=settings.alpha, dropout=settings.dropout)
     if recipe.train.gradient_checkpointing:
         student.model.activation_checkpointing_enable({"use_reentrant": False})
-    teacher = None
+    teacher, found = None, None
     if any("teacher" in stage.method.needs for stage in recipe.resolved_stages() if stage.method):
         assert recipe.teacher is not None  # the recipe has checked it
-        check_processors(processor, recipe.student.path, recipe.teacher.path)
+        found = match_pair(recipe, processor)
         attention = recipe.teacher.attn_implementation
         teacher = load_pathway(recipe.teacher.path, dtype=recipe.teacher.dtype, attn_implementation=attention).to(
             device
@@ -77,35 +91,44 @@ def open_session(recipe: Recipe) -> Session:
             recompute(teacher.part("language"))
     collator = Collator(processor, max_length=recipe.data.max_length, max_pixels=recipe.data.max_pixels)
     processor.chat_template = collator.format.template  # the student is asked as it was trained
-    return Session(recipe, student, teacher, processor, collator)
+    if teacher is None or found is None:
+        return Session(recipe, student, None, processor, collator)
+    theirs = None
+    if found.apart:
+        assert recipe.teacher is not None
+        reader = AutoProcessor.from_pretrained(recipe.teacher.path, trust_remote_code=False)
+        limits = {"max_length": recipe.data.max_length, "max_pixels": recipe.data.max_pixels}
+        theirs = PairCollator(collator, Collator(reader, **limits), found.vocabulary)
+    bridge = None
+    if recipe.pair.bridge == "always" or found.needs_bridge:
+        widths = [pathway.family.geometry(pathway.model.config)["feature width"] for pathway in (student, teacher)]
+        bridge = Bridge(*widths).to(device)
+    return Session(recipe, student, teacher, processor, collator, found, theirs, bridge)
 
 
-def check_processors(processor: ProcessorMixin, student: str, teacher: str) -> None:
-    """Raise ValueError unless the teacher's processor makes the same tokens and pixels as the student's: they share the batch."""
-    theirs = AutoProcessor.from_pretrained(teacher, trust_remote_code=False)
-    ours_vocabulary, their_vocabulary = processor.tokenizer.get_vocab(), theirs.tokenizer.get_vocab()
-    if ours_vocabulary != their_vocabulary:
-        differing = len(set(ours_vocabulary.items()) ^ set(their_vocabulary.items()))
-        raise ValueError(
-            f"the tokenizers of {student} ({len(ours_vocabulary)} tokens) and {teacher} ({len(their_vocabulary)} tokens) differ in "
-            f"{differing} entries: their logits cannot be compared one to one. Choose a student with the teacher's tokenizer"
-        )
-    ours_images, their_images = (
-        {
-            key: value
-            for key, value in p.image_processor.to_dict().items()
-            if not key.startswith(("image_processor_type", "processor_class"))
-        }
-        for p in (processor, theirs)
+def match_pair(recipe: Recipe, processor: ProcessorMixin) -> Match:
+    """How the recipe's teacher fits its student; every mismatch is logged.
+
+    Raises:
+        ValueError: if they cannot be compared, or only over a bridge that the recipe does not want.
+    """
+    assert recipe.teacher is not None
+    student, teacher = recipe.student.path, recipe.teacher.path
+    configs = [AutoConfig.from_pretrained(path, trust_remote_code=False) for path in (student, teacher)]
+    found = match(
+        (configs[0], processor), (configs[1], AutoProcessor.from_pretrained(teacher, trust_remote_code=False))
     )
-    if differing_keys := sorted(
-        key for key in ours_images | their_images if ours_images.get(key) != their_images.get(key)
-    ):
-        key = differing_keys[0]
-        raise ValueError(
-            f"the image processors of {student} and {teacher} differ in {key}: {ours_images.get(key)} and {their_images.get(key)}. "
-            "Both models see the same pixels, so save the student with the teacher's processor"
-        )
+    switches = any("switch" in stage.method.needs for stage in recipe.resolved_stages() if stage.method)
+    for item in found.mismatches:
+        if item.verdict == "refused" and (switches or item.what == "tokenizer"):
+            raise ValueError(f"{student} and {teacher} differ in {item}: choose another student")
+        if item.verdict == "bridge" and switches and recipe.pair.bridge == "none":
+            raise ValueError(
+                f"{student} and {teacher} differ in {item}, and the recipe's `pair.bridge` is none: set it to auto, choose a student "
+                "with the teacher's, or set the method's switch to 0"
+            )
+        _log.info("student and teacher differ in %s: %s", item, item.verdict)
+    return found
 
 
 def open_stage(session: Session, stage: Stage, directory: Path) -> OpenStage:
@@ -124,14 +147,57 @@ def open_stage(session: Session, stage: Stage, directory: Path) -> OpenStage:
         rows = load_rows(stage.data, recipe.data.image_root)
         rows = check_rows(
             rows,
-            session.collator,
+            _collator(session, stage.method),
             max_bad_fraction=recipe.data.max_bad_fraction,
             report_path=directory / "rows.json" if state.is_main_process else None,
         )
     session.student.train_only(stage.train)
-    vocabulary = len(session.processor.tokenizer)
-    pair = Pair(session.student, session.teacher, needs=stage.method.needs, vocabulary=vocabulary)
-    return OpenStage(session, stage, stage.method, rows, pair, directory)
+    pair = Pair(
+        session.student,
+        session.teacher,
+        needs=stage.method.needs,
+        vocabulary=session.match.vocabulary if session.match else len(session.processor.tokenizer),
+        bridge=session.bridge,
+    )
+    opened = OpenStage(session, stage, stage.method, rows, pair, directory)
+    if isinstance(opened.collator, PairCollator):
+        check_aligned(opened.collator, rows, recipe.pair.min_aligned)
+    if pair.bridge is not None and not pair.bridge.fitted and recipe.pair.fit_rows:
+        fit_bridge(opened, recipe.pair.fit_rows)
+    return opened
+
+
+def check_aligned(collator: PairCollator, rows: Dataset, least: float) -> None:
+    """Log the share of answer tokens that can be compared, and raise ValueError where it is too small."""
+    share = collator.aligned_share(rows)
+    if share < least:
+        raise ValueError(
+            f"only {share:.1%} of the student's answer tokens are the same text and id for the teacher, and `pair.min_aligned` asks for "
+            f"{least:.1%}: choose a teacher with a nearer tokenizer or chat template, or lower it"
+        )
+    _log.info("%.1f %% of the student's answer tokens are compared with the teacher's", 100 * share)
+
+
+def fit_bridge(opened: OpenStage, rows: int) -> None:
+    """Fit the pair's new bridge to the teacher's features of the first rows."""
+    size = opened.stage.per_device_train_batch_size or 1
+    chosen = opened.rows.select(range(min(rows, len(opened.rows))))
+    device = opened.pair.student.head.weight.device
+    batches = (
+        to_device(opened.collator(list(chosen.select(range(start, min(start + size, len(chosen)))))), device)
+        for start in range(0, len(chosen), size)
+    )
+    explained = opened.pair.fit_bridge(batches)
+    _log.info(
+        "bridge fitted on %d rows: it explains %.1f %% of the variance of the teacher's features",
+        len(chosen),
+        100 * explained,
+    )
+
+
+def _collator(session: Session, method: Method) -> Collator | PairCollator:
+    both = "teacher" in method.needs and session.pair_collator is not None
+    return session.pair_collator if both and session.pair_collator else session.collator
 
 
 def total_steps(opened: OpenStage) -> int:

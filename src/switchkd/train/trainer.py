@@ -79,7 +79,7 @@ class DistillationTrainer(Trainer):
             raise FloatingPointError(
                 f"step {self.state.global_step}: the loss is not finite ({found}); stopped before the update"
             )
-        self._record(sums, len(targets))
+        self._record(sums, len(targets), len(inputs["aligned"]) if "aligned" in inputs else None)
         # DDP averages gradients over ranks; the division here is already global
         loss = sums.loss / num_items_in_batch * self.accelerator.num_processes
         return (loss, sums) if return_outputs else loss
@@ -87,28 +87,41 @@ class DistillationTrainer(Trainer):
     def _sum(self, hidden: Hidden, targets: Tensor) -> SummedLoss:
         """The method's terms, from hidden states to sums over the answer tokens."""
         if self.loss == "plain":
-            return plain_loss(PlainTerms(self.method.terms, self.method.statistics), targets, hidden)
-        return fused_loss(
-            self.method.chunk_loss(),
-            targets,
-            hidden.student,
-            hidden.student_head,
-            hidden.teacher,
-            hidden.switch,
-            hidden.teacher_head,
-            vocabulary=hidden.vocabulary,
-        )
+            sums = plain_loss(PlainTerms(self.method.terms, self.method.statistics), targets, hidden)
+        else:
+            sums = fused_loss(
+                self.method.chunk_loss(),
+                targets,
+                hidden.student,
+                hidden.student_head,
+                hidden.teacher,
+                hidden.switch,
+                hidden.teacher_head,
+                vocabulary=hidden.vocabulary,
+                compared=hidden.compared,
+                ids=hidden.ids,
+            )
+        if hidden.teacher is not None and (self.state.global_step + 1) % self.args.logging_steps == 0:
+            dropped = self.pair.dropped_mass(hidden.teacher)
+            if dropped is not None:
+                sums = sums._replace(statistics=sums.statistics | {"dropped_mass": dropped.sum()})
+        return sums
 
     # ---- log
 
-    def _record(self, sums: SummedLoss, tokens: int) -> None:
+    def _record(self, sums: SummedLoss, tokens: int, compared: int | None) -> None:
+        """Terms per answer token, statistics per token that is compared with the teacher's."""
         if not self._told and self.is_world_process_zero():
             _log.info(
                 "%s loss: logits of %d answer tokens at a time, of %d in the first batch", self.loss, sums.chunk, tokens
             )
         self._told = True
-        for name, total in {**sums.terms, **sums.statistics}.items():
-            entry = torch.stack([total.double(), total.new_full((), tokens, dtype=torch.float64)])
+        counted = {name: (total, tokens) for name, total in sums.terms.items()}
+        counted |= {name: (total, tokens if compared is None else compared) for name, total in sums.statistics.items()}
+        if compared is not None:
+            counted["aligned"] = (sums.loss.new_tensor(compared), tokens)
+        for name, (total, count) in counted.items():
+            entry = torch.stack([total.double(), total.new_full((), count, dtype=torch.float64)])
             self._sums[name] = self._sums.get(name, 0) + entry
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -116,7 +129,9 @@ class DistillationTrainer(Trainer):
         if "loss" in logs and self._sums:
             names = sorted(self._sums)
             sums = self.accelerator.reduce(torch.stack([self._sums[name] for name in names]), reduction="sum")
-            logs |= {name: (total / tokens).item() for name, (total, tokens) in zip(names, sums, strict=True)}
+            logs |= {
+                name: (total / tokens.clamp(min=1)).item() for name, (total, tokens) in zip(names, sums, strict=True)
+            }
             logs["answer_tokens"] = sums[names.index("ce"), 1].item()
             self._sums = {}
         super().log(logs, start_time)
@@ -138,10 +153,13 @@ class DistillationTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         if self.args.should_save:
-            checkpoint.save_student(self.pair.student, self.processor, self.card, output_dir or self._run, state_dict)
+            directory = output_dir or self._run
+            checkpoint.save_student(self.pair.student, self.processor, self.card, directory, state_dict)
+            checkpoint.save_bridge(self.pair.bridge, directory, state_dict)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         checkpoint.load_student(self.pair.student, resume_from_checkpoint)
+        checkpoint.load_bridge(self.pair.bridge, resume_from_checkpoint)
 
     def _get_output_dir(self, trial: Any) -> str:
         return self._staging or super()._get_output_dir(trial)

@@ -1,0 +1,81 @@
+"""What of two models fits, read from their configs alone: before any weight is loaded."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from transformers import PretrainedConfig
+
+from switchkd.models.families import family_of
+
+#: fits: the same. bridge: the switch needs a bridge. own inputs: each model reads images and text in its own way. shared ids: the ids that
+#: both have are compared. aligned: answers are matched by their text. refused: there is no way.
+Verdict = Literal["fits", "bridge", "own inputs", "shared ids", "aligned", "refused"]
+
+#: What matters to the inputs alone; other sizes than these and the vocabulary are those of the visual features.
+_INPUTS = ("image size in pixels", "image token id")
+WIDTH, ROWS = "feature width", "vocabulary rows"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing in which student and teacher agree or not, with both values."""
+
+    what: str
+    student: object
+    teacher: object
+    verdict: Verdict
+    detail: str = ""
+
+    def __str__(self) -> str:
+        values = f"{self.student}" if self.student == self.teacher else f"{self.student} and {self.teacher}"
+        return f"{self.what}: {values}" + (f" ({self.detail})" if self.detail else "")
+
+
+def compare(student: PretrainedConfig, teacher: PretrainedConfig) -> list[Item]:
+    """What two configs say about a pair.
+
+    Raises:
+        ValueError: for a family, vision encoder or language model that is not supported.
+    """
+    for config in (student, teacher):
+        family_of(config).check(config)
+    ours, theirs = (family_of(config).geometry(config) for config in (student, teacher))
+    items = [Item("family", student.model_type, teacher.model_type, "fits")]
+    if student.model_type != teacher.model_type:
+        items = [Item("family", student.model_type, teacher.model_type, "bridge", "features meet as pictures")]
+    for what in dict.fromkeys([*ours, *theirs]):
+        mine, other = ours.get(what, "none"), theirs.get(what, "none")
+        items.append(Item(what, mine, other, "fits") if mine == other else Item(what, mine, other, *_differs(what)))
+    return [*items, _tiles(ours, theirs), _towers(student, teacher)]
+
+
+def _differs(what: str) -> tuple[Verdict, str]:
+    if what == ROWS:
+        return "shared ids", "padding rows are never compared"
+    if what in _INPUTS:
+        return "own inputs", ""
+    return "bridge", "translated by a linear layer" if what == WIDTH else "resampled to the teacher's grid"
+
+
+def _tiles(ours: dict[str, int], theirs: dict[str, int]) -> Item:
+    mine, other = ("cut into tiles" if "visual tokens per tile" in sizes else "whole" for sizes in (ours, theirs))
+    if mine != other:
+        return Item("images", mine, other, "refused", "a part of an image has no place among the features of the whole")
+    return Item(
+        "images", mine, other, "fits", "" if mine == "whole" else "as many tiles in both: looked at in every batch"
+    )
+
+
+def _towers(student: PretrainedConfig, teacher: PretrainedConfig) -> Item:
+    ours, theirs = (
+        {k: v for k, v in config.vision_config.to_dict().items() if k not in _NAMES} for config in (student, teacher)
+    )
+    mine, other = (vision.get("num_hidden_layers", vision.get("depth", "unknown")) for vision in (ours, theirs))
+    detail = (
+        "one architecture: if both hold the same weights, z_SW = z_T, and the switch only tethers a V_S that is trained"
+    )
+    return Item("layers of the vision encoder", mine, other, "fits", detail if ours == theirs else "")
+
+
+#: Entries of a vision config that say nothing about what it computes.
+_NAMES = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")

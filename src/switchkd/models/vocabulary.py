@@ -1,0 +1,71 @@
+"""The token ids that are compared, and the teacher's probability on those that are not."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from switchkd.types import Head
+
+#: Token ids that mean the same in both tokenizers: the student's, and the teacher's in the same order.
+Ids = tuple[list[int], list[int]]
+#: Positions whose whole distribution exists at a time.
+_CHUNK = 256
+
+
+class Vocabulary(nn.Module):
+    """What of two heads is compared: the first `size` rows of both, or the rows of ids that two tokenizers share.
+
+    Args:
+        compared: the number of real token ids, `len(tokenizer)`: head rows beyond it are padding. Or pairs of ids. None: all rows.
+        student: its head.
+        teacher: its head, None where nothing is compared. The rows of shared ids are copied once, in the student's order.
+
+    Raises:
+        ValueError: heads of unequal rows without a word about which are real, or an id without a row.
+    """
+
+    #: The student's ids, and the teacher's; None where they are the first ones of both.
+    ids: Int[Tensor, " vocab"] | None
+    their_ids: Int[Tensor, " vocab"] | None
+    weight: Float[Tensor, "vocab hidden"] | None
+    bias: Float[Tensor, " vocab"] | None
+
+    def __init__(self, compared: int | Ids | None, student: Head, teacher: Head | None) -> None:
+        super().__init__()
+        if compared is None and teacher is not None and student.rows != teacher.rows:
+            raise ValueError(
+                f"student and teacher differ in vocabulary rows: {student.rows} and {teacher.rows}. The padding among them must not be "
+                "compared: pass the number of real ids as vocabulary=len(tokenizer)"
+            )
+        mine, theirs = compared if isinstance(compared, tuple) else ([], [])
+        self.size = len(mine) or (compared if isinstance(compared, int) else student.rows)
+        for who, head, ids in (("student", student, mine), ("teacher", teacher, theirs)):
+            real = max(ids, default=self.size - 1) + 1
+            if head is not None and real > head.rows:
+                raise ValueError(
+                    f"the tokenizer has {real} ids but the {who}'s head only {head.rows} rows: the processor belongs to another model"
+                )
+        rows: dict[str, Tensor | None] = dict.fromkeys(("ids", "their_ids", "weight", "bias"))
+        if mine and teacher is not None:
+            chosen = torch.tensor(theirs, device=teacher.weight.device)
+            bias = None if teacher.bias is None else teacher.bias.detach()[chosen]
+            rows |= {"ids": chosen.new_tensor(mine), "their_ids": chosen, "bias": bias}
+            rows["weight"] = teacher.weight.detach()[chosen]
+        for name, tensor in rows.items():  # not saved: the teacher is in no file of the student
+            self.register_buffer(name, tensor, persistent=False)
+
+    def head(self, teacher: Head) -> Head:
+        """The teacher's head, with the rows that are compared as its first ones."""
+        return teacher if self.weight is None else Head(self.weight, self.bias, teacher.softcap)
+
+    @torch.no_grad()
+    def dropped_mass(self, hidden: Float[Tensor, "n hidden"], teacher: Head) -> Float[Tensor, " n"] | None:
+        """1 − Σ p_T over the ids that are compared: what lies on padding rows, and on ids that the student does not have.
+
+        None where every row is compared.
+        """
+        if self.size == teacher.rows:
+            return None
+        kept: Tensor | slice = slice(self.size) if self.their_ids is None else self.their_ids
+        parts = [1 - teacher.logits(part).softmax(dim=-1)[:, kept].sum(dim=-1) for part in hidden.split(_CHUNK)]
+        return torch.cat(parts).clamp(min=0)
