@@ -5,8 +5,8 @@ import torch
 from tiny_families import BUILDS, batch_for, tiny
 
 from switchkd.convert.cut import cut
-from switchkd.convert.files import fill
 from switchkd.models import Pathway, load_pathway
+from switchkd.models.fill import fill
 
 #: The layers that a tower of three is left with, where it can be cut; LLaVA's features come from below the last.
 REFUSED = {"qwen2_5_vl": "fullatt_block_indexes", "qwen3_vl": "deepstack_visual_indexes"}

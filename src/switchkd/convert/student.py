@@ -23,11 +23,12 @@ from transformers import (
 )
 
 from switchkd.convert.cut import SECTIONS, check_features, cut
-from switchkd.convert.files import complete_or_nothing, fill
+from switchkd.convert.files import complete_or_nothing
 from switchkd.convert.processor import IMAGE_TOKEN, llava_processor, place_image_token
 from switchkd.data.templates import choose_format
 from switchkd.models import Pathway, load_pathway
 from switchkd.models.families import family_of
+from switchkd.models.fill import fill
 
 #: `model_type` → the vision encoder alone.
 TOWERS: dict[str, type[PreTrainedModel]] = {
