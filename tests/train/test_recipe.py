@@ -7,6 +7,7 @@ import yaml
 from switchkd.methods import KD, METHODS, SFT, SwitchKD
 from switchkd.train.recipe import (
     Data,
+    LearningRates,
     LoRA,
     Recipe,
     RecipeError,
@@ -67,6 +68,15 @@ def test_stages_inherit_what_they_do_not_say(write):
     assert dft.gradient_accumulation_steps == 1
 
 
+def test_stages_inherit_the_rates_of_the_parts_that_they_train(write):
+    flags = ["--train.learning_rates.vision", "1e-6", "--train.learning_rates.projector", "1e-4"]
+    dpt, dft = load_recipe(write(STAGED), flags).resolved_stages()
+    assert dpt.learning_rates.given() == {"projector": 1e-4}
+    assert dft.learning_rates.given() == {"vision": 1e-6, "projector": 1e-4}
+    _, dft = load_recipe(write(STAGED), [*flags, "--stages.1.learning_rates.language", "2e-5"]).resolved_stages()
+    assert dft.learning_rates.given() == {"language": 2e-5}
+
+
 def test_a_stage_that_sets_epochs_counts_epochs(write):
     text = STAGED.replace("{name: dft,", "{name: dft, num_train_epochs: 2,")
     dpt, dft = load_recipe(write(text), ["--train.max_steps", "7"]).resolved_stages()
@@ -84,6 +94,13 @@ def test_a_stage_that_sets_epochs_counts_epochs(write):
         (["--train.report_to", "tensorboard", "wandb"], lambda r: r.train.report_to == ("tensorboard", "wandb")),
         (["--data.train", "123"], lambda r: r.data.train == "123"),
         (["--student.lora.r", "8"], lambda r: r.student.lora == LoRA(r=8)),
+        (["--student.lora.r", "8", "--student.quantization", "4bit"], lambda r: r.student.quantization == "4bit"),
+        (["--teacher.quantization", "8bit"], lambda r: r.teacher.quantization == "8bit"),
+        (
+            ["--student.freeze", "vision", "lm_head", "--method.switch", "0"],
+            lambda r: r.student.freeze == ("vision", "lm_head"),
+        ),
+        (["--train.learning_rates.vision", "1e-6"], lambda r: r.train.learning_rates == LearningRates(vision=1e-6)),
         (["--evaluate.data", "test.json"], lambda r: r.evaluate.data == "test.json"),
         (["--method.switch", "0"], lambda r: r.resolved_stages()[1].method == SwitchKD(align=0.5, switch=0.0)),
         (["--method.window", "none"], lambda r: r.method.window is None),
@@ -203,6 +220,23 @@ BAD = {
     "warmup": (PLAIN, ["--train.warmup_ratio", "1.5"], ["below 1, got 1.5"]),
     "both half precisions": (PLAIN, ["--train.bf16", "true", "--train.fp16", "true"], ["choose one"]),
     "all rows bad": (PLAIN, ["--data.max_bad_fraction", "1"], ["below 1, got 1"]),
+    "a negative rate of a part": (
+        PLAIN,
+        ["--train.learning_rates.vision", "-1"],
+        ["learning_rates", "vision must be positive, got -1"],
+    ),
+    "a rate of a part that does not learn": (
+        STAGED,
+        ["--stages.0.learning_rates.vision", "1e-6"],
+        ["learning_rates names vision, which stage dpt does not train: it trains projector"],
+    ),
+    "switch on a vision encoder that never learns": (
+        PLAIN,
+        ["--student.freeze", "vision"],
+        ["student.freeze names vision", "stage train uses the switch"],
+    ),
+    "four bits without adapters": (PLAIN, ["--student.quantization", "4bit"], ["cannot be trained: add `lora`"]),
+    "eight bits for a student": (PLAIN, ["--student.quantization", "8bit"], ["must be one of 4bit, got '8bit'"]),
     "LoRA rank": (PLAIN, ["--student.lora.r", "0"], ["r must be at least 1"]),
     "key twice": (PLAIN + "data: {train: b}", [], ["recipe.yaml: line 7", "`data` appears twice"]),
     "Python tag": ("student: !!python/object/apply:os.system [touch canary]", [], ["line 1", "os.system", "refused"]),

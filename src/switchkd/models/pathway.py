@@ -6,11 +6,12 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText, PreTrainedModel
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 from transformers.utils import is_flash_attn_2_available
 
 from switchkd.models.families import family_of
 from switchkd.models.families.base import Features
+from switchkd.models.quantize import Quantization, bits_and_bytes, keep_gradients
 from switchkd.types import Batch, Head, answer_positions, to_device
 
 
@@ -111,7 +112,13 @@ def _leaves(output: Tensor) -> set[int]:
 
 
 def load_pathway(
-    path_or_model: str | Path | PreTrainedModel, *, dtype: str = "auto", attn_implementation: str = "auto"
+    path_or_model: str | Path | PreTrainedModel,
+    *,
+    dtype: str = "auto",
+    attn_implementation: str = "auto",
+    quantization: Quantization | None = None,
+    compute_dtype: str | None = None,
+    device: torch.device | None = None,
 ) -> Pathway:
     """A pathway from a checkpoint directory, a hub name or a model in memory.
 
@@ -119,6 +126,9 @@ def load_pathway(
         path_or_model: what `AutoModelForImageTextToText.from_pretrained` takes, or a model.
         dtype: of the weights when they are loaded: `auto` keeps the checkpoint's own.
         attn_implementation: `auto` lets transformers choose, which is SDPA where the model has it.
+        quantization: of the language model's linear layers, with bitsandbytes.
+        compute_dtype: that 4-bit weights are multiplied in; `dtype` if not given.
+        device: where the weights go; the CPU if not given.
 
     Raises:
         ValueError: if the checkpoint lacks weights of its architecture, which transformers would draw at random, or its family is not
@@ -133,6 +143,14 @@ def load_pathway(
     name = str(path_or_model)
     if not Path(name).is_dir() and (Path(name).exists() or name.startswith((".", "/")) or name.count("/") != 1):
         raise ValueError(f"{name} is neither a checkpoint directory nor the name of a model on the Hugging Face hub")
+    extra: dict[str, Any] = {}
+    if quantization is not None:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        own = dtype if dtype != "auto" else str(config.dtype or "float32").removeprefix("torch.")
+        extra = {
+            "quantization_config": bits_and_bytes(config, quantization, compute_dtype or own),
+            "device_map": {"": device or torch.device("cpu")},
+        }
     loaded: Any = AutoModelForImageTextToText.from_pretrained(
         name,
         dtype=dtype,
@@ -140,6 +158,7 @@ def load_pathway(
         trust_remote_code=False,
         use_safetensors=True,
         output_loading_info=True,
+        **extra,
     )
     model, info = loaded
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
@@ -148,4 +167,6 @@ def load_pathway(
                 f"{path_or_model}: {len(keys)} {problem.replace('_', ' ')} for a {model.config.model_type}, {keys[0]} first: "
                 "its weights would be random in part. Save the checkpoint again with `save_pretrained`"
             )
-    return Pathway(model)
+    if quantization == "4bit":
+        keep_gradients(model)
+    return Pathway(model).to(device)

@@ -48,7 +48,7 @@ def save_student(
     else:
         state = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     if lora.present(student):
-        student.model.save_pretrained(directory, state_dict=lora.merged(student, state))
+        lora.plain(student, state).save_pretrained(directory)
         # the scale alpha / r is the recipe's; this holds what the optimizer moves
         save_file(
             {n: p.detach().contiguous() for n, p in student.model.named_parameters() if p.requires_grad},

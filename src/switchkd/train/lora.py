@@ -1,27 +1,56 @@
 """LoRA on the student's language model, through PEFT; the saved student is plain again."""
 
+from copy import deepcopy
+from typing import Any
+
 from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import Linear as LoraLinear
-from torch import Tensor
+from peft.tuners.lora import LoraLayer
+from peft.utils.integrations import dequantize_module_weight
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from switchkd.models import Pathway
+from switchkd.models.fill import fill
 
 
 def add(student: Pathway, *, r: int, alpha: int, dropout: float) -> None:
     """Put adapters on every linear layer of the language model; its own weights stay frozen from here on."""
-    config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear")
-    inject_adapter_in_model(config, student.part("language")[0])
+    body = student.part("language")[0]
+    names = [name for name, module in student.model.named_modules() if isinstance(module, nn.Linear)]
+    inside = {id(module) for module in body.modules()}
+    targets = [name for name in names if id(student.model.get_submodule(name)) in inside]
+    config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets)
+    inject_adapter_in_model(config, student.model)
 
 
 def present(student: Pathway) -> bool:
     """Whether the student has adapters."""
-    return any(isinstance(module, LoraLinear) for module in student.model.modules())
+    return any(isinstance(module, LoraLayer) for module in student.model.modules())
 
 
-def merged(student: Pathway, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of the plain model: W + (alpha / r)·B·A in the place of each adapted layer."""
-    plain = {name.replace(".base_layer.", "."): value for name, value in state.items() if ".lora_" not in name}
-    for path, module in student.model.named_modules():
-        if isinstance(module, LoraLinear):
-            plain[f"{path}.weight"] = plain[f"{path}.weight"] + module.get_delta_weight("default").detach()
-    return plain
+def plain(student: Pathway, state: dict[str, Tensor]) -> PreTrainedModel:
+    """The student without adapters: W + (alpha / r)·B·A in the place of each adapted layer, where W may have been quantised.
+
+    Args:
+        student: with adapters.
+        state: its state dict, whole.
+    """
+    layers: dict[str, Any] = {
+        path: module for path, module in student.model.named_modules() if isinstance(module, LoraLayer)
+    }
+    inside = tuple(f"{path}." for path in layers)
+    merged = {name: value for name, value in state.items() if not name.startswith(inside)}
+    for path, module in layers.items():
+        base = f"{path}.base_layer."
+        if f"{base}bias" in state:
+            merged[f"{path}.bias"] = state[f"{base}bias"]
+        weight = state[f"{base}weight"]
+        if not weight.is_floating_point():
+            weight = dequantize_module_weight(module.get_base_layer()).to(student.model.dtype)
+        merged[f"{path}.weight"] = weight + module.get_delta_weight("default").detach().to(weight.dtype)
+    config = deepcopy(student.model.config)
+    if getattr(config, "quantization_config", None) is not None:
+        del config.quantization_config
+    model = fill(type(student.model), config, merged)
+    model.generation_config = student.model.generation_config
+    return model

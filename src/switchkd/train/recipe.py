@@ -12,6 +12,7 @@ import yaml
 
 from switchkd.data.guard import MAX_PIXELS
 from switchkd.methods import METHODS, Method
+from switchkd.models.quantize import Quantization
 from switchkd.train.structure import Builder, RecipeError, lay_over, parse_flags, read_yaml
 
 #: How attention is computed; `auto` is what transformers chooses, SDPA where the model has it.
@@ -33,6 +34,8 @@ class Teacher:
     #: "auto" keeps the precision of the checkpoint.
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     attn_implementation: Attention = "auto"
+    #: Of the language model's linear layers, with bitsandbytes: the targets are then those of a slightly different teacher.
+    quantization: Quantization | None = None
 
     def __post_init__(self) -> None:
         _require(bool(self.path), "path must not be empty")
@@ -61,9 +64,37 @@ class Student:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
     attn_implementation: Attention = "auto"
     lora: LoRA | None = None
+    #: QLoRA: the language model's frozen linear layers in 4 bits, with bitsandbytes.
+    quantization: Literal["4bit"] | None = None
+    #: What no stage trains: parts (vision, projector, language), or modules and parameters by their dotted names, with * for any text.
+    freeze: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _require(bool(self.path), "path must not be empty")
+        _require(
+            self.quantization is None or self.lora is not None,
+            "quantization 4bit makes weights that cannot be trained: add `lora`, whose adapters are",
+        )
+
+
+@dataclass(frozen=True)
+class LearningRates:
+    """Learning rates of the parts; a part without one has `learning_rate`."""
+
+    vision: float | None = None
+    projector: float | None = None
+    language: float | None = None
+
+    def __post_init__(self) -> None:
+        for part, rate in asdict(self).items():
+            _require(
+                rate is None or rate > 0,
+                f"{part} must be positive, got {rate}; to keep a part as it is, leave it out of `train`",
+            )
+
+    def given(self) -> dict[str, float]:
+        """Part → rate, of those that have one."""
+        return {part: rate for part, rate in asdict(self).items() if rate is not None}
 
 
 @dataclass(frozen=True)
@@ -118,6 +149,7 @@ class Train:
     per_device_train_batch_size: int = 8
     gradient_accumulation_steps: int = 1
     learning_rate: float = 2e-5
+    learning_rates: LearningRates = LearningRates()
     lr_scheduler_type: Literal[
         "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
     ] = "cosine"
@@ -199,6 +231,7 @@ class Stage:
     num_train_epochs: float | None = None
     max_steps: int | None = None
     learning_rate: float | None = None
+    learning_rates: LearningRates | None = None
     per_device_train_batch_size: int | None = None
     gradient_accumulation_steps: int | None = None
 
@@ -208,6 +241,11 @@ class Stage:
         _require(len(self.train) > 0, f"train is empty: stage {self.name} would train nothing")
         _require(len(set(self.train)) == len(self.train), f"train names a part twice: {', '.join(self.train)}")
         _require(self.data is None or bool(self.data), "data must name a file or a folder")
+        idle = sorted(set(self.learning_rates.given()) - set(self.train)) if self.learning_rates else []
+        _require(
+            not idle,
+            f"learning_rates names {', '.join(idle)}, which stage {self.name} does not train: it trains {', '.join(self.train)}",
+        )
         _check_length(self.num_train_epochs, self.max_steps)
         _check_step(self.learning_rate, self.per_device_train_batch_size, self.gradient_accumulation_steps)
         if self.method is not None and "switch" in self.method.needs:
@@ -256,6 +294,11 @@ class Recipe:
         _require(len(set(names)) == len(names), f"two stages have one name: {', '.join(names)}")
         for stage in self.resolved_stages():
             assert stage.method is not None
+            _require(
+                not ("switch" in stage.method.needs and "vision" in self.student.freeze),
+                f"student.freeze names vision, and stage {stage.name} uses the switch, which trains nothing but the vision encoder: "
+                "choose another method or `switch: 0`, or let it learn",
+            )
             if "teacher" in stage.method.needs and self.teacher is None:
                 raise ValueError(
                     f"stage {stage.name}: method {stage.method.name} needs a teacher, and the recipe names none; "
@@ -278,6 +321,9 @@ class Recipe:
             inherited[name] = getattr(self.train, name)
         if stage.num_train_epochs is not None:
             inherited["max_steps"] = -1
+        if stage.learning_rates is None:  # those of the parts that it trains
+            rates = self.train.learning_rates.given()
+            inherited["learning_rates"] = LearningRates(**{part: rates[part] for part in stage.train if part in rates})
         return replace(stage, **{name: value for name, value in inherited.items() if getattr(stage, name) is None})
 
 
@@ -320,6 +366,7 @@ def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
         written["method"] = None if stage.method is None else _named(stage.method)
         written["train"] = list(stage.train)
     tree["stages"] = list(tree["stages"])
+    tree["student"]["freeze"] = list(recipe.student.freeze)
     tree["train"]["report_to"] = list(recipe.train.report_to)
     sections = ("teacher", "student", "pair", "method", "data", "train", "stages", "evaluate")
     return {section: tree[section] for section in sections}
@@ -335,6 +382,6 @@ def save_recipe(recipe: Recipe, path: str | Path) -> None:
 
 
 __all__ = [
-    "Data", "Evaluate", "LoRA", "Pairing", "Part", "Recipe", "RecipeError", "Stage", "Student", "Teacher", "Train",
+    "Data", "Evaluate", "LearningRates", "LoRA", "Pairing", "Part", "Recipe", "RecipeError", "Stage", "Student", "Teacher", "Train",
     "load_recipe", "recipe_to_dict", "save_recipe",
 ]  # fmt: skip

@@ -78,6 +78,7 @@ def fit(opened: OpenStage) -> None:
         opened.method,
         arguments(opened),
         loss=train.loss,
+        rates=opened.stage.learning_rates.given() if opened.stage.learning_rates else None,
         processor=opened.session.processor,
         card=_card(opened),
         train_dataset=opened.rows,

@@ -19,6 +19,7 @@ from switchkd.models.layers import recompute
 from switchkd.models.liger import use_liger
 from switchkd.train import lora
 from switchkd.train.match import Match, match
+from switchkd.train.parts import freeze
 from switchkd.train.recipe import Recipe, Stage
 from switchkd.types import to_device
 
@@ -68,8 +69,15 @@ def open_session(recipe: Recipe) -> Session:
     set_seed(recipe.train.seed)
     processor = AutoProcessor.from_pretrained(recipe.student.path, trust_remote_code=False)
     device = PartialState().device
-    attention = recipe.student.attn_implementation
-    student = load_pathway(recipe.student.path, dtype=recipe.student.dtype, attn_implementation=attention).to(device)
+    mixed = "bfloat16" if recipe.train.bf16 else "float16" if recipe.train.fp16 else None
+    student = load_pathway(
+        recipe.student.path,
+        dtype=recipe.student.dtype,
+        attn_implementation=recipe.student.attn_implementation,
+        quantization=recipe.student.quantization,
+        compute_dtype=mixed,
+        device=device,
+    )
     if recipe.train.liger_kernel:
         use_liger(student)
     if recipe.student.lora:
@@ -81,9 +89,12 @@ def open_session(recipe: Recipe) -> Session:
     if any("teacher" in stage.method.needs for stage in recipe.resolved_stages() if stage.method):
         assert recipe.teacher is not None  # the recipe has checked it
         found = match_pair(recipe, processor)
-        attention = recipe.teacher.attn_implementation
-        teacher = load_pathway(recipe.teacher.path, dtype=recipe.teacher.dtype, attn_implementation=attention).to(
-            device
+        teacher = load_pathway(
+            recipe.teacher.path,
+            dtype=recipe.teacher.dtype,
+            attn_implementation=recipe.teacher.attn_implementation,
+            quantization=recipe.teacher.quantization,
+            device=device,
         )
         if recipe.train.liger_kernel:
             use_liger(teacher)
@@ -152,6 +163,7 @@ def open_stage(session: Session, stage: Stage, directory: Path) -> OpenStage:
             report_path=directory / "rows.json" if state.is_main_process else None,
         )
     session.student.train_only(stage.train)
+    freeze(session.student, recipe.student.freeze)
     pair = Pair(
         session.student,
         session.teacher,

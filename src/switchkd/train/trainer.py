@@ -1,6 +1,7 @@
 """A thin `transformers.Trainer`: the loss, the log, and what a checkpoint holds. Everything else is the Trainer's own."""
 
 import logging
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -13,6 +14,7 @@ from switchkd.losses import PlainTerms, SummedLoss, fused_loss, plain_loss
 from switchkd.methods import Method
 from switchkd.models import Pair
 from switchkd.train import checkpoint
+from switchkd.train.parts import set_rates
 from switchkd.train.sampler import LengthGroupedSampler
 from switchkd.types import Batch, Hidden, answer_targets
 
@@ -30,6 +32,7 @@ class DistillationTrainer(Trainer):
         method: whose terms are summed.
         args: the Trainer's arguments.
         loss: `fused` walks the answer tokens in chunks; `plain` makes all logits at once, for debugging.
+        rates: part → learning rate, of the parts that have one of their own.
         processor: saved with every checkpoint.
         card: the text of the model card of every checkpoint.
         kwargs: passed on to `transformers.Trainer`.
@@ -42,6 +45,7 @@ class DistillationTrainer(Trainer):
         args: TrainingArguments,
         *,
         loss: Literal["fused", "plain"] = "fused",
+        rates: Mapping[str, float] | None = None,
         processor: ProcessorMixin,
         card: str,
         **kwargs: Any,
@@ -51,6 +55,7 @@ class DistillationTrainer(Trainer):
         self.pair = pair
         self.method = method
         self.loss = loss
+        self.rates = rates or {}
         self.processor = processor
         self.card = card
         self._run = str(args.output_dir)
@@ -106,6 +111,16 @@ class DistillationTrainer(Trainer):
             if dropped is not None:
                 sums = sums._replace(statistics=sums.statistics | {"dropped_mass": dropped.sum()})
         return sums
+
+    # ---- optimizer
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """The Trainer's own optimizer, with the parts' learning rates."""
+        new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if new and self.rates:
+            set_rates(optimizer, self.pair.student, self.rates)
+        return optimizer
 
     # ---- log
 
