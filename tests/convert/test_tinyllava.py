@@ -162,17 +162,23 @@ def test_a_llava_of_ours_is_exported_under_the_names_it_is_given(tmp_path):
     assert (written["connector_type"], written["image_token_index"]) == ("mlp2x_gelu", IMAGE_TOKEN_INDEX)
 
 
-def test_a_name_on_the_hub_is_fetched_without_code(tmp_path, monkeypatch):
+def test_a_name_on_the_hub_is_fetched_without_code_and_only_if_it_can_be_converted(tmp_path, monkeypatch):
     source = Reference().write(tmp_path / "source")
     asked = []
 
-    def fetch(name, *, ignore_patterns):
-        asked.append((name, ignore_patterns))
+    def fetch(name, **patterns):
+        asked.append((name, patterns))
         return str(source)
 
     monkeypatch.setattr(tinyllava, "snapshot_download", fetch)
     convert("someone/TinyLLaVA-0.5B", tmp_path / "llava")
-    assert asked == [("someone/TinyLLaVA-0.5B", ["*.py", "*.md"])]
+    config, whole = {"allow_patterns": ["*.json"]}, {"ignore_patterns": ["*.py", "*.md"]}
+    assert asked == [("someone/TinyLLaVA-0.5B", config), ("someone/TinyLLaVA-0.5B", whole)]
+    asked.clear()
+    edit(source, connector_type="LDPNetV2")
+    with pytest.raises(ValueError, match="its connector is LDPNetV2"):
+        convert("someone/Switch-KD-1.8B", tmp_path / "other")
+    assert asked == [("someone/Switch-KD-1.8B", config)]
     with pytest.raises(ValueError, match="no/such/folder is neither a checkpoint directory nor the name"):
         convert("no/such/folder", tmp_path / "other")
 

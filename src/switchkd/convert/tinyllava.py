@@ -71,6 +71,9 @@ def convert(source: str, target: Path, *, language: str | None = None, vision: s
             raise ValueError(
                 f"{source} is neither a checkpoint directory nor the name of a model on the Hugging Face hub"
             )
+        directory = Path(snapshot_download(source, allow_patterns=["*.json"]))
+        if _config(directory).get("model_type") != "llava":
+            _check(_config(directory), directory)  # before the weights are fetched
         directory = Path(snapshot_download(source, ignore_patterns=["*.py", "*.md"]))
     model_type = _config(directory).get("model_type")
     if model_type == "llava":
