@@ -169,6 +169,26 @@ def test_vision_layers_are_counted_below_the_features(tmp_path):
     assert "model.vision_tower.encoder.layers.4.mlp.fc1.weight" not in tensors
 
 
+def test_a_cut_encoder_and_another_language_model_make_a_student(tmp_path):
+    write_model(tmp_path / "teacher", seed=1)
+    small = AutoModelForImageTextToText.from_pretrained(tmp_path / "teacher")
+    small.config.vision_config.num_hidden_layers = 6
+    teacher = type(small)(small.config)
+    teacher.save_pretrained(tmp_path / "teacher")
+    write_language(tmp_path / "language", rows=320)
+    start = Start(teacher=str(tmp_path / "teacher"), vision_layers=4, language=str(tmp_path / "language"))
+    init_student(start, tmp_path / "student")
+    state = load_pathway(tmp_path / "student").model.state_dict()
+    name = "model.vision_tower.encoder.layers.{}.mlp.fc1.weight"
+    for index, old in enumerate([0, 2, 4, 5]):
+        assert torch.equal(state[name.format(index)], teacher.state_dict()[name.format(old)])
+    assert name.format(4) not in state
+    assert state["model.multi_modal_projector.linear_2.weight"].shape == (24, 24)
+    assert torch.equal(
+        state["lm_head.weight"], load_file(tmp_path / "language" / "model.safetensors")["model.embed_tokens.weight"]
+    )
+
+
 def test_features_that_are_counted_from_below_are_not_cut_wrongly(tmp_path):
     write_model(tmp_path / "teacher", seed=1)
     config = json.loads((tmp_path / "teacher" / "config.json").read_text())

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from tiny_families import BUILDS, tiny
 from tiny_models import tiny_llava
 from train.run_files import write_run
-from train.steps import make_trainer
+from train.steps import make_trainer, read_metrics
 
 from switchkd import pipeline
 from switchkd.models import Pathway
@@ -113,6 +113,10 @@ def test_a_resumed_run_keeps_the_rates(tmp_path):
             ]
         )
     assert groups[0] == groups[1]
+    for line in read_metrics(tmp_path):
+        assert line["learning_rate_vision"] == pytest.approx(line["learning_rate"] / 10)
+        assert line["learning_rate_language"] == pytest.approx(line["learning_rate"] * 2)
+    assert {line["learning_rate"] for line in read_metrics(tmp_path)} == {5e-3, 0.0}
     assert {rate for _, rate, _ in groups[0]} == {1e-3, 1e-2, 2e-2}
 
 

@@ -1,6 +1,7 @@
 """Language models in 8 and 4 bits, for real: bitsandbytes runs on the CPU too."""
 
 import importlib.util
+import shutil
 
 import bitsandbytes as bnb
 import pytest
@@ -106,6 +107,11 @@ def test_qlora_trains_adapters_on_four_bits_and_saves_a_plain_student(files):
     assert any(not torch.equal(saved[name], start[name]) for name in saved if "vision_tower" in name)
     model = AutoModelForImageTextToText.from_pretrained(student)
     assert "quantization_config" not in model.config.to_dict()
+    # resuming from the middle ends at the same weights
+    shutil.rmtree(files / "run" / "1-train" / "checkpoint-2")
+    shutil.rmtree(student)
+    again = load_file(pipeline.run(recipe) / "model.safetensors")
+    assert all(torch.equal(again[name], saved[name]) for name in saved)
 
 
 def test_qlora_saves_the_weights_it_was_trained_with(files, tmp_path):

@@ -149,6 +149,12 @@ class DistillationTrainer(Trainer):
             }
             logs["answer_tokens"] = sums[names.index("ce"), 1].item()
             self._sums = {}
+        if "learning_rate" in logs and self.rates:  # what is in it is the first group's
+            assert self.optimizer is not None
+            group = self.optimizer.param_groups[0]
+            share = group["lr"] / group["initial_lr"]
+            logs["learning_rate"] = self.args.learning_rate * share
+            logs |= {f"learning_rate_{part}": rate * share for part, rate in self.rates.items()}
         super().log(logs, start_time)
 
     # ---- rows
