@@ -64,6 +64,21 @@ def test_logits_of_rows_without_images_are_those_of_the_plain_model(name):
 
 
 @every_family
+def test_on_several_ranks_rows_without_images_run_every_layer_and_change_nothing(name, monkeypatch):
+    pair, batch = make_pair(name), batch_for(name, sizes=TEXT_ONLY)
+    alone = pair(batch, ALL)
+    monkeypatch.setattr("switchkd.models.pathway._several_ranks", lambda: True)
+    routes = pair(batch, ALL)
+    assert all(torch.equal(routes[need], alone[need]) for need in ALL)
+    (routes.student.square().sum() + dbild(routes.switch, routes.teacher).sum()).backward()
+    for part in ("vision", "projector"):
+        for key, parameter in pair.student.part_parameters(part).items():
+            if parameter.requires_grad:  # DDP waits for all of these
+                assert parameter.grad is not None, key
+                assert torch.count_nonzero(parameter.grad) == 0, key
+
+
+@every_family
 def test_the_images_reach_the_answers(name):
     pathway = Pathway(tiny(name))
     batch, other = batch_for(name), batch_for(name)

@@ -127,13 +127,16 @@ class Pair(nn.Module):
         assert self.teacher is not None
         assert self.bridge is not None
         family, config = self.teacher.family, self.teacher.model.config
-        maps, sizes = self._maps(self.student, seen, batch), family.shapes(config, theirs)
+        ours_seen, theirs_seen = self.student.images(batch), self.teacher.images(theirs)
+        assert ours_seen is not None
+        assert theirs_seen is not None
+        maps, sizes = self._maps(self.student, seen, ours_seen), family.shapes(config, theirs_seen)
         if len(maps) != len(sizes):
             raise ValueError(
                 f"the student sees {len(maps)} pictures in this batch and the teacher {len(sizes)}: they cut images into tiles "
                 "differently. Make both image processors cut as many tiles, or set the method's switch to 0"
             )
-        return family.unmaps(config, self.bridge(maps, sizes), theirs)
+        return family.unmaps(config, self.bridge(maps, sizes), theirs_seen)
 
     @torch.no_grad()
     def fit_bridge(self, batches: Iterable[Batch]) -> float:

@@ -1,11 +1,13 @@
 """One VLM as a pathway: what it sees, and what it would say."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 from transformers.utils import is_flash_attn_2_available
 
@@ -33,19 +35,31 @@ class Pathway(nn.Module):
 
     def see(self, batch: Batch) -> Features | None:
         """V(x), what the projector receives; None for a batch without images."""
-        return self.family.see(self.model, batch) if "pixel_values" in batch else None
+        images = self.images(batch)
+        return None if images is None else self.family.see(self.model, images)
+
+    def images(self, batch: Batch) -> Batch | None:
+        """What V looks at: the batch's images. In a batch without any it is nothing, or, on several ranks, a blank image.
+
+        The other ranks may have images: every rank must then run the same layers, or sharded ones wait for each other for ever.
+        """
+        if "pixel_values" in batch:
+            return batch
+        return to_device(self.family.blank(self.model.config), batch["input_ids"].device) if _several_ranks() else None
 
     def say(self, features: Features | None, batch: Batch) -> Float[Tensor, "answers hidden"]:
         """L(P(features), t): the hidden state at every position whose next token is part of an answer."""
-        outputs = self.model.model(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            mm_encoder_outputs=None
-            if features is None
-            else {"image": self.family.project(self.model, features, batch)},
-            use_cache=False,
-            **self.family.beside(batch),
-        )
+        images = self.images(batch)
+        projected = None if features is None or images is None else self.family.project(self.model, features, images)
+        own = projected if images is batch else None
+        with _without_effect(self.model.get_input_embeddings(), projected if own is None else None):
+            outputs = self.model.model(
+                input_ids=batch["input_ids"],
+                attention_mask=batch["attention_mask"],
+                mm_encoder_outputs=None if own is None else {"image": own},
+                use_cache=False,
+                **self.family.beside(batch),
+            )
         return outputs.last_hidden_state[answer_positions(batch["labels"])]
 
     def logits(self, hidden: Float[Tensor, "positions hidden"]) -> Float[Tensor, "positions rows"]:
@@ -94,6 +108,33 @@ class Pathway(nn.Module):
             feeding = _leaves(self.family.see(self.model, blank))
         self.model.train(training)
         return {name: p for name, p in trainable.items() if id(p) not in feeding}
+
+
+def _several_ranks() -> bool:
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+@contextmanager
+def _without_effect(embeddings: nn.Module, projected: Any) -> Iterator[None]:
+    """Add 0 · `projected` to the embedded tokens: its parameters get a gradient of zero, and in the order of ranks that have images."""
+    if projected is None:
+        yield
+        return
+    nothing = 0 * torch.stack([tensor.sum() for tensor in _tensors(projected)]).sum()
+    hook = embeddings.register_forward_hook(lambda module, inputs, output: output + nothing.to(output))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """All tensors in a model's output, however nested."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(item)
 
 
 def _leaves(output: Tensor) -> set[int]:
