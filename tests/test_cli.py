@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -81,6 +82,12 @@ WRONG = {
     "a field": (["train", TINY, "--train.sed", "1"], 2, ["--train.sed", "did you mean `seed`"]),
     "a field for the doctor": (["doctor", TINY, "--trian.seed", "1"], 2, ["--trian.seed", "did you mean `train`"]),
     "a field's value": (["train", TINY, "--dry-run", "--train.max_steps", "0"], 2, ["--train.max_steps", "got 0"]),
+    "a doctor without a patient": (
+        ["doctor", "--teacher", "t"],
+        2,
+        ["doctor takes a recipe, or --teacher and --student"],
+    ),
+    "a doctor with two": (["doctor", TINY, "--teacher", "t"], 2, ["doctor takes a recipe, or --teacher and --student"]),
     "a field for another verb": (["models", "--train.seed", "1"], 2, ["--train.seed", "only train and doctor"]),
     "no such data": (["evaluate", "a/b/c", "nowhere.json"], 1, ["nowhere.json: no such file"]),
     "no such model": (["chat", "no/such/folder"], 1, ["no/such/folder: no such folder"]),
@@ -130,6 +137,26 @@ def test_train_hands_the_recipe_with_its_overrides_to_the_pipeline(monkeypatch, 
     assert run("train", TINY, "--train.report-to", "tensorboard", "wandb", "--no-resume", "--train.seed=3") == 0
     assert calls == [(3, ("tensorboard", "wandb"), False)]
     assert "runs/out/student" in capsys.readouterr().err
+
+
+def test_the_doctor_looks_at_a_pair_without_weights(student, tmp_path, capsys):
+    other = tmp_path / "teacher"
+    shutil.copytree(student, other)
+    (other / "model.safetensors").unlink()
+    config = json.loads((other / "config.json").read_text())
+    config["vision_config"]["hidden_size"] = 64
+    (other / "config.json").write_text(json.dumps(config))
+    assert run("doctor", "--teacher", str(other), "--student", str(student)) == 0
+    found = capsys.readouterr()
+    assert "32 and 64: bridge, translated by a linear layer" in " ".join(found.err.split())
+    assert f"teacher: {{path: {other}}}" in found.out
+    proposed = tmp_path / "recipe.yaml"
+    rest = "method: {name: switch_kd}\ndata: {train: d.json}\ntrain: {output: o}\n"
+    proposed.write_text(found.out + rest)
+    assert run("train", str(proposed), "--dry-run") == 0
+    config["model_type"] = "unheard_of"
+    (other / "config.json").write_text(json.dumps(config))
+    assert run("doctor", "--teacher", str(other), "--student", str(student)) == 1
 
 
 def test_the_doctors_verdict_is_the_exit_code(monkeypatch):

@@ -169,16 +169,30 @@ class Chat(Verb):
 class Doctor(Verb):
     """Find what would train silently wrong, before hours are spent: blind models, empty masks, too little memory.
 
+    Of a pair that has no recipe yet it says, without loading weights, what fits, what needs a bridge and what is refused.
+
     Example: switchkd doctor recipes/tiny.yaml --train.per-device-train-batch-size 32
+
+    Example: switchkd doctor --teacher Qwen/Qwen2.5-VL-7B-Instruct --student checkpoints/mine
     """
 
     #: The recipe; fields can be changed behind it with --section.field value.
-    recipe: RecipeFile
+    recipe: Annotated[Positional[Path | None], arg(metavar="RECIPE.yaml")] = None
+    #: Instead of a recipe: a checkpoint directory, or a name on the Hugging Face hub.
+    teacher: str | None = None
+    #: The same for the student.
+    student: str | None = None
 
     takes_fields: ClassVar[bool] = True
 
     def run(self, fields: Sequence[str]) -> int:
-        """Print the findings; 1 if the recipe must not be trained like this."""
+        """Print the findings; 1 if the recipe, or the pair, must not be trained like this."""
+        if self.recipe is None and self.teacher is not None and self.student is not None and not fields:
+            from switchkd.doctor_pair import examine_pair
+
+            return 0 if examine_pair(self.student, self.teacher) else 1
+        if self.recipe is None or self.teacher is not None or self.student is not None:
+            return _fail("doctor takes a recipe, or --teacher and --student", 2)
         recipe = _load(self.recipe, fields)
         from switchkd.doctor import examine
 

@@ -1,0 +1,26 @@
+"""What the doctor says about two checkpoints before any weight is loaded."""
+
+from switchkd.doctor import Finding, Findings
+from switchkd.train.match import match_checkpoints
+
+
+def examine_pair(student: str, teacher: str) -> bool:
+    """Print each thing in which the two agree or not, and the lines of a recipe for them; whether they can be distilled.
+
+    What differs and is overcome is a warning, what cannot be is a failure.
+
+    Raises:
+        ValueError, OSError: for families that are not supported, and names that cannot be loaded.
+    """
+    found = match_checkpoints(student, teacher)
+    findings = Findings()
+    for item in found.items:
+        level = {"fits": "ok", "refused": "failed"}.get(item.verdict, "warning")
+        values = f"{item.student}" if item.student == item.teacher else f"{item.student} and {item.teacher}"
+        verdict = "" if item.verdict == "fits" else f": {item.verdict}"
+        detail = f", {item.detail}" if item.detail else ""
+        findings.lines.append(Finding(level, item.what, values + verdict + detail))  # type: ignore[arg-type]
+    findings.print()
+    if findings.ok:
+        print(found.recipe_lines(student, teacher), end="")
+    return findings.ok
