@@ -43,9 +43,10 @@ def compare(student: PretrainedConfig, teacher: PretrainedConfig) -> list[Item]:
     items = [Item("family", student.model_type, teacher.model_type, "fits")]
     if student.model_type != teacher.model_type:
         items = [Item("family", student.model_type, teacher.model_type, "bridge", "features meet as pictures")]
-    for what in dict.fromkeys([*ours, *theirs]):
-        mine, other = ours.get(what, "none"), theirs.get(what, "none")
-        items.append(Item(what, mine, other, "fits") if mine == other else Item(what, mine, other, *_differs(what)))
+    for what in ours:
+        if what in theirs:
+            same = ours[what] == theirs[what]
+            items.append(Item(what, ours[what], theirs[what], *(("fits", "") if same else _differs(what))))
     return [*items, _tiles(ours, theirs), _towers(student, teacher)]
 
 
