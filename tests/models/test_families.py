@@ -189,6 +189,17 @@ def test_gradient_checkpointing_changes_no_gradient(name):
 
 
 @every_family
+def test_a_bf16_teacher_and_a_float32_student_meet(name):
+    pair, batch = make_pair(name), batch_for(name)
+    exact = pair(batch, ALL)
+    pair.teacher.to(torch.bfloat16)
+    rounded = pair(batch, ALL)
+    assert rounded.teacher.dtype == rounded.switch.dtype == torch.float32
+    for need in ("teacher", "switch"):
+        assert 0 < (rounded[need] - exact[need]).norm() < 0.1 * exact[need].norm()
+
+
+@every_family
 def test_a_training_step_and_the_saved_student(name, tmp_path):
     pair = make_pair(name)
     before = {key: p.clone() for key, p in pair.named_parameters()}
