@@ -152,13 +152,13 @@ def _peak_mib(step: Callable[[], object], device: str) -> float:
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     # What glibc keeps of freed inputs would hide as much of the step's own memory.
     ctypes.CDLL(None).malloc_trim(0)
-    before = _kib("VmRSS")
+    before = kib("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM to the memory held now
     step()
-    return (_kib("VmHWM") - before) / 2**10
+    return (kib("VmHWM") - before) / 2**10
 
 
-def _kib(field: str) -> int:
+def kib(field: str) -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1])

@@ -69,7 +69,7 @@ class Train(Verb):
 
     #: The recipe; its relative paths are relative to the current directory.
     recipe: RecipeFile
-    #: Check the recipe, print it with every default, and stop; needs no weights and no data.
+    #: Check the recipe, print it with every default and the memory it needs, and stop; needs no weights and no data.
     dry_run: bool = False
     #: Go on from the last checkpoint in the recipe's output folder, if there is one.
     resume: bool = True
@@ -350,6 +350,7 @@ def _load(path: Path, fields: Sequence[str]) -> "Recipe":
 def _show(recipe: "Recipe") -> None:
     import yaml
 
+    from switchkd.train.memory import forecast
     from switchkd.train.recipe import recipe_to_dict
 
     print(yaml.safe_dump(recipe_to_dict(recipe), sort_keys=False, allow_unicode=True), end="")
@@ -359,6 +360,7 @@ def _show(recipe: "Recipe") -> None:
         _say(
             f"stage {number}, {stage.name}: {stage.method.name} trains {', '.join(stage.train)} for {length} on {stage.data}"
         )
+        _say(f"stage {number}, memory: {forecast(recipe, stage)}")
     _say("the recipe is valid; nothing was trained (--dry-run)")
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from switchkd.data.guard import open_image
 from switchkd.losses import cross_entropy
 from switchkd.models import Pathway
+from switchkd.train.memory import Load, Memory, estimate
 from switchkd.train.recipe import Recipe
 from switchkd.train.session import OpenStage, open_session, open_stage, total_steps
 from switchkd.types import Batch, answer_targets, to_device
@@ -190,23 +191,34 @@ def _answer_loss(pathway: Pathway, batch: Batch) -> Tensor:
 
 
 def _memory(opened: OpenStage) -> Iterator[Finding]:
-    """Weights, gradients and optimizer from their sizes; activations from one forward of the longest batch."""
+    """The estimate for the longest batch; where none is possible without weights, one forward of it is measured."""
     lengths = torch.tensor(opened.rows["length"])
     longest = lengths.topk(min(opened.stage.per_device_train_batch_size or 1, len(lengths))).indices
-    batch = _to_device(opened, [opened.rows[index] for index in longest.tolist()])
-    weights = sum(p.numel() * p.element_size() for p in opened.pair.parameters())
-    trainable = [p for p in opened.pair.parameters() if p.requires_grad]
-    gradients = sum(p.numel() * p.element_size() for p in trainable)
-    activations = _activation_bytes(opened, batch)
-    optimizer = 2 * gradients  # AdamW: two moments in the parameter's precision
-    total = weights + gradients + optimizer + activations
-    free = _free_bytes(opened.pair.student.model.device)
-    gib = 2**30
-    detail = (
-        f"about {total / gib:.2f} GiB per device: weights {weights / gib:.2f}, gradients {gradients / gib:.2f}, "
-        f"optimizer {optimizer / gib:.2f}, activations {activations / gib:.2f}; {free / gib:.1f} GiB are free"
+    rows = [opened.rows[index] for index in longest.tolist()]
+    batch = opened.collator(rows)
+    answers, images = len(answer_targets(batch["labels"])), sum(len(row["images"]) for row in rows)
+    size, length = batch["input_ids"].shape
+    load = Load(size, length, answers, images)
+    student, teacher = (
+        opened.pair.student.model.config,
+        opened.pair.teacher.model.config if opened.pair.teacher else None,
     )
-    yield Finding("ok" if total - weights < free else "failed", "memory", detail)
+    try:
+        memory = estimate(opened.session.recipe, opened.stage, student, teacher, load, batch)
+    except ValueError:
+        memory = _measured(opened, to_device(batch, opened.pair.student.model.device))
+    free = _free_bytes(opened.pair.student.model.device)
+    detail = f"{memory}; {free / 2**30:.1f} GiB are free beside the weights"
+    yield Finding("ok" if memory.peak - memory.weights < free else "failed", "memory", detail)
+
+
+def _measured(opened: OpenStage, batch: Batch) -> Memory:
+    """Weights, gradients and optimizer from their sizes; activations from one forward, all of them under the student's name."""
+    weights = sum(p.numel() * p.element_size() for p in opened.pair.parameters())
+    gradients = sum(p.numel() * p.element_size() for p in opened.pair.parameters() if p.requires_grad)
+    kept = _activation_bytes(opened, batch)
+    peak = weights + 3 * gradients + kept
+    return Memory(weights, 2 * gradients, gradients, 0, student_language=kept, switch=0, loss=0, peak=peak)
 
 
 def _activation_bytes(opened: OpenStage, batch: Batch) -> int:

@@ -9,7 +9,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from switchkd.losses.chunks import CrossEntropyDBiLD
-from switchkd.losses.fused import CHUNK_MIB, _chunk_that_fits, fused_loss
+from switchkd.losses.fused import CHUNK_MIB, chunk_that_fits, fused_loss
 from switchkd.methods import SwitchKD
 from switchkd.types import Head
 
@@ -109,12 +109,12 @@ def test_chunks_fill_their_memory_and_are_about_equal():
     device, logit_bytes = torch.device("cpu"), 3 * 151_936 * 4
     most = CHUNK_MIB["cpu"] * 2**20 // logit_bytes
     for tokens in (1, 100, most, 1_920, 30_000):
-        chunk = _chunk_that_fits(tokens, logit_bytes, device)
+        chunk = chunk_that_fits(tokens, logit_bytes, device)
         assert 1 <= chunk <= min(most, tokens)
         chunks = -(-tokens // chunk)
         assert chunks * chunk - tokens < chunks  # at most one token short, each
         assert chunks <= tokens / most * 1.1 + 1
-    assert _chunk_that_fits(10, 2**40, device) == 1
+    assert chunk_that_fits(10, 2**40, device) == 1
     assert fused(METHOD, inputs(), LOSS).chunk == 11
 
 

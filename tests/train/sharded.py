@@ -56,9 +56,9 @@ def main(output: Path) -> None:
     dist.init_process_group("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
     pair = make_pair()
-    for module in list(pair.modules()):  # as Accelerate does
-        if type(module).__name__ in pair._no_split_modules:
-            fully_shard(module)
+    for pathway in (pair.student, pair.teacher):
+        for layer in [*pathway.model.model.vision_tower.encoder.layers, *pathway.model.model.language_model.layers]:
+            fully_shard(layer)
     fully_shard(pair)
     own = ROWS[rank]
     found = loss_of(pair, own)

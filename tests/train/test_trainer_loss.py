@@ -105,7 +105,6 @@ def test_sharded_over_two_ranks_the_loss_and_every_gradient_are_those_of_one_pro
     run_on_two_ranks("sharded.py", tmp_path / "found.pt")
     found = torch.load(tmp_path / "found.pt")
     pair = sharded.make_pair()
-    assert pair._no_split_modules == ["Qwen2DecoderLayer", "SiglipEncoderLayer"]
     alone = sharded.loss_of(pair, sharded.ROWS[0] + sharded.ROWS[1])
     alone.loss.backward()
     torch.testing.assert_close(found["loss"], alone.loss.detach(), rtol=0, atol=1e-10)

@@ -95,7 +95,7 @@ def fused_loss(
     if switch is not None and teacher_head is not None:
         columns += vocabulary * (1 if teacher_head.softcap is None else 2)
     if chunk is None:
-        chunk = _chunk_that_fits(max(len(targets), 1), columns * dtype.itemsize, student.device)
+        chunk = chunk_that_fits(max(len(targets), 1), columns * dtype.itemsize, student.device)
     walk = _Walk(
         loss=loss,
         targets=targets.long(),
@@ -268,7 +268,7 @@ def _collect(speaker: _Speaker, gradient: Float[Tensor, "chunk rows"], tokens: s
         into.bias.copy_(gradient.sum(dim=0) if first else into.bias + gradient.sum(dim=0))
 
 
-def _chunk_that_fits(tokens: int, logit_bytes: int, device: torch.device) -> int:
+def chunk_that_fits(tokens: int, logit_bytes: int, device: torch.device) -> int:
     """The tokens of a chunk: as many as `CHUNK_MIB` holds or fewer, so that the chunks are about equal."""
     budget = CHUNK_MIB["cuda" if device.type == "cuda" else "cpu"] * 2**20
     most = max(budget // (logit_bytes + _WORK_BYTES), 1)

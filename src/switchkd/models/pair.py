@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from switchkd.models import fit
 from switchkd.models.bridge import Bridge, Grid
 from switchkd.models.families.base import Features
-from switchkd.models.layers import repeated_layers
 from switchkd.models.pathway import Pathway
 from switchkd.models.vocabulary import Ids, Vocabulary
 from switchkd.types import Batch, Hidden, Need, Routes, to_device
@@ -160,13 +159,6 @@ class Pair(nn.Module):
     @staticmethod
     def _maps(pathway: Pathway, seen: Features, batch: Batch) -> list[Grid]:
         return pathway.family.maps(pathway.model.config, seen, batch)
-
-    @property
-    def _no_split_modules(self) -> list[str]:
-        """The layers that FSDP shards by themselves: where Accelerate looks for their names. The heads stay with the root."""
-        pathways = [self.student, *([] if self.teacher is None else [self.teacher])]
-        parts = [module for pathway in pathways for name in ("vision", "language") for module in pathway.part(name)]
-        return sorted({type(layer).__name__ for layer in repeated_layers(parts)})
 
     def train(self, mode: bool = True) -> "Pair":
         """Set the student's mode; the teacher stays in eval mode."""
