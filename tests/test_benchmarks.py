@@ -1,0 +1,64 @@
+"""Benchmarks decide nothing here; what they compute with is tested, and that they run."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def step(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import step
+
+    monkeypatch.setattr(step, "RESULTS", tmp_path / "benchmarks" / "results")
+    (tmp_path / "benchmarks").mkdir()
+    return step
+
+
+# TFLOP of a sample at the paper's shapes, counted by hand beside the configs: 729 visual tokens, a prompt of 60, these answers.
+BY_HAND = {
+    120: {"teacher vision": 0.68, "teacher language": 5.17, "student vision": 2.00, "student language": 2.08,
+          "switch forward": 5.18, "switch backward": 5.36, "heads": 0.25},
+    400: {"teacher vision": 0.68, "teacher language": 6.81, "student vision": 2.00, "student language": 2.77,
+          "switch forward": 6.82, "switch backward": 7.13, "heads": 0.83},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("answer", BY_HAND)
+def test_the_operations_of_the_papers_step(step, answer):
+    from flops import Sizes, step_flops
+
+    found = step_flops(*step.paper(), Sizes(visual=729, prompt=60, answer=answer))
+    assert found.keys() == BY_HAND[answer].keys()
+    for part, tflop in BY_HAND[answer].items():
+        assert found[part] / 1e12 == pytest.approx(tflop, rel=0.05), part
+    assert sum(found.values()) / 1e12 == pytest.approx(sum(BY_HAND[answer].values()), rel=0.02)
+
+
+def test_a_tiny_step_runs_and_its_parts_make_the_whole(step, monkeypatch, capsys):
+    arguments = ["step.py", "--batch", "2", "--answer", "9", "--prompt", "4", "--repetitions", "2"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    step.main()
+    row = json.loads((step.RESULTS / "step-cpu.jsonl").read_text())
+    assert row["sizes"] | {"batch": 2, "answer": 9, "visual": 16, "shapes": "tiny"} == row["sizes"]
+    assert set(row["parts_ms"]) == set(step.PARTS)
+    assert min(row["parts_ms"].values()) > 0
+    assert max(row["parts_ms"].values()) < row["step_ms"]
+    assert "tokens/s" in capsys.readouterr().out
+
+
+def test_demands_on_a_gpu(step):
+    row = {"sizes": {"batch": 16, "answer": 120}, "floor_ms": 418.0, "step_ms": 836.1, "parts_ms": {"loss": 12.4},
+           "loss_gib_above_inputs": 2.1}  # fmt: skip
+    assert [demand.met for demand in step.demands(row)] == [False, True, False]
+
+
+def test_a_check_on_a_cpu_is_refused(step, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["step.py", "--check"])
+    with pytest.raises(SystemExit):
+        step.main()
+    assert "add --device cuda" in capsys.readouterr().err
