@@ -21,7 +21,6 @@ ALLOWED = {
     "convert": {"models", "data"},
     "train": {"methods", "models", "losses", "data"},
     "doctor": {"train", "methods", "models", "data", "losses"},
-    "doctor_pair": {"doctor", "train"},
     "pipeline": {"doctor", "evaluate", "train"},
     "demo": {"pipeline", "evaluate", "report", "train", "methods", "world"},
     "cli": {
@@ -29,7 +28,6 @@ ALLOWED = {
         "demo",
         "pipeline",
         "doctor",
-        "doctor_pair",
         "evaluate",
         "report",
         "train",

@@ -182,22 +182,31 @@ class Doctor(Verb):
     teacher: str | None = None
     #: The same for the student.
     student: str | None = None
+    #: Also write the findings as JSON to this file; `-` is the output stream.
+    json: Path | None = None
 
     takes_fields: ClassVar[bool] = True
 
     def run(self, fields: Sequence[str]) -> int:
-        """Print the findings; 1 if the recipe, or the pair, must not be trained like this."""
+        """Print the findings, and samples or a proposal; 1 if the recipe, or the pair, must not be trained like this."""
         if self.recipe is None and self.teacher is not None and self.student is not None and not fields:
-            from switchkd.doctor_pair import examine_pair
+            from switchkd.doctor.pair import examine_pair
 
-            return 0 if examine_pair(self.student, self.teacher) else 1
-        if self.recipe is None or self.teacher is not None or self.student is not None:
+            findings, proposal = examine_pair(self.student, self.teacher)
+            findings.print()
+            if findings.ok and str(self.json) != "-":
+                print(proposal, end="")
+        elif self.recipe is None or self.teacher is not None or self.student is not None:
             return _fail("doctor takes a recipe, or --teacher and --student", 2)
-        recipe = _load(self.recipe, fields)
-        from switchkd.doctor import examine
+        else:
+            recipe = _load(self.recipe, fields)
+            from switchkd.doctor import examine
 
-        findings = examine(recipe)
-        findings.print()
+            findings = examine(recipe)
+            findings.print_samples()
+            findings.print()
+        if self.json is not None:
+            findings.write_json(self.json)
         return 0 if findings.ok else 1
 
 

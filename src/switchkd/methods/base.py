@@ -1,7 +1,7 @@
 """What every method is: the pathways it needs, and the terms whose sum is the loss."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -11,6 +11,8 @@ from switchkd.types import Need, Routes
 
 #: Named values in nats, one for each answer token.
 Terms = dict[str, Float[Tensor, " answers"]]
+#: forward: KL(p_T ‖ p_S), the expectation is the teacher's. reverse: KL(p_S ‖ p_T), the learner's.
+Direction = Literal["forward", "reverse"]
 
 
 class Method(ABC):
@@ -30,6 +32,11 @@ class Method(ABC):
     @abstractmethod
     def terms(self, routes: Routes, targets: Int[Tensor, " answers"]) -> Terms:
         """The weighted terms of the loss at every answer token."""
+
+    @property
+    def directions(self) -> dict[str, Direction]:
+        """Which way the divergences among the terms point. The doctor holds it against a pair of known distributions."""
+        return {}
 
     def statistics(self, routes: Routes) -> Terms:
         """What else is worth a line in the log, per answer token; not part of the loss."""

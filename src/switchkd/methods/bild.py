@@ -7,7 +7,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from switchkd.losses import bild, cross_entropy
-from switchkd.methods.base import Method, Terms
+from switchkd.methods.base import Direction, Method, Terms
 from switchkd.types import Need, Routes
 
 
@@ -33,6 +33,11 @@ class BiLD(Method):
     def needs(self) -> frozenset[Need]:
         """Student and teacher."""
         return frozenset({"student", "teacher"})
+
+    @property
+    def directions(self) -> dict[str, Direction]:
+        """Forward, from both leaders."""
+        return {"bild": "forward"}
 
     def terms(self, routes: Routes, targets: Int[Tensor, " answers"]) -> Terms:
         """Cross-entropy and the logits-difference loss."""

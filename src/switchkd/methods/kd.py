@@ -7,7 +7,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from switchkd.losses import cross_entropy, jsd
-from switchkd.methods.base import Method, Terms
+from switchkd.methods.base import Direction, Method, Terms
 from switchkd.types import Need, Routes
 
 
@@ -32,6 +32,11 @@ class KD(Method):
     def needs(self) -> frozenset[Need]:
         """Student and teacher."""
         return frozenset({"student", "teacher"})
+
+    @property
+    def directions(self) -> dict[str, Direction]:
+        """Forward for β = 0, reverse for β = 1; between them neither."""
+        return {"kd": "forward"} if self.beta == 0 else {"kd": "reverse"} if self.beta == 1 else {}
 
     def terms(self, routes: Routes, targets: Int[Tensor, " answers"]) -> Terms:
         """Cross-entropy and the divergence from the teacher."""

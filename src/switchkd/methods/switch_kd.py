@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from switchkd.losses import CrossEntropyDBiLD, cross_entropy, dbild, knee
-from switchkd.methods.base import Method, Terms
+from switchkd.methods.base import Direction, Method, Terms
 from switchkd.types import Need, Routes
 
 
@@ -40,6 +40,11 @@ class SwitchKD(Method):
     def needs(self) -> frozenset[Need]:
         """Student and teacher, and the switch where it has a weight."""
         return frozenset({"student", "teacher", "switch"} if self.switch else {"student", "teacher"})
+
+    @property
+    def directions(self) -> dict[str, Direction]:
+        """Reverse, from both leaders."""
+        return {name: "reverse" for name, weight in (("align", self.align), ("switch", self.switch)) if weight}
 
     def terms(self, routes: Routes, targets: Int[Tensor, " answers"]) -> Terms:
         """Cross-entropy, `align` and `switch`, each at its weight."""

@@ -1,11 +1,11 @@
 """What the doctor says about two checkpoints before any weight is loaded."""
 
-from switchkd.doctor import Finding, Findings
+from switchkd.doctor.findings import Finding, Findings, Level
 from switchkd.train.match import match_checkpoints
 
 
-def examine_pair(student: str, teacher: str) -> bool:
-    """Print each thing in which the two agree or not, and the lines of a recipe for them; whether they can be distilled.
+def examine_pair(student: str, teacher: str) -> tuple[Findings, str]:
+    """Each thing in which the two agree or not, and the lines of a recipe for them.
 
     What differs and is overcome is a warning, what cannot be is a failure.
 
@@ -15,12 +15,9 @@ def examine_pair(student: str, teacher: str) -> bool:
     found = match_checkpoints(student, teacher)
     findings = Findings()
     for item in found.items:
-        level = {"fits": "ok", "refused": "failed"}.get(item.verdict, "warning")
+        level: Level = "ok" if item.verdict == "fits" else "failed" if item.verdict == "refused" else "warning"
         values = f"{item.student}" if item.student == item.teacher else f"{item.student} and {item.teacher}"
         verdict = "" if item.verdict == "fits" else f": {item.verdict}"
         detail = f", {item.detail}" if item.detail else ""
-        findings.lines.append(Finding(level, item.what, values + verdict + detail))  # type: ignore[arg-type]
-    findings.print()
-    if findings.ok:
-        print(found.recipe_lines(student, teacher), end="")
-    return findings.ok
+        findings.lines.append(Finding(level, item.what, values + verdict + detail))
+    return findings, found.recipe_lines(student, teacher)

@@ -1,0 +1,63 @@
+"""The checks that catch silent failure before hours are spent. docs/doctor.md has what each one catches and what to do then."""
+
+import logging
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from switchkd.doctor import data, images, loader, memory, method, shift, stage, switch
+from switchkd.doctor.findings import Finding, Findings, Level, Sample
+from switchkd.train.recipe import Recipe
+from switchkd.train.session import OpenStage, open_session, open_stage
+
+_log = logging.getLogger(__name__)
+Check = Callable[[OpenStage], Iterable[Finding]]
+
+#: Name → check. These read the recipe, the method and the data.
+LOOKING: dict[str, Check] = {
+    "steps": stage.steps,
+    "trainable parameters": stage.trainable,
+    "KL directions": method.directions,
+    "answers": data.answers,
+    "vocabulary": data.vocabulary,
+    "answer tokens": data.answer_tokens,
+}
+#: These run the models, and only where nothing before them failed.
+RUNNING: dict[str, Check] = {
+    "image tokens": images.tokens_and_features,
+    "images": images.effects,
+    "shift": shift.scored_tokens,
+    "switch": switch.alive,
+    "memory": memory.memory,
+    "data loader": loader.throughput,
+}
+
+
+def examine(recipe: Recipe) -> Findings:
+    """Examine every stage of a recipe without training. What cannot be opened at all is a finding too, and ends the examination."""
+    findings = Findings()
+    try:
+        session = open_session(recipe)
+        with TemporaryDirectory() as scratch:
+            for stage in recipe.resolved_stages():
+                findings.add(examine_stage(open_stage(session, stage, Path(scratch) / stage.name)), stage=stage.name)
+    except (ValueError, OSError) as error:
+        findings.lines.append(Finding("failed", "can be opened", str(error)))
+    return findings
+
+
+def examine_stage(opened: OpenStage) -> Findings:
+    """Examine a stage that is about to be trained. Where something fails, the checks that run the models are left out."""
+    findings = Findings(samples=data.samples(opened))
+    for name, check in (LOOKING | RUNNING).items():
+        if name in RUNNING and not findings.ok:
+            break
+        try:
+            findings.lines.extend(check(opened))
+        except Exception as error:  # whatever goes wrong here goes wrong in training, hours later perhaps
+            _log.debug("the check of %s", name, exc_info=True)
+            findings.lines.append(Finding("failed", name, f"{type(error).__name__}: {error}"))
+    return findings
+
+
+__all__ = ["LOOKING", "RUNNING", "Finding", "Findings", "Level", "Sample", "examine", "examine_stage"]

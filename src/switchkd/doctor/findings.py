@@ -1,0 +1,93 @@
+"""What the doctor found, as data, as a table and as coloured text."""
+
+import json
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+Level = Literal["ok", "warning", "failed"]
+#: What a piece of a sample is to the loss: only answers carry it.
+Kind = Literal["prompt", "image", "answer"]
+_LEVELS = {"ok": "green", "warning": "yellow", "failed": "bold red"}
+_KINDS = {"prompt": "dim", "image": "cyan", "answer": "bold green"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report."""
+
+    level: Level
+    check: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A row as one of the models reads it, piece by piece; a run of image tokens is one piece, `<image ×729>`."""
+
+    name: str
+    pieces: list[tuple[Kind, str]]
+
+    def text(self) -> Text:
+        """Answers in green and between ⟦ ⟧, so that they can be told without colours too."""
+        shown = [(f"⟦{text}⟧" if kind == "answer" else text, _KINDS[kind]) for kind, text in self.pieces]
+        return Text.assemble((f"{self.name}\n", "bold"), *shown)
+
+
+@dataclass
+class Findings:
+    """All that was found about a recipe."""
+
+    lines: list[Finding] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing failed; warnings pass."""
+        return all(line.level != "failed" for line in self.lines)
+
+    def add(self, other: "Findings", *, stage: str) -> None:
+        """Take over what was found about a stage, under its name."""
+        self.lines += [Finding(line.level, f"{stage}: {line.check}", line.detail) for line in other.lines]
+        self.samples += [Sample(f"{stage}: {sample.name}", sample.pieces) for sample in other.samples]
+
+    def print(self) -> None:
+        """Write the table to the error stream."""
+        table = Table(box=None, header_style="bold")
+        for heading in ("", "check", "found"):
+            table.add_column(heading)
+        for line in self.lines:
+            table.add_row(Text(line.level, style=_LEVELS[line.level]), Text(line.check), Text(line.detail))
+        _console().print(table)
+
+    def print_samples(self) -> None:
+        """Write the samples to the error stream: what is dim or cyan is read, what is green is learned."""
+        for sample in self.samples:
+            _console().print(sample.text(), end="\n\n")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values: `ok`, `findings` and `samples`."""
+        samples = [{"name": sample.name, "pieces": [list(piece) for piece in sample.pieces]} for sample in self.samples]
+        return {"ok": self.ok, "findings": [asdict(line) for line in self.lines], "samples": samples}
+
+    def write_json(self, path: Path) -> None:
+        """Write them to a file, or to the output stream where `path` is `-`."""
+        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
+        if str(path) == "-":
+            sys.stdout.write(text)
+        else:
+            path.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+    def raise_if_failed(self) -> None:
+        """Raise ValueError with everything that failed."""
+        if failed := [f"{line.check}: {line.detail}" for line in self.lines if line.level == "failed"]:
+            raise ValueError("the doctor refuses to train: " + "; ".join(failed))
+
+
+def _console() -> Console:
+    return Console(stderr=True, width=None if sys.stderr.isatty() else 160)

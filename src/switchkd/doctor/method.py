@@ -1,0 +1,73 @@
+"""Whether the divergences of a method point where the method says they do: the most common error of home-made distillation losses."""
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from switchkd.doctor.findings import Finding
+from switchkd.train.session import OpenStage
+from switchkd.types import Routes
+
+#: Ids of the vocabulary of the two known models, and how far the narrow one's favourite stands out: far enough for temperatures up to 20.
+_VOCABULARY, _PEAK = 512, 200.0
+
+
+def directions(opened: OpenStage) -> Iterator[Finding]:
+    """Each term of the method that declares a direction is shown a pair of models for which the two directions differ greatly.
+
+    One is sure of one id (narrow), one of nothing (broad). KL(p ‖ q) is large where p is broad and q narrow: the forward KL(p_T ‖ p_S) when
+    the student is the narrow one, the reverse KL(p_S ‖ p_T) when the teacher is.
+    """
+    declared = opened.method.directions
+    if not declared:
+        if "teacher" in opened.method.needs:
+            detail = f"method {opened.method.name} declares none in `directions`, so they cannot be checked"
+            yield Finding("ok", "KL directions", detail)
+        return
+    narrow, broad = _narrow(), _broad()
+    targets = torch.zeros(1, dtype=torch.long)
+    missing, surprised, equal = (
+        {name: value.item() for name, value in opened.method.terms(_routes(learner, teacher), targets).items()}
+        for learner, teacher in ((narrow, broad), (broad, narrow), (broad, broad))
+    )
+    for name, direction in declared.items():
+        if name not in missing:
+            yield Finding(
+                "failed", "KL directions", f"`directions` names {name!r}, which is no term: {', '.join(missing)}"
+            )
+            continue
+        found = "forward" if missing[name] > surprised[name] else "reverse"
+        detail = (
+            f"{name}: {missing[name]:.3g} nats where the student lacks what the teacher says, {surprised[name]:.3g} where it says "
+            f"what the teacher does not, {equal[name]:.3g} where they are equal"
+        )
+        if min(missing[name], surprised[name]) < equal[name]:
+            yield Finding(
+                "failed", "KL directions", f"{detail}: it grows smaller when they differ, which is no divergence"
+            )
+        elif found != direction:
+            equation = {"forward": "KL(p_T ‖ p_S)", "reverse": "KL(p_S ‖ p_T)"}
+            detail += f": that is the {found} {equation[found]}, and the method declares the {direction} {equation[direction]}"
+            yield Finding(
+                "failed", "KL directions", f"{detail}. Swap the arguments of its loss, or its word in `directions`"
+            )
+        else:
+            yield Finding("ok", "KL directions", f"{detail}: {direction}, as declared")
+
+
+def _narrow() -> Float[Tensor, "1 vocab"]:
+    """Small steps below the favourite, so that ranks are defined."""
+    logits = _broad()
+    logits[0, 0] += _PEAK
+    return logits
+
+
+def _broad() -> Float[Tensor, "1 vocab"]:
+    return torch.linspace(0.01, 0, _VOCABULARY)[None]
+
+
+def _routes(learner: Float[Tensor, "1 vocab"], teacher: Float[Tensor, "1 vocab"]) -> Routes:
+    """The learner as the student, and as what the teacher says with the student's eyes."""
+    return Routes(student=learner, teacher=teacher, switch=learner)
