@@ -154,18 +154,26 @@ def test_the_doctor_looks_at_a_pair_without_weights(student, tmp_path, capsys):
     rest = "method: {name: switch_kd}\ndata: {train: d.json}\ntrain: {output: o}\n"
     proposed.write_text(found.out + rest)
     assert run("train", str(proposed), "--dry-run") == 0
+    capsys.readouterr()
+    assert run("doctor", "--teacher", str(other), "--student", str(student), "--json", "-") == 0
+    lines = json.loads(capsys.readouterr().out)["findings"]
+    assert {line["check"]: line["level"] for line in lines}["feature width"] == "warning"
     config["model_type"] = "unheard_of"
     (other / "config.json").write_text(json.dumps(config))
     assert run("doctor", "--teacher", str(other), "--student", str(student)) == 1
 
 
-def test_the_doctors_verdict_is_the_exit_code(monkeypatch):
-    shown = []
-    for verdict, code in [(True, 0), (False, 1)]:
-        findings = SimpleNamespace(ok=verdict, print=lambda: shown.append("printed"))
-        monkeypatch.setitem(sys.modules, "switchkd.doctor", SimpleNamespace(examine=lambda recipe, f=findings: f))
-        assert run("doctor", TINY) == code
-    assert shown == ["printed", "printed"]
+def test_the_doctors_verdict_is_the_exit_code(monkeypatch, capsys, tmp_path):
+    from switchkd.doctor import Finding, Findings
+
+    for level, code in [("ok", 0), ("warning", 0), ("failed", 1)]:
+        findings = Findings([Finding(level, "steps", "some")])
+        monkeypatch.setattr("switchkd.doctor.examine", lambda recipe, f=findings: f)
+        assert run("doctor", TINY, "--json", tmp_path / "found.json") == code
+        assert f"{level} " in capsys.readouterr().err
+        assert json.loads((tmp_path / "found.json").read_text())["findings"][0]["level"] == level
+        assert run("doctor", TINY, "--json", "-") == code
+        assert json.loads(capsys.readouterr().out)["ok"] == (code == 0)
 
 
 def test_demo_hands_on_its_seed_and_folder(monkeypatch, tmp_path):

@@ -15,6 +15,7 @@ from switchkd.data.guard import open_image
 from switchkd.doctor.findings import Finding, Level
 from switchkd.doctor.probe import SEARCHED, Reader, answer_losses, collate, readers, rows_with_images
 from switchkd.train.session import OpenStage
+from switchkd.types import Batch
 
 #: Nats per answer token: below this the pixels do not reach the answers at all. Rounding in float32 stays under it.
 _NO_EFFECT = 1e-5
@@ -29,7 +30,7 @@ NORMALISATIONS = {
     "ImageNet": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
 }
 #: Another normalisation is named when it is better by so many standard errors, and by so many nats.
-_ERRORS, _NATS = 4, 0.02
+_ERRORS, _NATS = 3, 0.02
 
 
 def tokens_and_features(opened: OpenStage) -> Iterator[Finding]:
@@ -41,10 +42,16 @@ def tokens_and_features(opened: OpenStage) -> Iterator[Finding]:
     row = opened.rows[max(with_images, key=lambda index: lengths[index])]
     for name, pathway, batch in readers(opened, collate(opened, [row])):
         config = pathway.model.config
-        tokens = int((batch["input_ids"] == pathway.family.geometry(config)["image token id"]).sum())
+        geometry = pathway.family.geometry(config)
+        if problem := _wrong_size(batch, geometry.get("image size in pixels")):
+            yield Finding("failed", f"{name}'s image tokens", f"row {row['id']!a}: {problem}")
+            continue
+        tokens = int((batch["input_ids"] == geometry["image token id"]).sum())
         with torch.no_grad():
-            seen = pathway.see(batch)
-            assert seen is not None
+            if (seen := pathway.see(batch)) is None:
+                detail = f"row {row['id']!a} has images, but they do not reach the vision encoder"
+                yield Finding("failed", f"{name}'s image tokens", detail)
+                continue
             projected: Any = pathway.family.project(pathway.model, seen, batch).pooler_output
         features = sum(part.numel() // part.shape[-1] for part in projected)
         detail = f"row {row['id']!a} has {tokens} image tokens and {features} features in its {batch['input_ids'].shape[1]} tokens"
@@ -57,6 +64,17 @@ def tokens_and_features(opened: OpenStage) -> Iterator[Finding]:
                 else "a processor of another model"
             )
             yield Finding("failed", f"{name}'s image tokens", f"{detail}: {why}")
+
+
+def _wrong_size(batch: Batch, side: int | None) -> str | None:
+    """Where all images or tiles have one size, the processor must make it."""
+    if (
+        side is None
+        or "pixel_values" not in batch
+        or (found := tuple(batch["pixel_values"].shape[-2:])) == (side, side)
+    ):
+        return None
+    return f"its images are {found[0]} x {found[1]} pixels and the model reads {side} x {side}: the processor belongs to another model"
 
 
 def effects(opened: OpenStage) -> Iterator[Finding]:

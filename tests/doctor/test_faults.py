@@ -1,0 +1,435 @@
+"""Every fault that the doctor knows, planted in a stage that is sound without it."""
+
+import json
+import shutil
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import pytest
+import torch
+from doctor.cases import SIZES, collated_by, failed, found, open_tiny
+from safetensors.torch import load_file, save_file
+from tiny import tiny_tokenizer
+
+from switchkd import world
+from switchkd.demo import demo_recipe
+from switchkd.doctor import data, examine, loader, memory, switch
+from switchkd.doctor.images import NORMALISATIONS
+from switchkd.losses import cross_entropy, forward_kl
+from switchkd.methods import KD, Method
+from switchkd.types import IGNORE_INDEX
+
+#: Images of one size, several tiles, and patches in one long row.
+some_families = pytest.mark.parametrize("name", ["llava-siglip-qwen2", "idefics3", "qwen2_5_vl"])
+
+
+# ---- answer masks and labels
+
+
+def test_a_mask_that_is_all_zero(tmp_path):
+    opened = collated_by(open_tiny(tmp_path), lambda batch: batch["labels"].fill_(IGNORE_INDEX))
+    level, detail = found(opened)["student's labels"]
+    assert level == "failed"
+    assert detail.startswith("3 of 3 rows have no answer token, 'row-0' first")
+
+
+def test_a_mask_that_is_zero_in_one_row(tmp_path):
+    opened = collated_by(open_tiny(tmp_path), lambda batch: batch["labels"][1:2].fill_(IGNORE_INDEX))
+    assert found(opened)["student's labels"][1].startswith("1 of 3 rows have no answer token, 'row-1' first")
+
+
+def test_labels_that_are_shifted_already(tmp_path):
+    def shift(batch):
+        batch["labels"] = batch["labels"].roll(-1, dims=1)
+
+    level, detail = found(collated_by(open_tiny(tmp_path), shift))["teacher's labels"]
+    assert level == "failed"
+    assert "shifted by one already" in detail
+
+
+def test_labels_on_padding(tmp_path):
+    def label_padding(batch):
+        padding = batch["attention_mask"] == 0
+        batch["labels"][padding] = batch["input_ids"][padding]
+
+    assert "labels are on padding" in found(collated_by(open_tiny(tmp_path), label_padding))["student's labels"][1]
+
+
+def test_labels_on_the_questions(tmp_path):
+    def label_all(batch):
+        read = batch["attention_mask"] == 1
+        batch["labels"][read] = batch["input_ids"][read]
+
+    level, detail = found(collated_by(open_tiny(tmp_path), label_all))["text of the labels"]
+    assert level == "warning"
+    assert "where the assistant says '…Acat." in detail
+
+
+def test_rows_that_are_answers_only(tmp_path):
+    opened = open_tiny(tmp_path)
+    lengths = opened.rows["length"]
+    rows = opened.rows.remove_columns("answer_tokens").add_column("answer_tokens", list(lengths))
+    assert found(replace(opened, rows=rows))["answer mask"][0] == "warning"
+    rows = opened.rows.remove_columns("answer_tokens").add_column("answer_tokens", [0 for _ in lengths])
+    assert found(replace(opened, rows=rows))["answer mask"][0] == "failed"
+
+
+def test_samples_show_what_is_learned(tmp_path):
+    opened = open_tiny(tmp_path)
+    first = data.samples(opened)[0]
+    assert [kind for kind, _ in first.pieces] == ["prompt", "image", "prompt", "answer", "prompt", "answer", "prompt"]
+    assert [text for kind, text in first.pieces if kind != "prompt"] == [
+        "<image ×4>",
+        "A cat.<|im_end|>",
+        "No.<|im_end|>",
+    ]
+    blind = data.samples(collated_by(opened, lambda batch: batch["labels"].fill_(IGNORE_INDEX)))[0]
+    assert {kind for kind, _ in blind.pieces} == {"prompt", "image"}
+
+
+# ---- the shift
+
+
+def seen_already(labels):
+    """Positions that have read the token that they score: logits and labels of one place compared."""
+    return labels != IGNORE_INDEX
+
+
+def one_too_early(labels):
+    """Positions that have not read the token before the one that they score."""
+    mask = torch.zeros_like(labels, dtype=torch.bool)
+    mask[:, :-2] = labels[:, 2:] != IGNORE_INDEX
+    return mask
+
+
+@pytest.mark.parametrize("name", ["llava-siglip-qwen2", "paligemma", "gemma3"])
+@pytest.mark.parametrize(
+    ("positions", "says"), [(seen_already, "has read the token"), (one_too_early, "has not read up to the token")]
+)
+def test_an_off_by_one_shift(tmp_path, monkeypatch, name, positions, says):
+    opened = open_tiny(tmp_path, name)
+    monkeypatch.setattr("switchkd.models.pathway.answer_positions", positions)
+    lines = found(opened)
+    for who in ("student", "teacher"):
+        assert lines[f"{who}'s shift"][0] == "failed"
+        assert says in lines[f"{who}'s shift"][1]
+
+
+# ---- images
+
+
+@some_families
+def test_an_image_span_that_is_truncated(tmp_path, name):
+    """Cut off at the left, as tokenizers do with `truncation_side="left"`: the answers stay."""
+    opened = open_tiny(tmp_path, name)
+    image = opened.session.collator.format.image_token_id
+
+    def cut(batch):
+        first = int((batch["input_ids"] == image).int().argmax(dim=1).min())
+        for key in ("input_ids", "attention_mask", "labels", "mm_token_type_ids"):
+            if key in batch:
+                batch[key] = batch[key][:, first + 1 :]
+
+    level, detail = found(collated_by(opened, cut))["student's image tokens"]
+    assert level == "failed"
+    tokens, features = [int(word) for word in detail.split() if word.isdigit()][:2]
+    assert tokens == features - 1
+    assert "a truncated image" in detail
+
+
+@some_families
+def test_a_teacher_without_images(tmp_path, name):
+    opened = open_tiny(tmp_path, name)
+    opened.pair.teacher.see = lambda batch: None
+    level, detail = found(opened)["teacher's image tokens"]
+    assert level == "failed"
+    assert "do not reach the vision encoder" in detail
+
+
+@some_families
+@pytest.mark.parametrize("part", ["vision", "projector"])
+@pytest.mark.parametrize("who", ["student", "teacher"])
+def test_a_blind_model(tmp_path, name, part, who):
+    opened = open_tiny(tmp_path, name)
+    pathway = getattr(opened.pair, who)
+    with torch.no_grad():
+        for parameter in pathway.part_parameters(part).values():
+            parameter.zero_()
+    level, detail = found(opened)[f"{who} sees images"]
+    assert level == "failed"
+    says = {"vision": "the same features for all images", "projector": "what comes after them ignores that"}
+    assert says[part] in detail
+
+
+def test_rows_without_images(tmp_path):
+    no_images = [[], []]
+    assert found(open_tiny(tmp_path, sizes=no_images))["images"][0] == "failed"
+    assert found(open_tiny(tmp_path, sizes=no_images, method=KD()))["images"][0] == "warning"
+
+
+# ---- a wrong processor
+
+
+@pytest.mark.parametrize("name", ["llava-siglip-qwen2", "qwen3_vl"])
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [({"do_rescale": False}, "not scaled to 0 … 1"), ({"rescale_factor": 1 / 255**2}, "all images are nearly black")],
+)
+def test_pixels_that_are_scaled_wrongly(tmp_path, name, setting, says):
+    opened = open_tiny(tmp_path, name)
+    for key, value in setting.items():
+        setattr(opened.session.processor.image_processor, key, value)
+    level, detail = found(opened)["student's pixels"]
+    assert level == "failed"
+    assert says in detail
+
+
+def test_an_image_processor_for_another_size(tmp_path):
+    opened = open_tiny(tmp_path)
+    opened.session.processor.image_processor.size = {"height": 32, "width": 32}
+    level, detail = found(opened)["teacher's image tokens"]
+    assert level == "failed"
+    assert "images are 32 x 32 pixels and the model reads 16 x 16" in detail
+
+
+def test_an_image_token_of_another_tokenizer(tmp_path):
+    opened = open_tiny(tmp_path)
+    opened.pair.student.model.config.image_token_id += 1
+    assert "image token" in failed(opened)
+
+
+def test_a_tokenizer_that_cuts_answers_differently(tmp_path):
+    """The same ids for the same tokens: vocabularies do not tell."""
+    opened = open_tiny(tmp_path)
+    file = tmp_path / "teacher" / "tokenizer.json"
+    saved = json.loads(file.read_text())
+    saved["model"]["merges"] = saved["model"]["merges"][:5]
+    file.write_text(json.dumps(saved))
+    level, detail = found(opened)["answer tokens"]
+    assert level == "failed"
+    assert "'A cat.' is" in detail
+
+
+def test_a_tokenizer_with_other_ids(tmp_path):
+    opened = open_tiny(tmp_path)
+    other = tiny_tokenizer()
+    shutil.rmtree(tmp_path / "teacher")
+    other.save_pretrained(tmp_path / "teacher")
+    assert found(opened)["answer tokens"][0] == "ok"
+    file = tmp_path / "teacher" / "tokenizer.json"
+    saved = json.loads(file.read_text())
+    ids = saved["model"]["vocab"]
+    ids["A"], ids["."] = ids["."], ids["A"]
+    file.write_text(json.dumps(saved))
+    assert found(opened)["answer tokens"][0] == "failed"
+
+
+def test_answers_whose_end_does_not_end_generation(tmp_path):
+    opened = open_tiny(tmp_path)
+    opened.pair.student.model.generation_config.eos_token_id = [0, 1]
+    level, detail = found(opened)["end of answers"]
+    assert level == "warning"
+    assert "Set eos_token_id of its generation_config.json to 2" in detail
+
+
+# ---- a teacher that has been trained: the world's
+
+
+@pytest.fixture
+def demo(tmp_path):
+    world.write(tmp_path / "data", train=8, validation=0, test=0, seed=0)
+    shutil.copytree(world.teacher_path(), tmp_path / "teacher")
+    world.write_student(tmp_path / "student-init")
+    return tmp_path
+
+
+def examined(folder):
+    return {
+        line.check.removeprefix("train: "): (line.level, line.detail) for line in examine(demo_recipe(0, folder)).lines
+    }
+
+
+def test_the_demo_is_sound(demo):
+    lines = examined(demo)
+    assert {level for level, _ in lines.values()} == {"ok"}, lines
+    assert lines["normalisation"][0] == "ok"
+
+
+@pytest.mark.parametrize("name", ["CLIP", "ImageNet"])
+def test_pixels_that_are_normalised_as_for_another_encoder(demo, name):
+    for who in ("teacher", "student-init"):
+        file = demo / who / "processor_config.json"
+        saved = json.loads(file.read_text())
+        saved["image_processor"]["image_mean"], saved["image_processor"]["image_std"] = NORMALISATIONS[name]
+        file.write_text(json.dumps(saved))
+    level, detail = examined(demo)["normalisation"]
+    assert level == "warning"
+    assert "with SigLIP's" in detail
+
+
+def edit_teacher(demo, edit):
+    file = demo / "teacher" / "model.safetensors"
+    weights = load_file(file)
+    for name, tensor in weights.items():
+        edit(name, tensor)
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+def test_a_vision_encoder_whose_weights_were_never_loaded(demo):
+    torch.manual_seed(0)
+
+    def forget(name, tensor):
+        if "vision_tower" in name and tensor.ndim > 1:
+            tensor.normal_(std=0.02)
+
+    edit_teacher(demo, forget)
+    level, detail = examined(demo)["teacher sees images"]
+    assert level == "warning"
+    assert "Are the weights of its vision encoder trained" in detail
+
+
+def test_a_teacher_that_knows_nothing(demo):
+    """Its embeddings belong to other tokens: as after a change of tokenizers."""
+
+    def permute(name, tensor):
+        if "embed_tokens" in name:
+            tensor.copy_(tensor.roll(50, dims=0))
+
+    edit_teacher(demo, permute)
+    lines = examined(demo)
+    assert "warning" in {lines.get(name, ("ok",))[0] for name in ("teacher knows the answers", "teacher sees images")}
+
+
+def test_what_cannot_be_opened_is_a_finding(demo):
+    edit_teacher(demo, lambda name, tensor: None)
+    (demo / "teacher" / "model.safetensors").unlink()
+    (line,) = examine(demo_recipe(0, demo)).lines
+    assert (line.level, line.check) == ("failed", "can be opened")
+
+
+# ---- the switch
+
+
+def test_a_frozen_vision_encoder(tmp_path):
+    opened = open_tiny(tmp_path)
+    opened.pair.student.train_only(("projector", "language"))
+    level, detail = found(opened)["switch"]
+    assert level == "failed"
+    assert "is frozen" in detail
+
+
+@some_families
+def test_a_vision_encoder_that_is_the_teachers(tmp_path, name):
+    opened = open_tiny(tmp_path, name)
+    ours, theirs = (pathway.part_parameters("vision") for pathway in (opened.pair.student, opened.pair.teacher))
+    with torch.no_grad():
+        for key, parameter in ours.items():
+            parameter.copy_(theirs[key])
+    level, detail = found(opened)["switch"]
+    assert level == "warning"
+    assert "V_S is V_T" in detail
+
+
+def test_a_projector_that_passes_nothing_on(tmp_path):
+    opened = open_tiny(tmp_path, "gemma3")
+    with torch.no_grad():
+        for parameter in opened.pair.teacher.part_parameters("projector").values():
+            parameter.zero_()  # as Gemma 3's is made
+    (line,) = switch.alive(opened)
+    assert line.level == "failed"
+    assert "norm 0" in line.detail
+
+
+# ---- the method
+
+
+@dataclass(frozen=True)
+class HomeMade(Method):
+    """A forward KL, or what its author takes for one."""
+
+    name: ClassVar[str] = "home_made"
+    fault: str = "none"
+
+    @property
+    def needs(self):
+        return frozenset({"student", "teacher"})
+
+    @property
+    def directions(self):
+        return {"kl" if self.fault != "name" else "kd": "forward"}
+
+    def terms(self, routes, targets):
+        student, teacher = routes["student"], routes["teacher"]
+        ours = forward_kl(teacher, student) if self.fault == "swapped" else forward_kl(student, teacher)
+        return {"ce": cross_entropy(routes.student, targets), "kl": -ours if self.fault == "sign" else ours}
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ("swapped", "that is the reverse KL(p_S ‖ p_T), and the method declares the forward KL(p_T ‖ p_S)"),
+        ("sign", "which is no divergence"),
+        ("name", "names 'kd', which is no term: ce, kl"),
+    ],
+)
+def test_a_swapped_direction(tmp_path, fault, says):
+    assert found(open_tiny(tmp_path, method=HomeMade()))["KL directions"][0] == "ok"
+    level, detail = found(open_tiny(tmp_path, method=HomeMade(fault)))["KL directions"]
+    assert level == "failed"
+    assert says in detail
+
+
+# ---- steps, memory, speed
+
+
+def test_a_stage_of_no_steps(tmp_path):
+    opened = open_tiny(tmp_path)
+    opened = replace(opened, stage=replace(opened.stage, max_steps=-1, num_train_epochs=0.1))
+    assert failed(opened) == {"steps"}
+
+
+def test_a_stage_in_which_nothing_learns(tmp_path):
+    opened = open_tiny(tmp_path, method=KD())
+    opened.pair.student.requires_grad_(False)
+    assert failed(opened) == {"trainable parameters"}
+
+
+def test_too_little_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "_free_bytes", lambda device: 1000)
+    assert failed(open_tiny(tmp_path)) == {"memory"}
+
+
+def test_data_that_come_too_slowly(tmp_path, monkeypatch):
+    """By a clock of its own: collating takes 10 s, all else nothing."""
+    now = 0.0
+
+    def clock():
+        nonlocal now
+        now += 1e-3
+        return now
+
+    def slow(batch):
+        nonlocal now
+        now += 10
+
+    monkeypatch.setattr(loader, "perf_counter", clock)
+    opened = collated_by(open_tiny(tmp_path), slow)
+    level, detail = found(opened)["data loader"]
+    assert level == "warning"
+    assert "workers would keep up" in detail
+
+
+def test_waiting():
+    assert loader.waiting(1.0, 3.0, workers=0) == pytest.approx(0.25)  # they take turns
+    assert loader.waiting(1.0, 3.0, workers=1) == 0
+    assert loader.waiting(8.0, 1.0, workers=2) == pytest.approx(0.75)  # a row in 4 s, of which 1 s is work
+
+
+def test_an_error_is_a_finding(tmp_path):
+    opened = open_tiny(tmp_path, sizes=SIZES[:1])
+
+    def broken(batch):
+        raise RuntimeError("out of order")
+
+    opened.pair.student.see = broken
+    assert found(opened)["image tokens"] == ("failed", "RuntimeError: out of order")

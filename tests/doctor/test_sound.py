@@ -1,0 +1,38 @@
+"""No false alarm: the doctor looks at every family, and finds nothing wrong with a sound stage."""
+
+import pytest
+from doctor.cases import found, open_tiny
+from tiny_processors import PROCESSORS
+
+from switchkd.doctor import LOOKING, RUNNING
+from switchkd.methods import KD, SFT, BiLD
+
+#: Every line of the report on a stage that switches.
+CHECKS = {
+    "steps", "trainable parameters", "KL directions", "answer mask", "student's labels", "teacher's labels", "text of the labels",
+    "vocabulary", "image token", "end of answers", "answer tokens", "student's image tokens", "teacher's image tokens",
+    "student's pixels", "teacher's pixels", "student sees images", "teacher sees images", "student's shift", "teacher's shift",
+    "switch", "memory", "data loader",
+}  # fmt: skip
+#: What depends on what a teacher knows; random ones know nothing.
+OF_TRAINED_TEACHERS = {"teacher knows the answers", "normalisation"}
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_no_false_alarm(tmp_path, name):
+    lines = found(open_tiny(tmp_path, name))
+    assert not {check: line for check, line in lines.items() if line[0] == "failed"}
+    assert set(lines) - OF_TRAINED_TEACHERS == CHECKS
+
+
+@pytest.mark.parametrize("method", [SFT(), KD(), KD(beta=1.0), KD(beta=0.5), BiLD()], ids=str)
+def test_no_false_alarm_for_other_methods(tmp_path, method):
+    lines = found(open_tiny(tmp_path, method=method))
+    assert not {check: line for check, line in lines.items() if line[0] == "failed"}
+    assert "switch" not in lines
+
+
+def test_every_check_says_something(tmp_path):
+    opened = open_tiny(tmp_path)
+    for name, check in (LOOKING | RUNNING).items():
+        assert list(check(opened)), name
