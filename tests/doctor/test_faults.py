@@ -10,13 +10,18 @@ import torch
 from doctor.cases import SIZES, collated_by, failed, found, open_tiny
 from safetensors.torch import load_file, save_file
 from tiny import tiny_tokenizer
+from tiny_tokenizers import other_processor, sentencepiece_tokenizer
+from train.run_files import write_model, write_run
 
 from switchkd import world
+from switchkd.data.pair import PairCollator
 from switchkd.demo import demo_recipe
 from switchkd.doctor import data, examine, loader, memory, switch
 from switchkd.doctor.images import NORMALISATIONS
 from switchkd.losses import cross_entropy, forward_kl
 from switchkd.methods import KD, Method
+from switchkd.train.recipe import load_recipe
+from switchkd.train.session import open_session, open_stage
 from switchkd.types import IGNORE_INDEX
 
 #: Images of one size, several tiles, and patches in one long row.
@@ -195,7 +200,7 @@ def test_an_image_processor_for_another_size(tmp_path):
 def test_an_image_token_of_another_tokenizer(tmp_path):
     opened = open_tiny(tmp_path)
     opened.pair.student.model.config.image_token_id += 1
-    assert "image token" in failed(opened)
+    assert "student's image token" in failed(opened)
 
 
 def test_a_tokenizer_that_cuts_answers_differently(tmp_path):
@@ -222,6 +227,40 @@ def test_a_tokenizer_with_other_ids(tmp_path):
     ids["A"], ids["."] = ids["."], ids["A"]
     file.write_text(json.dumps(saved))
     assert found(opened)["answer tokens"][0] == "failed"
+
+
+@pytest.fixture(scope="module")
+def apart(tmp_path_factory):
+    """A recipe whose student differs from its teacher in width, patches, resolution, template and tokenizer."""
+    folder = tmp_path_factory.mktemp("apart")
+    recipe = write_run(folder)
+    shutil.rmtree(folder / "student")
+    processor = other_processor(sentencepiece_tokenizer(), image_size=48, patch_size=8)
+    write_model(folder / "student", seed=2, processor=processor, width=48, vocabulary=448, image_size=48)
+    return load_recipe(recipe)
+
+
+def test_a_pair_that_reads_apart_is_sound(apart):
+    lines = {line.check.removeprefix("train: "): line for line in examine(apart).lines}
+    assert not [line for line in lines.values() if line.level == "failed"]
+    assert "are compared with the same text of the teacher" in lines["answer tokens"].detail
+    assert "id 3 ('<image>') for the model" in lines["teacher's image token"].detail
+
+
+def test_answers_that_are_aligned_with_others(apart, tmp_path, monkeypatch):
+    """The pairs of one row given to another: every index is valid."""
+    whole = PairCollator.__call__
+
+    def moved(self, rows):
+        batch = whole(self, rows)
+        batch["aligned"][:, 1] = batch["aligned"][:, 1].roll(1)
+        return batch
+
+    opened = open_stage(open_session(apart), apart.resolved_stages()[0], tmp_path / "stage")
+    monkeypatch.setattr(PairCollator, "__call__", moved)
+    level, detail = found(opened)["answer tokens"]
+    assert level == "failed"
+    assert "of the student is compared with" in detail
 
 
 def test_answers_whose_end_does_not_end_generation(tmp_path):
@@ -251,8 +290,9 @@ def examined(folder):
 
 def test_the_demo_is_sound(demo):
     lines = examined(demo)
-    assert {level for level, _ in lines.values()} == {"ok"}, lines
-    assert lines["normalisation"][0] == "ok"
+    del lines["data loader"]  # depends on what else the machine does
+    assert not {check: line for check, line in lines.items() if line[0] != "ok"}
+    assert "normalisation" in lines
 
 
 @pytest.mark.parametrize("name", ["CLIP", "ImageNet"])

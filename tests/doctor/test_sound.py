@@ -10,7 +10,7 @@ from switchkd.methods import KD, SFT, BiLD
 #: Every line of the report on a stage that switches.
 CHECKS = {
     "steps", "trainable parameters", "KL directions", "answer mask", "student's labels", "teacher's labels", "text of the labels",
-    "vocabulary", "image token", "end of answers", "answer tokens", "student's image tokens", "teacher's image tokens",
+    "vocabulary", "student's image token", "end of answers", "answer tokens", "student's image tokens", "teacher's image tokens",
     "student's pixels", "teacher's pixels", "student sees images", "teacher sees images", "student's shift", "teacher's shift",
     "switch", "memory", "data loader",
 }  # fmt: skip

@@ -258,7 +258,7 @@ def test_the_doctor_finds_a_wrong_image_token(fresh):
         config = json.loads((here / who / "config.json").read_text())
         config["image_token_id"] = config["image_token_index"] = 1
         (here / who / "config.json").write_text(json.dumps(config))
-    assert levels(examine(load_recipe(here / "recipe.yaml", flags)))["image token"] == "failed"
+    assert levels(examine(load_recipe(here / "recipe.yaml", flags)))["student's image token"] == "failed"
 
 
 def test_data_without_images_is_refused_for_the_switch(fresh):

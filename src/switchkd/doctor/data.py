@@ -7,10 +7,13 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
+from switchkd.data.collate import Collator
+from switchkd.data.pair import PairCollator
 from switchkd.doctor.findings import Finding, Kind, Level, Sample
 from switchkd.doctor.probe import SEARCHED, collate, readers, some_rows
+from switchkd.models import Pathway
 from switchkd.train.session import OpenStage
-from switchkd.types import IGNORE_INDEX, Batch
+from switchkd.types import IGNORE_INDEX, Batch, answer_targets
 
 #: Rows that are shown as text.
 _SHOWN = 3
@@ -78,9 +81,7 @@ def _learned_text(opened: OpenStage, rows: list[dict]) -> Iterator[Finding]:
     for row in rows:
         labels = collate(opened, [row])["labels"][0]
         found = _bare(tokenizer.decode(labels[labels != IGNORE_INDEX], skip_special_tokens=True))
-        said = [
-            "".join(part["text"] or "" for part in m["content"]) for m in row["messages"] if m["role"] == "assistant"
-        ]
+        said = _said(row)
         wanted = _bare("".join(tokenizer.decode(_ids(tokenizer, text), skip_special_tokens=True) for text in said))
         if not wanted.startswith(found):  # the end may be cut at max_length
             at = next(
@@ -91,6 +92,12 @@ def _learned_text(opened: OpenStage, rows: list[dict]) -> Iterator[Finding]:
             yield Finding("warning", "text of the labels", detail)
             return
     yield Finding("ok", "text of the labels", f"is what the assistant says, in {len(rows)} rows")
+
+
+def _said(row: dict) -> list[str]:
+    """The assistant's turns."""
+    turns = [message["content"] for message in row["messages"] if message["role"] == "assistant"]
+    return ["".join(part["text"] or "" for part in content) for content in turns]
 
 
 def _bare(text: str) -> str:
@@ -111,19 +118,25 @@ def vocabulary(opened: OpenStage) -> Iterator[Finding]:
     heads = f"the student's head has {student.head.rows:,} rows"
     if opened.pair.teacher is not None:
         heads += f", the teacher's {opened.pair.teacher.head.rows:,}"
-    detail = f"{real:,} token ids are compared; {heads}: what is beyond is padding and left out"
+    detail = f"{real:,} token ids are compared; {heads}: the others are padding, or not the other's, and left out"
     yield Finding("ok", "vocabulary", detail)
-    geometry = student.family.geometry(student.model.config)
-    expected, found = geometry["image token id"], _image_token(opened)
-    named = opened.session.processor.tokenizer.convert_ids_to_tokens
+    yield _image_token_of("student", student, opened.session.collator)
+    if isinstance(opened.collator, PairCollator) and opened.pair.teacher is not None:
+        yield _image_token_of("teacher", opened.pair.teacher, opened.collator.teacher)
+    yield _end_of_answers(opened)
+
+
+def _image_token_of(name: str, pathway: Pathway, collator: Collator) -> Finding:
+    geometry = pathway.family.geometry(pathway.model.config)
+    expected, found = geometry["image token id"], collator.format.image_token_id
+    named = collator.processor.tokenizer.convert_ids_to_tokens
     fixed = [f"{geometry[key]} {key}" for key in geometry if key.startswith("visual tokens")]
-    yield Finding(
+    return Finding(
         "ok" if found == expected else "failed",
-        "image token",
+        f"{name}'s image token",
         f"id {expected} ({named(expected)!r}) for the model, id {found} ({named(found)!r}) from the processor; "
         + (fixed[0] if fixed else "their number follows from the size of the image"),
     )
-    yield _end_of_answers(opened)
 
 
 def _end_of_answers(opened: OpenStage) -> Finding:
@@ -146,24 +159,49 @@ def _end_of_answers(opened: OpenStage) -> Finding:
 
 
 def answer_tokens(opened: OpenStage) -> Iterator[Finding]:
-    """The teacher's own tokenizer cuts the answers into the same tokens: positions and ids are compared one to one."""
-    recipe = opened.session.recipe
-    if opened.pair.teacher is None or recipe.teacher is None:
+    """What is compared are the same tokens: by the teacher's own tokenizer, or as the two texts were aligned."""
+    if opened.pair.teacher is None:
         return
+    if isinstance(opened.collator, PairCollator):
+        yield _aligned(opened, opened.collator)
+    else:
+        yield _same_tokens(opened)
+
+
+def _same_tokens(opened: OpenStage) -> Finding:
+    """One batch for both: the teacher's own tokenizer cuts every answer into the same tokens."""
+    teacher = opened.session.recipe.teacher
+    assert teacher is not None
     ours = opened.session.processor.tokenizer
-    theirs = AutoTokenizer.from_pretrained(recipe.teacher.path, trust_remote_code=False)
+    theirs = AutoTokenizer.from_pretrained(teacher.path, trust_remote_code=False)
     rows = opened.rows.select(range(min(len(opened.rows), SEARCHED)))
-    turns = [m["content"] for row in rows for m in row["messages"] if m["role"] == "assistant"]
+    texts = dict.fromkeys(text for row in rows for text in _said(row))
     count = 0
-    for text in dict.fromkeys("".join(part["text"] or "" for part in content) for content in turns):
+    for text in texts:
         mine, other = _ids(ours, text), _ids(theirs, text)
         if mine != other or ours.convert_ids_to_tokens(mine) != theirs.convert_ids_to_tokens(other):
             shown = text if len(text) <= 60 else text[:60] + "…"
             detail = f"{shown!r} is {_cut(ours, mine)} for the student and {_cut(theirs, other)} for the teacher"
-            yield Finding("failed", "answer tokens", f"{detail}: their logits would be compared at other tokens")
-            return
+            return Finding("failed", "answer tokens", f"{detail}: their logits would be compared at other tokens")
         count += len(mine)
-    yield Finding("ok", "answer tokens", f"{count:,} tokens of answers are the same in both tokenizers")
+    return Finding("ok", "answer tokens", f"{count:,} tokens of answers are the same in both tokenizers")
+
+
+def _aligned(opened: OpenStage, collator: PairCollator) -> Finding:
+    """Each has its own batch: the answer tokens that are compared stand for the same text."""
+    rows = some_rows(opened)
+    batch = opened.collator(rows)
+    sides = ((batch["labels"], collator.student), (batch["teacher"]["labels"], collator.teacher))
+    (ours, mine), (theirs, other) = ((answer_targets(labels), side.processor.tokenizer) for labels, side in sides)
+    for first, second in batch["aligned"].tolist():
+        ids = int(ours[first]), int(theirs[second])
+        special = ids[0] in mine.all_special_ids and ids[1] in other.all_special_ids
+        texts = mine.decode([ids[0]]).strip(), other.decode([ids[1]]).strip()
+        if not special and texts[0] != texts[1]:
+            detail = f"{texts[0]!r} ({ids[0]}) of the student is compared with {texts[1]!r} ({ids[1]}) of the teacher"
+            return Finding("failed", "answer tokens", detail)
+    share = f"{len(batch['aligned'])} of {len(ours)} answer tokens of the student are compared with the same text of the teacher"
+    return Finding("ok" if len(batch["aligned"]) else "failed", "answer tokens", share)
 
 
 def _cut(tokenizer: Any, ids: list[int]) -> str:
@@ -173,4 +211,4 @@ def _cut(tokenizer: Any, ids: list[int]) -> str:
 
 
 def _image_token(opened: OpenStage) -> int:
-    return int(opened.session.collator.format.image_token_id)
+    return int(opened.collator.format.image_token_id)

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from switchkd.data.guard import open_image
+from switchkd.data.pair import PairCollator
 from switchkd.doctor.findings import Finding, Level
 from switchkd.doctor.probe import SEARCHED, Reader, answer_losses, collate, readers, rows_with_images
 from switchkd.train.session import OpenStage
@@ -169,7 +170,8 @@ def _normalisation(
     opened: OpenStage, rows: list[dict], teacher: Reader, own: Float[Tensor, " answers"]
 ) -> Iterator[Finding]:
     """The pixels are normalised as they were when the teacher was trained, as far as its answers tell."""
-    processor: Any = opened.session.processor
+    collator = opened.collator.teacher if isinstance(opened.collator, PairCollator) else opened.session.collator
+    processor: Any = collator.processor
     settings = processor.image_processor
     for name, (mean, std) in NORMALISATIONS.items():
         if torch.allclose(

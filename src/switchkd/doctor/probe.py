@@ -40,7 +40,7 @@ def some_rows(opened: OpenStage) -> list[dict]:
 
 def collate(opened: OpenStage, rows: list[dict]) -> Batch:
     """As in training, on the student's device."""
-    return to_device(opened.session.collator(rows), opened.pair.student.model.device)
+    return to_device(opened.collator(rows), opened.pair.student.model.device)
 
 
 def readers(opened: OpenStage, batch: Batch) -> list[Reader]:
