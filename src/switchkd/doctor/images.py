@@ -30,6 +30,8 @@ NORMALISATIONS = {
     "CLIP": ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]),
     "ImageNet": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
 }
+#: The right image must help the teacher more than another one does, by so many standard errors.
+_HELPS = 2
 #: Another normalisation is named when it is better by so many standard errors, and by so many nats.
 _ERRORS, _NATS = 3, 0.02
 
@@ -143,9 +145,13 @@ def _effect(with_own: Reader, with_blank: Reader, own: Tensor, blank: Tensor, ot
         return Finding(
             "failed", f"{name} sees images", f"{detail}: the pixels change nothing, so the model is blind; {where}"
         )
-    if name == "teacher" and not alone and own.mean() >= min(blank.mean(), other.mean()):
-        why = "the right image does not help it on this data. Are the weights of its vision encoder trained, its processor its own?"
-        return Finding("warning", f"{name} sees images", f"{detail}: {why}")
+    if name == "teacher" and not alone:
+        gain = other - own
+        error = gain.std().item() / math.sqrt(len(gain))
+        detail += f"; the right one helps by {gain.mean():.2f} ± {error:.2f}"
+        if own.mean() >= blank.mean() or gain.mean() < _HELPS * error:
+            why = "less than chance explains, on this data. Are the weights of its vision encoder trained, its processor its own?"
+            return Finding("warning", f"{name} sees images", f"{detail}: {why}")
     return Finding("ok", f"{name} sees images", detail)
 
 
