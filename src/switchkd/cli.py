@@ -189,22 +189,17 @@ class Doctor(Verb):
 
     def run(self, fields: Sequence[str]) -> int:
         """Print the findings, and samples or a proposal; 1 if the recipe, or the pair, must not be trained like this."""
-        if self.recipe is None and self.teacher is not None and self.student is not None and not fields:
-            from switchkd.doctor.pair import examine_pair
+        from switchkd.doctor import examine, examine_pair
 
+        if self.recipe is None and self.teacher is not None and self.student is not None and not fields:
             findings, proposal = examine_pair(self.student, self.teacher)
-            findings.print()
             if findings.ok and str(self.json) != "-":
                 print(proposal, end="")
         elif self.recipe is None or self.teacher is not None or self.student is not None:
             return _fail("doctor takes a recipe, or --teacher and --student", 2)
         else:
-            recipe = _load(self.recipe, fields)
-            from switchkd.doctor import examine
-
-            findings = examine(recipe)
-            findings.print_samples()
-            findings.print()
+            findings = examine(_load(self.recipe, fields))
+        findings.print()
         if self.json is not None:
             findings.write_json(self.json)
         return 0 if findings.ok else 1

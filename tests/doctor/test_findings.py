@@ -15,10 +15,9 @@ FOUND = Findings(
 
 def test_the_table_and_the_samples_can_be_read_without_colours(capsys):
     FOUND.print()
-    FOUND.print_samples()
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.splitlines()[2].split() == ["failed", "teacher", "sees", "images", "the", "model", "is", "blind"]
+    assert err.splitlines()[-1].split() == ["failed", "teacher", "sees", "images", "the", "model", "is", "blind"]
     assert "row-0\nUSER: <image ×729>⟦A cat.</s>⟧" in err
 
 

@@ -4,13 +4,16 @@ import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TypeVar
 
 from switchkd.doctor import data, images, loader, memory, method, shift, stage, switch
 from switchkd.doctor.findings import Finding, Findings, Level, Sample
+from switchkd.doctor.pair import examine_pair
 from switchkd.train.recipe import Recipe
 from switchkd.train.session import OpenStage, open_session, open_stage
 
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
 Check = Callable[[OpenStage], Iterable[Finding]]
 
 #: Name → check. These read the recipe, the method and the data.
@@ -40,7 +43,10 @@ def examine(recipe: Recipe) -> Findings:
         session = open_session(recipe)
         with TemporaryDirectory() as scratch:
             for stage in recipe.resolved_stages():
-                findings.add(examine_stage(open_stage(session, stage, Path(scratch) / stage.name)), stage=stage.name)
+                opened = open_stage(session, stage, Path(scratch) / stage.name)
+                found = examine_stage(opened)
+                found.samples = _tried(found, "samples", data.samples, opened)
+                findings.add(found, stage=stage.name)
     except (ValueError, OSError) as error:
         findings.lines.append(Finding("failed", "can be opened", str(error)))
     return findings
@@ -48,16 +54,21 @@ def examine(recipe: Recipe) -> Findings:
 
 def examine_stage(opened: OpenStage) -> Findings:
     """Examine a stage that is about to be trained. Where something fails, the checks that run the models are left out."""
-    findings = Findings(samples=data.samples(opened))
+    findings = Findings()
     for name, check in (LOOKING | RUNNING).items():
-        if name in RUNNING and not findings.ok:
-            break
-        try:
-            findings.lines.extend(check(opened))
-        except Exception as error:  # whatever goes wrong here goes wrong in training, hours later perhaps
-            _log.debug("the check of %s", name, exc_info=True)
-            findings.lines.append(Finding("failed", name, f"{type(error).__name__}: {error}"))
+        if name not in RUNNING or findings.ok:
+            findings.lines += _tried(findings, name, check, opened)
     return findings
 
 
-__all__ = ["LOOKING", "RUNNING", "Finding", "Findings", "Level", "Sample", "examine", "examine_stage"]
+def _tried(findings: Findings, name: str, look: Callable[[OpenStage], Iterable[T]], opened: OpenStage) -> list[T]:
+    """What was looked for; whatever goes wrong here goes wrong in training, hours later perhaps, and is a finding."""
+    try:
+        return list(look(opened))
+    except Exception as error:
+        _log.debug("the check of %s", name, exc_info=True)
+        findings.lines.append(Finding("failed", name, f"{type(error).__name__}: {error}"))
+        return []
+
+
+__all__ = ["LOOKING", "RUNNING", "Finding", "Findings", "Level", "Sample", "examine", "examine_pair", "examine_stage"]

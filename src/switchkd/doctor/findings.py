@@ -57,18 +57,16 @@ class Findings:
         self.samples += [Sample(f"{stage}: {sample.name}", sample.pieces) for sample in other.samples]
 
     def print(self) -> None:
-        """Write the table to the error stream."""
+        """Write the samples and the table to the error stream: what is dim or cyan is read, what is green is learned."""
+        console = Console(stderr=True, width=None if sys.stderr.isatty() else 160)
+        for sample in self.samples:
+            console.print(sample.text(), end="\n\n")
         table = Table(box=None, header_style="bold")
         for heading in ("", "check", "found"):
             table.add_column(heading)
         for line in self.lines:
             table.add_row(Text(line.level, style=_LEVELS[line.level]), Text(line.check), Text(line.detail))
-        _console().print(table)
-
-    def print_samples(self) -> None:
-        """Write the samples to the error stream: what is dim or cyan is read, what is green is learned."""
-        for sample in self.samples:
-            _console().print(sample.text(), end="\n\n")
+        console.print(table)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values: `ok`, `findings` and `samples`."""
@@ -87,7 +85,3 @@ class Findings:
         """Raise ValueError with everything that failed."""
         if failed := [f"{line.check}: {line.detail}" for line in self.lines if line.level == "failed"]:
             raise ValueError("the doctor refuses to train: " + "; ".join(failed))
-
-
-def _console() -> Console:
-    return Console(stderr=True, width=None if sys.stderr.isatty() else 160)
