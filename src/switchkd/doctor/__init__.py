@@ -63,12 +63,14 @@ def examine_stage(opened: OpenStage) -> Findings:
 
 def _tried(findings: Findings, name: str, look: Callable[[OpenStage], Iterable[T]], opened: OpenStage) -> list[T]:
     """What was looked for; whatever goes wrong here goes wrong in training, hours later perhaps, and is a finding."""
+    found: list[T] = []
     try:
-        return list(look(opened))
+        for item in look(opened):
+            found.append(item)
     except Exception as error:
         _log.debug("the check of %s", name, exc_info=True)
         findings.lines.append(Finding("failed", name, f"{type(error).__name__}: {error}"))
-        return []
+    return found
 
 
 __all__ = ["LOOKING", "RUNNING", "Finding", "Findings", "Level", "Sample", "examine", "examine_pair", "examine_stage"]
