@@ -16,10 +16,10 @@ from train.run_files import write_model, write_run
 from switchkd import world
 from switchkd.data.pair import PairCollator
 from switchkd.demo import demo_recipe
-from switchkd.doctor import data, examine, loader, memory, switch
+from switchkd.doctor import data, examine, loader, memory, method, switch
 from switchkd.doctor.images import NORMALISATIONS
 from switchkd.losses import cross_entropy, forward_kl
-from switchkd.methods import KD, Method
+from switchkd.methods import KD, BiLD, Method, SwitchKD
 from switchkd.train.recipe import load_recipe
 from switchkd.train.session import open_session, open_stage
 from switchkd.types import IGNORE_INDEX
@@ -417,6 +417,24 @@ def test_a_swapped_direction(tmp_path, fault, says):
     level, detail = found(open_tiny(tmp_path, method=HomeMade(fault)))["KL directions"]
     assert level == "failed"
     assert says in detail
+
+
+def test_a_term_that_teaches_nothing(tmp_path):
+    """Of one pair of logits the softmax is 1, whatever they are."""
+    level, detail = found(open_tiny(tmp_path, method=BiLD(top_k=2)))["KL directions"]
+    assert level == "failed"
+    assert "it says the same of all models" in detail
+
+
+def test_directions_are_found_at_any_temperature_and_width(tmp_path):
+    opened = open_tiny(tmp_path)
+    made = [KD(beta, temperature) for beta in (0.0, 1.0) for temperature in (0.5, 20.0)]
+    made += [BiLD(top_k, temperature) for top_k in (3, 8, 64) for temperature in (1.0, 20.0)]
+    made += [SwitchKD(window=window, min_k=min_k) for window in (8, 128, None) for min_k in (3, 8)]
+    made += [SwitchKD(align=0.0, switch=0.1), SwitchKD(align=5.0, switch=0.0, temperature=20.0)]
+    for one in made:
+        lines = list(method.directions(replace(opened, method=one)))
+        assert [line.level for line in lines] == ["ok" for _ in one.directions], (one, lines)
 
 
 # ---- steps, memory, speed

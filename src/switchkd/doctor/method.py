@@ -11,7 +11,7 @@ from switchkd.train.session import OpenStage
 from switchkd.types import Routes
 
 #: Ids of the vocabulary of the two known models, and how far the narrow one's favourite stands out: far enough for temperatures up to 20.
-_VOCABULARY, _PEAK = 512, 200.0
+_VOCABULARY, _PEAK = 512, 1000.0
 
 
 def directions(opened: OpenStage) -> Iterator[Finding]:
@@ -43,7 +43,9 @@ def directions(opened: OpenStage) -> Iterator[Finding]:
             f"{name}: {missing[name]:.3g} nats where the student lacks what the teacher says, {surprised[name]:.3g} where it says "
             f"what the teacher does not, {equal[name]:.3g} where they are equal"
         )
-        if min(missing[name], surprised[name]) < equal[name]:
+        if missing[name] == surprised[name] == equal[name]:
+            yield Finding("failed", "KL directions", f"{detail}: it says the same of all models, so it teaches nothing")
+        elif min(missing[name], surprised[name]) < equal[name]:
             yield Finding(
                 "failed", "KL directions", f"{detail}: it grows smaller when they differ, which is no divergence"
             )
