@@ -62,7 +62,7 @@ def main() -> None:
     )
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=["SFT", "Switch-KD"])
     arguments = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     output = arguments.output
     if not (output / "student").exists():
         write_student(output / "making", arguments.tower_steps)
