@@ -34,7 +34,7 @@ from switchkd import world
 from switchkd.evaluate import evaluate
 from switchkd.methods import SFT, Method, SwitchKD
 from switchkd.pipeline import run
-from switchkd.train.recipe import Data, Evaluate, Pairing, Recipe, Student, Teacher, Train
+from switchkd.train.recipe import Data, Evaluate, LearningRates, Pairing, Recipe, Student, Teacher, Train
 from switchkd.world.assets import student_path, teacher_path
 from switchkd.world.models import _SPECIAL, CHAT_TEMPLATE, END, IMAGE, PAD, UNKNOWN
 from switchkd.world.packing import batches
@@ -42,7 +42,9 @@ from switchkd.world.scenes import COLOURS, COLUMNS, DIGITS, GRID, ROWS, SHAPES, 
 from switchkd.world.write import samples
 
 WIDTH, IMAGE_SIZE, PATCH = 96, 60, 20
-TOKENIZER_WORDS = 230
+TOKENIZER_WORDS = 290
+LAYERS = 4
+PRUNED = 0.7
 FORMS = SHAPES + DIGITS
 ARMS: dict[str, Method] = {
     "SFT": SFT(),
@@ -55,11 +57,9 @@ ARMS: dict[str, Method] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/mismatch"))
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument(
-        "--tower-steps", type=int, default=200, help="of the student's vision encoder, on shapes and colours"
-    )
+    parser.add_argument("--tower-steps", type=int, default=400, help="of the student's vision encoder")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=["SFT", "Switch-KD"])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -71,8 +71,9 @@ def main() -> None:
     for seed in arguments.seeds:
         data = output / f"data-{seed}"
         if not data.exists():
-            world.write(output / "writing", train=1500, validation=0, test=60, seed=seed)
-            (output / "writing").rename(data)
+            writing = output / f"writing-{seed}"
+            world.write(writing, train=1500, validation=0, test=60, seed=seed)
+            writing.rename(data)
         for name in arguments.arms:
             method = ARMS[name]
             folder = output / f"{name.lower().replace(' ', '-')}-{seed}"
@@ -99,6 +100,7 @@ def recipe(student: Path, data: Path, output: Path, method: Method, steps: int, 
             str(output),
             max_steps=steps,
             learning_rate=1e-3,
+            learning_rates=LearningRates(vision=3e-4),
             save_steps=steps,
             save_total_limit=1,
             seed=seed,
@@ -119,7 +121,7 @@ def write_student(folder: Path, tower_steps: int) -> None:
     words = AutoTokenizer.from_pretrained(student_path())
     tokenizer = train_tokenizer()
     vision = SiglipVisionConfig(
-        hidden_size=WIDTH, intermediate_size=3 * WIDTH, num_hidden_layers=2, num_attention_heads=4, image_size=IMAGE_SIZE,
+        hidden_size=WIDTH, intermediate_size=3 * WIDTH, num_hidden_layers=LAYERS, num_attention_heads=4, image_size=IMAGE_SIZE,
         patch_size=PATCH, vision_use_head=False,
     )  # fmt: skip
     text = old.config.text_config.to_dict() | {
@@ -148,6 +150,7 @@ def write_student(folder: Path, tower_steps: int) -> None:
     )  # fmt: skip
     train_eyes(student, processor, tower_steps)
     connect(student, processor, old.model.language_model.embed_tokens, words)
+    prune(student, PRUNED)
     student.generation_config.eos_token_id = tokenizer.eos_token_id
     student.generation_config.pad_token_id = tokenizer.pad_token_id
     student.save_pretrained(folder)
@@ -189,12 +192,14 @@ def spelled(tokenizer: PreTrainedTokenizerFast, index: int, words: PreTrainedTok
 
 
 def cells(scenes: list[Scene]) -> torch.Tensor:
-    """Form, colour and size of what is in each cell, from 1, 0 for nothing: [scenes, 9, 3]."""
-    labels = torch.zeros(len(scenes), GRID, GRID, 3, dtype=torch.long)
+    """Form, colour and size of what is in each cell, from 1, 0 for nothing; its row and column: [scenes, 9, 5]."""
+    labels = torch.zeros(len(scenes), GRID, GRID, 5, dtype=torch.long)
+    labels[..., 3] = torch.arange(GRID)[:, None]
+    labels[..., 4] = torch.arange(GRID)
     for index, scene in enumerate(scenes):
         for thing in scene.things:
             found = (FORMS.index(thing.form), COLOURS.index(thing.colour), SIZES.index(thing.size))
-            labels[index, thing.row, thing.column] = torch.tensor(found) + 1
+            labels[index, thing.row, thing.column, :3] = torch.tensor(found) + 1
     return labels.flatten(1, 2)
 
 
@@ -204,8 +209,8 @@ def seen(student: LlavaForConditionalGeneration, processor: LlavaProcessor, pict
 
 
 def train_eyes(student: LlavaForConditionalGeneration, processor: LlavaProcessor, steps: int) -> None:
-    """Pre-train the tower on what image classifiers know: forms and colours; no sizes, no places."""
-    sizes = [len(FORMS) + 1, len(COLOURS) + 1]
+    """Pre-train the tower on what is in each cell, and where the cell is."""
+    sizes = [len(FORMS) + 1, len(COLOURS) + 1, len(SIZES) + 1, GRID, GRID]
     heads = nn.Linear(WIDTH, sum(sizes))
     parameters = [*student.model.vision_tower.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.05)
@@ -233,7 +238,7 @@ def connect(
     for layer in (projector.linear_1, projector.linear_2):
         layer.reset_parameters()
     optimizer = torch.optim.AdamW(projector.parameters(), lr=2e-3)
-    steps = 300
+    steps = 1000
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for drawn in batches(samples(51, "train", "medium"), 32, steps):
         with torch.no_grad():
@@ -249,6 +254,14 @@ def connect(
         optimizer.step()
         schedule.step()
     print(f"projector: unexplained variance {loss.item():.3f}", flush=True)
+
+
+@torch.no_grad()
+def prune(student: LlavaForConditionalGeneration, share: float) -> None:
+    """Set the smallest weights of the tower to zero, as encoders are pruned for deployment: it sees worse, and can learn again."""
+    for name, weight in student.model.vision_tower.named_parameters():
+        if weight.ndim > 1 and "position" not in name:
+            weight[weight.abs() <= weight.abs().flatten().kthvalue(int(share * weight.numel())).values] = 0
 
 
 # ---- the table
