@@ -2,10 +2,12 @@
 
 import pytest
 from doctor.cases import found, open_tiny
+from tiny_families import BUILDS
 from tiny_processors import PROCESSORS
 
 from switchkd.doctor import LOOKING, RUNNING
 from switchkd.methods import KD, SFT, BiLD
+from switchkd.models.families import FAMILIES
 
 #: Every line of the report on a stage that switches.
 CHECKS = {
@@ -16,6 +18,10 @@ CHECKS = {
 }  # fmt: skip
 #: What depends on what a teacher knows; random ones know nothing.
 OF_TRAINED_TEACHERS = {"teacher knows the answers", "normalisation"}
+
+
+def test_every_family_is_looked_at():
+    assert {BUILDS[name].config(16, 1).model_type for name in PROCESSORS} == set(FAMILIES)
 
 
 @pytest.mark.parametrize("name", PROCESSORS)
