@@ -19,7 +19,7 @@ demo: env
 	$(BIN)/switchkd demo
 
 test: env
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 check: env
 	$(BIN)/ruff format --check .
