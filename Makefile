@@ -40,6 +40,7 @@ bench: env
 	$(BIN)/python benchmarks/loss_from_logits.py --check
 	$(BIN)/python benchmarks/loss_from_hidden.py --check
 	$(BIN)/python benchmarks/vocabulary.py --check
+	$(BIN)/python benchmarks/memory.py --check
 	$(BIN)/python benchmarks/step.py
 
 clean:
