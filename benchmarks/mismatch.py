@@ -2,7 +2,8 @@
 
 On the procedural world, with the teacher that ships with the package. The student has another vision encoder (width 96 instead of 128,
 images of 60 pixels in patches of 20 instead of 48 in patches of 8, so 9 visual tokens instead of 36) and another tokenizer (a BPE whose
-words begin with ▁, which cuts many of the teacher's words). So the switch goes over a bridge, each model reads its own pixels and tokens,
+words begin with ▁). Its language model is the shipped student's, each new token begun as the mean of the old ones of its text; its encoder
+was trained on the world's patches and then pruned. So the switch goes over a bridge, each model reads its own pixels and tokens,
 and answers are aligned by their text. SFT and Switch-KD start from the same weights and see the same data in the same order.
 
 Leaves everything in --output, and the table in table.md.
