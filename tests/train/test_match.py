@@ -196,3 +196,16 @@ def test_without_the_switch_no_bridge_is_made_and_sft_reads_its_own_batch_only(f
         assert "teacher" in opened.collator([opened.rows[0]])
         alone = replace(opened, method=SFT())
         assert "teacher" not in alone.collator([opened.rows[0]])
+
+
+def test_a_bridge_can_be_asked_for_where_shapes_agree(tmp_path):
+    recipe = load_recipe(write_run(tmp_path), ["--pair.bridge", "always", "--pair.fit_rows", "4"])
+    session = open_session(recipe)
+    opened = open_stage(session, recipe.resolved_stages()[0], tmp_path / "stage")
+    assert session.match.mismatches == []
+    assert opened.pair.bridge.fitted
+    batch = opened.collator([opened.rows[0]])
+    assert "teacher" not in batch
+    routes = opened.pair(batch, opened.method.needs)
+    opened.pair.bridge = None
+    assert not torch.equal(routes.switch, opened.pair(batch, opened.method.needs).switch)
