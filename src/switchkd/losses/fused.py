@@ -148,8 +148,10 @@ class _WithGradients(torch.autograd.Function):
         # The first backward scales the gradients and gives them away, so a second, through a retained graph, walks again.
         gradients = ctx.walk(learned)[1] if ctx.gradients is None else ctx.gradients
         ctx.gradients = None
+        # A sum that is the loss itself needs no pass over the head's gradient; on a GPU looking would cost more than the pass.
+        unscaled = not upstream.is_cuda and upstream.item() == 1
         scaled = (
-            None if gradient is None or x is None else gradient.mul_(upstream).to(x.dtype)
+            None if gradient is None or x is None else (gradient if unscaled else gradient.mul_(upstream)).to(x.dtype)
             for gradient, x in zip(gradients, learned, strict=True)
         )
         return None, None, None, *scaled
