@@ -1,6 +1,7 @@
 """Benchmarks decide nothing here; what they compute with is tested, and that they run."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -62,3 +63,17 @@ def test_a_check_on_a_cpu_is_refused(step, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         step.main()
     assert "add --device cuda" in capsys.readouterr().err
+
+
+def test_make_bench_runs_every_benchmark_and_fails_at_the_end(tmp_path):
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho "$1" >> {tmp_path}/ran\ncase "$1" in *memory.py) exit 1;; esac\n')
+    python.chmod(0o755)
+    made = subprocess.run(
+        ["make", "--assume-old=env", f"BIN={tmp_path}", "bench"], cwd=BENCHMARKS.parent, capture_output=True, text=True, check=False
+    )  # fmt: skip
+    programs = {file.name for file in BENCHMARKS.glob("*.py") if "__main__" in file.read_text()}
+    ran = [Path(line).name for line in (tmp_path / "ran").read_text().splitlines() if line.startswith("benchmarks/")]
+    assert sorted(ran) == sorted(programs - {"mismatch.py"})
+    assert made.returncode != 0
+    assert made.stderr.splitlines()[0] == "fell short or failed: memory.py"
