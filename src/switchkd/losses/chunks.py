@@ -89,7 +89,9 @@ class PlainTerms(ChunkLoss):
 
 @dataclass(frozen=True)
 class CrossEntropyDBiLD(ChunkLoss):
-    """CE(z_S, y) + λ1·DBiLD(z_T, z_S) + λ2·DBiLD(z_T, z_SW), the loss of Switch-KD, with every gradient written out.
+    """CE(z_S, y) + λ1·DBiLD(z_T, z_S) + λ2·DBiLD(z_T, z_SW), with every gradient written out (Switch-KD, arXiv 2604.14629).
+
+    Logits are [tokens, vocabulary] of one chunk; sums over its tokens, in nats. Direction: reverse KL(p_X ‖ p_T), as in `dbild`.
 
     Term for term the sums of `cross_entropy` and `dbild`, but the softmax overwrites the student's logits and becomes their gradient, the
     sparse gradient of the align term is added in place, that of the switch term stays sparse, and the teacher's order serves both. Where

@@ -17,7 +17,9 @@ from switchkd.losses.inputs import (
 
 
 def cross_entropy(logits: Float[Tensor, "n vocab"], targets: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """−log softmax(z)_y, the loss of supervised fine-tuning.
+    """−log softmax(z)_y, the loss of supervised fine-tuning (as in LLaVA, arXiv 2304.08485).
+
+    Direction: it is the forward KL(p_y ‖ p_S) of a p_y that is sure of the answer.
 
     Args:
         logits: z, one row per answer position.
@@ -79,6 +81,7 @@ def jsd(
     The generalised Jensen-Shannon divergence; β = ½ is the symmetric one. At the two ends that formula is 0 whatever
     the models say, so β = 0 means `forward_kl` and β = 1 means `reverse_kl` here, as users of TRL expect. The step is
     real: just above 0 the value is about β·KL(p_T ‖ p_S), just below 1 about (1−β)·KL(p_S ‖ p_T).
+    Direction: both expectations are against the mixture m; small β leans to forward KL, large β to reverse KL.
     T² policy: no τ² factor.
 
     Args:

@@ -62,7 +62,8 @@ def fused_loss(
 
     Equal to `student @ head.T` and so on, the plain terms, and autograd; but no tensor [n, vocab] exists. The forward pass computes the
     gradients too and keeps those of the hidden states and of the student's head. Logits are float32, or float64 for float64 inputs;
-    autocast does not round them.
+    autocast does not round them. Source: gradients in the forward pass, chunk by chunk, as in Liger Kernel (arXiv 2410.10989).
+    Direction: that of `loss`. Values are sums in nats, not means.
 
     Args:
         loss: `CrossEntropyDBiLD`, or `PlainTerms` around the terms of any method; weights are part of it.

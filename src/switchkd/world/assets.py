@@ -11,7 +11,8 @@ def teacher_path() -> Path:
 
 
 def student_path() -> Path:
-    """Directory of what students start from: a vision tower and a language model, each pre-trained without the other."""
+    """Directory of what students start from: a language model that learned in words, a projector trained on the teacher's tower, and that
+    tower cut to its first and last layer afterwards."""
     return _existing(_ASSETS / "student")
 
 
