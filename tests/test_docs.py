@@ -1,0 +1,48 @@
+"""The pages name what there is, and their links lead somewhere."""
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from switchkd.methods import METHODS
+from switchkd.world import KINDS
+from switchkd.world.scenes import DIFFICULTIES, THINGS
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
+
+
+def rows(page: str) -> dict[str, str]:
+    """First cell → line, of all tables of a page whose first cell is code."""
+    lines = (DOCS / page).read_text(encoding="utf-8").splitlines()
+    return {found[1]: line for line in lines if (found := re.match(r"\| `([^`]+)` \|", line))}
+
+
+def test_every_method_has_a_row_with_its_knobs():
+    found = rows("methods.md")
+    assert found.keys() == METHODS.keys()
+    for name, method in METHODS.items():
+        assert [knob.name for knob in fields(method) if f"`{knob.name}`" not in found[name]] == []
+
+
+def test_the_world_has_a_row_for_every_kind_and_difficulty():
+    found = rows("world.md")
+    assert found.keys() == KINDS.keys() | set(DIFFICULTIES)
+    for difficulty, (fewest, most) in THINGS.items():
+        assert f"| {fewest}–{most} |" in found[difficulty]
+
+
+def test_every_page_is_in_the_table_of_contents():
+    index = (DOCS / "index.md").read_text()
+    assert sorted(re.findall(r"^(\w+)$", index, re.MULTILINE)) == sorted(
+        page.stem for page in PAGES[2:] if page.stem != "index"
+    )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files(page):
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+    assert [link for link in links if not (page.parent / link).exists()] == []
