@@ -14,7 +14,7 @@ from train.run_files import write_run
 
 FILE = Path(__file__).with_suffix(".json")
 REMAKE = "PYTHONPATH=tests python -m invariant.trajectory"
-FIELDS = {"train.max_steps": "10", "train.logging_steps": "1", "train.save_steps": "10", "train.report_to": "[]"}
+FIELDS = {"train.max_steps": "10", "train.logging_steps": "1", "train.save_steps": "10"}
 
 
 def trajectory(folder: Path) -> list[dict[str, float]]:
