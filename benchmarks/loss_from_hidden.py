@@ -5,6 +5,7 @@ python benchmarks/loss_from_hidden.py --check
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import peers
@@ -13,7 +14,8 @@ import torch.nn.functional as F
 from common import Case, Demand, parser, ratio, report, run, value
 from torch import Tensor
 
-from switchkd.losses import CrossEntropyDBiLD, Head, fused_loss
+from switchkd.losses import Head, fused_loss
+from switchkd.methods import SwitchKD
 
 #: The same for ours, for Liger, and for the bare matrix products.
 CHUNK = 128
@@ -70,7 +72,7 @@ def two_way(make: Callable[[], Callable[[States], Tensor]]) -> Case:
 
 def ours(x: States, chunk: int | None = CHUNK, kernels: Literal["torch", "triton"] = "torch") -> Tensor:
     switch = x.switch if x.switch.requires_grad else None
-    loss = CrossEntropyDBiLD(align=1.0, switch=1.0 if switch is not None else 0.0, kernels=kernels)
+    loss = replace(SwitchKD(switch=0.0 if switch is None else 1.0).chunk_loss(), kernels=kernels)
     heads = Head(x.student_head), Head(x.teacher_head)
     return fused_loss(loss, x.targets, x.student, heads[0], x.teacher, switch, heads[1], chunk=chunk).loss
 

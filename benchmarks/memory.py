@@ -113,7 +113,7 @@ def _step_of(given: Recipe, student_config: LlavaConfig, teacher_config: LlavaCo
         teacher = Pathway(AutoModelForImageTextToText.from_config(teacher_config, dtype=dtype))
         if given.train.switch_checkpointing:
             recompute(teacher.part("language"))
-    pair = Pair(student, teacher, needs=needs).train()
+    pair = Pair(student, teacher, needs=needs, vocabulary=student.head.rows).train()
     optimizer = torch.optim.AdamW([p for p in pair.parameters() if p.requires_grad], fused=True)
     targets = answer_targets(batch["labels"])
 

@@ -140,7 +140,7 @@ def measure(given: argparse.Namespace) -> dict:
     student.train_only(("vision", "projector", "language"))
     method = SwitchKD()
     clock = Clock(given.device)
-    pair = TimedPair(student, teacher, needs=method.needs).train()
+    pair = TimedPair(student, teacher, needs=method.needs, vocabulary=student.head.rows).train()
     pair.clock = clock
     student.see = timed(clock, "student vision", student.see)
     student.say = timed(clock, "student language", student.say)

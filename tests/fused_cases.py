@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 
-from switchkd.losses.chunks import CrossEntropyDBiLD, PlainTerms
+from switchkd.losses.chunks import PlainTerms
 from switchkd.losses.fused import fused_loss
 from switchkd.types import Head, Routes
 
@@ -101,7 +101,7 @@ def by_autograd(method):
 
 
 def analytic(method):
-    return CrossEntropyDBiLD(method.align, method.switch, method.temperature, method.window, method.min_k)
+    return method.chunk_loss()
 
 
 def gradients(loss, x):

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from tiny import IMAGE_SIZE, tiny_processor
 from tiny_models import tiny_llava
 
 from switchkd import cli
+from switchkd.train.recipe import load_recipe
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 TINY = str(RECIPES / "tiny.yaml")
@@ -60,6 +62,14 @@ def program(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
 def test_the_help_of_every_verb_shows_an_example(verb, capsys):
     assert run(verb, "--help") == 0
     assert f"Example: switchkd {verb}" in capsys.readouterr().out
+
+
+def test_the_example_of_train_can_be_run_beside_the_demo():
+    (example,) = re.findall(r"Example: switchkd train (.*)", cli.Train.__doc__)
+    recipe = load_recipe(Path(TINY), cli.split_fields(example.split())[1])
+    assert example.split()[0] == "recipes/tiny.yaml"
+    assert recipe.train.output != load_recipe(Path(TINY)).train.output
+    assert recipe != load_recipe(Path(TINY))
 
 
 def test_help_is_quick_because_it_loads_no_model_library():
@@ -187,8 +197,13 @@ def test_models_lists_every_family(capsys):
     from switchkd.models.families import FAMILIES
 
     assert run("models") == 0
-    out = capsys.readouterr().out
-    assert all(model_type in out for model_type in FAMILIES)
+    lines = capsys.readouterr().out.splitlines()
+    for model_type, family in FAMILIES.items():
+        (line,) = [line for line in lines if model_type in line.split()]
+        assert "ForConditionalGeneration" in line
+        told = {word.strip(",") for word in line.split()}
+        assert {name for names in family.tested.values() for name in names} <= told
+        assert line.count("its own") == 2 - len(family.tested)
 
 
 def test_evaluate_prints_a_table_and_writes_the_results(student, data, capsys, tmp_path, monkeypatch):

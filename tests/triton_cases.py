@@ -2,12 +2,12 @@
 
 import sys
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
 from fused_cases import fused, gradients, inputs
 
-from switchkd.losses import CrossEntropyDBiLD
 from switchkd.losses.knee import BLOCK
 from switchkd.methods import SwitchKD
 
@@ -48,7 +48,7 @@ def interpret():
     x = inputs(tokens=9, rows=1500, teacher_rows=1450, dtype=torch.float32)
     method = SwitchKD(window=4)  # two-stage selection
     ours, plain = (
-        fused(method, x, CrossEntropyDBiLD(window=4, kernels=name), vocabulary=1400, chunk=4) for name in NAMES
+        fused(method, x, replace(method.chunk_loss(), kernels=name), vocabulary=1400, chunk=4) for name in NAMES
     )
     torch.testing.assert_close(ours.loss, plain.loss, rtol=1e-6, atol=0)
     assert {name: float(value) for name, value in ours.statistics.items()} == {
@@ -86,9 +86,10 @@ def compile_for_a_gpu():
 def without_triton():
     """The losses work, and the kernels say what is missing."""
     x = inputs(dtype=torch.float32)
+    method = SwitchKD(window=8)
     with pytest.raises(ImportError, match="pip install triton"):
-        fused(SwitchKD(window=8), x, CrossEntropyDBiLD(window=8, kernels="triton"))
-    assert fused(SwitchKD(window=8), x, CrossEntropyDBiLD(window=8)).loss.isfinite()
+        fused(method, x, replace(method.chunk_loss(), kernels="triton"))
+    assert fused(method, x, method.chunk_loss()).loss.isfinite()
 
 
 NAMES = ("triton", "torch")

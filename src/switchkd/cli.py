@@ -64,7 +64,7 @@ class Train(Verb):
 
     Any field of the recipe can be changed behind it with --section.field value; --dry-run shows all of them.
 
-    Example: switchkd train recipes/tiny.yaml --train.learning-rate 5e-4 --stages.0.method.switch 0
+    Example: switchkd train recipes/tiny.yaml --train.output runs/mine --train.learning-rate 5e-4 --method.switch 0
     """
 
     #: The recipe; its relative paths are relative to the current directory.
@@ -119,14 +119,8 @@ class Evaluate(Verb):
         output = self.output or Path(
             "runs/evaluate", f"{_slug(self.model)}--{_slug(str(self.data.with_suffix('')))}.json"
         )
-        evaluate(
-            self.model,
-            self.data,
-            image_root=self.image_root,
-            batch_size=self.batch_size,
-            max_new_tokens=self.max_new_tokens,
-            output=output,
-        )
+        sizes: Any = {"batch_size": self.batch_size, "max_new_tokens": self.max_new_tokens}
+        evaluate(self.model, self.data, image_root=self.image_root, output=output, **sizes)
         Console().print(rich_table(compare({self.model: output})))
         _say(f"results in {output}, answers in {output.with_suffix('.predictions.jsonl')}")
         return 0
@@ -273,7 +267,7 @@ class Convert(Verb):
 
 @dataclass(frozen=True)
 class Models(Verb):
-    """List the model families that can be distilled.
+    """List the model families that can be distilled, and which of their members are tested; others are refused.
 
     Example: switchkd models
     """
@@ -282,13 +276,15 @@ class Models(Verb):
         """Print the table."""
         from rich.console import Console
         from rich.table import Table
+        from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as CLASSES
 
         from switchkd.models.families import FAMILIES
 
-        table = Table("model_type", "covers")
-        for model_type, family in FAMILIES.items():
-            table.add_row(model_type, family.summary)
-        Console().print(table)
+        table = Table("model_type", "class", "vision encoders tested", "language models tested")
+        for name, family in FAMILIES.items():
+            members = (family.tested.get(part, ("its own",)) for part in ("vision_config", "text_config"))
+            table.add_row(name, CLASSES[name], *map(", ".join, members))
+        Console(width=None if sys.stdout.isatty() else 160).print(table)
         return 0
 
 

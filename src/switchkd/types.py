@@ -1,13 +1,12 @@
 """What travels between the parts of the project: a batch on the way in, routes on the way out."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypedDict, cast
+from typing import Any, Literal, NamedTuple, NotRequired, TypedDict, cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from typing_extensions import NotRequired
 
 #: The pathways a method can ask for.
 Need = Literal["student", "teacher", "switch"]

@@ -1,6 +1,7 @@
 """TinyLLaVA checkpoints in both layouts become LLaVA models with the same logits, and come back byte for byte."""
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -46,10 +47,14 @@ def whole_state(folder: Path) -> dict[str, torch.Tensor]:
     ],
     ids=str,
 )
-def test_logits_are_the_reference_s_from_the_picture_to_the_head(layout, build, tmp_path):
+def test_logits_are_the_reference_s_from_the_picture_to_the_head(layout, build, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "switchkd")
     reference = Reference(**build)
     source = reference.write(tmp_path / "source", layout)
     convert(str(source), tmp_path / "llava")
+    assert "its chat template is assumed to be Vicuna's" in caplog.text
+    assert f"put that template into {tmp_path / 'llava' / 'chat_template.jinja'}" in caplog.text
+    assert (tmp_path / "llava" / "chat_template.jinja").is_file()
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "llava").eval()
     processor = AutoProcessor.from_pretrained(tmp_path / "llava")
     assert isinstance(model, LlavaForConditionalGeneration)

@@ -421,7 +421,7 @@ def test_a_swapped_direction(tmp_path, fault, says):
 
 def test_a_term_that_teaches_nothing(tmp_path):
     """Of one pair of logits the softmax is 1, whatever they are."""
-    level, detail = found(open_tiny(tmp_path, method=BiLD(top_k=2)))["KL directions"]
+    level, detail = found(open_tiny(tmp_path, method=SwitchKD(window=2, min_k=2)))["KL directions"]
     assert level == "failed"
     assert "it says the same of all models" in detail
 

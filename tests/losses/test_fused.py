@@ -16,7 +16,7 @@ SWITCH_KDS = [
     SwitchKD(align=0.0, window=16),
 ]
 CASES = [(method, by_autograd(method)) for method in (SFT(), KD(), KD(beta=1.0), KD(beta=0.5, temperature=2.0), BiLD())]
-CASES += [(SFT(), CrossEntropyDBiLD(align=0, switch=0))]
+CASES += [(SFT(), CrossEntropyDBiLD.cross_entropy_alone())]
 CASES += [(method, kind(method)) for method in SWITCH_KDS for kind in (by_autograd, analytic)]
 IDS = [f"{method}-{type(loss).__name__}" for method, loss in CASES]
 

@@ -8,7 +8,6 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from switchkd.losses.chunks import CrossEntropyDBiLD
 from switchkd.losses.fused import CHUNK_MIB, chunk_that_fits, fused_loss
 from switchkd.methods import SwitchKD
 from switchkd.types import Head
@@ -60,7 +59,7 @@ def test_switch_without_a_teacher_is_refused():
 def test_a_loss_whose_pathway_is_missing_says_so():
     x = inputs()
     with pytest.raises(LookupError, match="the teacher route was not run"):
-        fused_loss(CrossEntropyDBiLD(), x.targets, x.student, Head(x.weight, x.bias))
+        fused_loss(LOSS, x.targets, x.student, Head(x.weight, x.bias))
 
 
 def test_settings_that_mean_nothing_are_refused():
@@ -70,6 +69,12 @@ def test_settings_that_mean_nothing_are_refused():
         fused(METHOD, inputs(), LOSS, vocabulary=51)
     with pytest.raises(ValueError, match="vocabulary must be at least 2"):
         fused(METHOD, inputs(), LOSS, vocabulary=1)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("inf"), float("nan")])
+def test_temperatures_that_mean_nothing_are_refused(temperature):
+    with pytest.raises(ValueError, match="temperature must be positive and finite, got"):
+        replace(LOSS, temperature=temperature)
 
 
 @pytest.mark.usefixtures("alone")

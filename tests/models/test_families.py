@@ -8,7 +8,7 @@ import inspect
 
 import pytest
 import torch
-from tiny_families import BUILDS, batch_for, tiny
+from tiny_families import BUILDS, VOCABULARY, batch_for, tiny
 from train.steps import NoProcessor
 from transformers import AutoModelForImageTextToText, TrainingArguments
 
@@ -39,7 +39,7 @@ def make_pair(name, *, train=("vision", "projector", "language")):
     """Teacher and student with language models of different width and depth."""
     student = Pathway(tiny(name, seed=2))
     student.train_only(train)
-    return Pair(student, Pathway(tiny(name, hidden=32, depth=4, seed=1)), needs=ALL)
+    return Pair(student, Pathway(tiny(name, hidden=32, depth=4, seed=1)), needs=ALL, vocabulary=VOCABULARY)
 
 
 def test_every_family_has_a_build():
@@ -96,7 +96,7 @@ def test_teacher_equal_to_student_gives_the_switch_nothing_to_teach(name):
     model = tiny(name)
     student = Pathway(copy.deepcopy(model))
     student.train_only(("vision", "projector", "language"))
-    routes = Pair(student, Pathway(model), needs=ALL).eval()(batch_for(name), ALL)
+    routes = Pair(student, Pathway(model), needs=ALL, vocabulary=VOCABULARY).eval()(batch_for(name), ALL)
     assert torch.equal(routes.switch, routes.teacher)
     term = dbild(routes.switch, routes.teacher)
     assert torch.equal(term, torch.zeros_like(term))

@@ -6,7 +6,7 @@ import pytest
 import transformers as hf
 from tiny_families import BUILDS
 
-from switchkd.models.fit import compare
+from switchkd.models.fit import Item, compare, refuse
 
 DOCS = Path(__file__).parents[2] / "docs" / "families.md"
 
@@ -73,7 +73,14 @@ PUBLIC = {
     "LLaVA-1.5 ← Qwen2.5-VL": (llava(), qwen2_5_vl(152064)),
     "LLaVA-1.5 ← SmolVLM2 2.2B": (llava(), smolvlm(1152, 384, 14, 3)),
 }
-COLUMNS = {"own inputs": "own inputs", "bridge": "bridge", "vocabulary": "shared ids", "refused": "refused"}
+COLUMNS = {
+    "own inputs": "own inputs",
+    "bridge": "bridge",
+    "vocabulary": "shared ids",
+    "refused for the switch": "refused for the switch",
+}
+#: The tokenizers they were published with, where the two differ.
+TOKENIZERS = {"LLaVA-1.5 ← Qwen2.5-VL": "Llama ← Qwen2", "LLaVA-1.5 ← SmolVLM2 2.2B": "Llama ← SmolLM2"}
 
 
 def table():
@@ -100,6 +107,7 @@ def test_the_table_says_what_the_configs_say(name):
     row = table()[name]
     differing = [item for item in items if item.verdict != "fits"]
     assert row["fits"] == ("yes" if not differing else "–")
+    assert row["tokenizer"] == TOKENIZERS.get(name, "–")
     for column, verdict in COLUMNS.items():
         found = [item for item in items if item.verdict == verdict]
         assert (row[column] != "–") == bool(found), column
@@ -110,6 +118,39 @@ def test_the_table_says_what_the_configs_say(name):
             assert f"{item.student} ← {item.teacher}".replace(",", "") in row[column].replace(",", "").replace(
                 "`", ""
             ), item
+
+
+def test_every_column_has_a_pair():
+    assert [
+        column for column in next(iter(table().values())) if {row[column] for row in table().values()} == {"–"}
+    ] == []
+
+
+def test_tiles_beside_whole_images_are_refused_for_the_switch_alone():
+    items = compare(*PUBLIC["LLaVA-1.5 ← SmolVLM2 2.2B"])
+    refuse(items, switch=False, bridge=False)
+    with pytest.raises(ValueError, match=r"differ in images: whole and cut into tiles .*set the method's switch to 0"):
+        refuse(items, switch=True, bridge=True)
+
+
+def test_what_is_refused_is_refused_without_the_switch_too():
+    with pytest.raises(ValueError, match=r"a and b differ in tokenizer: 3 tokens and 4 tokens \(unreadable\): choose"):
+        refuse(
+            [Item("tokenizer", "3 tokens", "4 tokens", "refused", "unreadable")],
+            switch=False,
+            bridge=True,
+            pair="a and b",
+        )
+
+
+def test_a_bridge_is_asked_for_where_the_switch_needs_one():
+    items = compare(llava(hidden_size=768), llava())
+    refuse(items, switch=True, bridge=True)
+    refuse(items, switch=False, bridge=False)
+    with pytest.raises(
+        ValueError, match=r"feature width: 768 and 1024 .*give the pair a bridge .*`pair: \{bridge: auto\}`"
+    ):
+        refuse(items, switch=True, bridge=False)
 
 
 def test_equal_encoders_are_remarked():

@@ -81,7 +81,7 @@ def test_one_model_that_reads_twice_has_nothing_to_teach():
     model = tiny_llava()
     student = Pathway(copy.deepcopy(model))
     student.train_only(PARTS)
-    pair = Pair(student, Pathway(model), needs=ALL, bridge=Bridge(32, 32)).eval()
+    pair = Pair(student, Pathway(model), needs=ALL, vocabulary=96, bridge=Bridge(32, 32)).eval()
     batch = tiny_batch()
     batch["teacher"] = tiny_batch(padding_side="left")
     places = torch.arange(len(answer_targets(batch["labels"])))
@@ -153,7 +153,7 @@ def test_the_mass_that_is_dropped_is_that_of_the_other_rows(vocabulary):
     expected = teacher.logits(hidden).softmax(-1)[:, others].sum(-1)
     assert expected.max() > 1e-3
     torch.testing.assert_close(pair.shared.dropped_mass(hidden, teacher.head), expected, rtol=0, atol=1e-5)
-    assert make_pair(student={}, vocabulary=None, bridge=False).shared.dropped_mass(hidden, teacher.head) is None
+    assert make_pair(student={}, vocabulary=96, bridge=False).shared.dropped_mass(hidden, teacher.head) is None
 
 
 def test_fitting_finds_the_features_of_the_same_encoder():
@@ -161,7 +161,7 @@ def test_fitting_finds_the_features_of_the_same_encoder():
     model = tiny_llava(seed=1)
     student = Pathway(copy.deepcopy(model))
     student.train_only(PARTS)
-    pair = Pair(student, Pathway(model), needs=ALL, bridge=Bridge(32, 32)).eval()
+    pair = Pair(student, Pathway(model), needs=ALL, vocabulary=96, bridge=Bridge(32, 32)).eval()
     turn = torch.linalg.qr(torch.randn(32, 32, generator=torch.Generator().manual_seed(0)))[0]
     see = student.see
     student.see = lambda batch: see(batch) @ turn

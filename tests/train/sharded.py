@@ -25,7 +25,7 @@ def make_pair() -> Pair:
     student = Pathway(tiny_llava(seed=2).double())
     student.train_only(("vision", "projector", "language"))
     teacher = Pathway(tiny_llava(hidden=40, depth=3, seed=1).double())
-    return Pair(student, teacher, needs=METHOD.needs).train()
+    return Pair(student, teacher, needs=METHOD.needs, vocabulary=student.head.rows).train()
 
 
 def loss_of(pair: torch.nn.Module, samples: list[dict]) -> SummedLoss:

@@ -72,7 +72,8 @@ def make_trainer(
     learner = student or Pathway(tiny_llava(seed=2).double())
     if student is None:
         learner.train_only(("vision", "projector", "language"))
-    pair = Pair(learner, Pathway(tiny_llava(hidden=40, depth=3, seed=1).double()), needs=method.needs)
+    teacher = Pathway(tiny_llava(hidden=40, depth=3, seed=1).double())
+    pair = Pair(learner, teacher, needs=method.needs, vocabulary=teacher.head.rows)
     settings = {
         "output_dir": str(output),
         "per_device_train_batch_size": batch_size,

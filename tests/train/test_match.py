@@ -19,8 +19,9 @@ from switchkd import pipeline
 from switchkd.data.templates import CHATML, VICUNA
 from switchkd.methods import SFT
 from switchkd.models.bridge import Bridge
+from switchkd.models.fit import Item
 from switchkd.train import checkpoint
-from switchkd.train.match import match_checkpoints
+from switchkd.train.match import Match, match_checkpoints
 from switchkd.train.recipe import load_recipe
 from switchkd.train.session import open_session, open_stage
 
@@ -88,6 +89,42 @@ def test_what_differs_is_found_without_weights(written, name):
     }
     assert all(verdicts[what] == verdict for what, verdict in expected.items())
     assert found.needs_bridge == bridge
+
+
+def test_padding_rows_are_spoken_of_where_the_tokenizer_is_one(written):
+    details = {}
+    for name in ("more padding rows", "another tokenizer"):
+        items = match_checkpoints(*written(name, **PAIRS[name][0])).items
+        (details[name],) = [item.detail for item in items if item.what == "vocabulary rows"]
+    real = len(tiny_processor().tokenizer)
+    assert details == {
+        "more padding rows": f"{real} real ids; padding rows are never compared",
+        "another tokenizer": "",
+    }
+
+
+def test_every_setting_of_the_image_processors_that_changes_pixels_is_reported(written):
+    student, teacher = written("other pixels", processor=same(image_size=32, patch_size=8))
+    file = student / "processor_config.json"
+    content = json.loads(file.read_text())
+    content["image_processor"] |= {
+        "image_mean": [0.1] * 3,
+        "image_std": [0.2] * 3,
+        "data_format": "channels_last",
+        "device": "cpu",
+    }
+    file.write_text(json.dumps(content))
+    found = [item for item in match_checkpoints(student, teacher).mismatches if item.what.startswith("image processor")]
+    assert [item.what for item in found] == ["image processor's image_mean", "image processor's image_std"]
+    assert {item.verdict for item in found} == {"own inputs"}
+
+
+def test_a_recipe_says_what_is_not_a_default():
+    plain = "teacher: {path: t}\nstudent: {path: s}\n"
+    bridged = Item("feature width", 48, 32, "bridge")
+    tiles = Item("images", "whole", "cut into tiles", "refused for the switch")
+    assert Match([bridged], 3).recipe_lines("s", "t") == plain
+    assert Match([bridged, tiles], 3).recipe_lines("s", "t") == plain + "method: {name: switch_kd, switch: 0}\n"
 
 
 def test_tokenizers_that_share_nothing_readable_are_refused(written):
@@ -169,7 +206,7 @@ def test_a_pair_that_differs_in_everything_is_distilled(fresh, caplog):
     ("flags", "message"),
     [
         (["--pair.min_aligned", "0.9"], r"only \d\d\.\d% of the student's answer tokens .* asks for 90\.0%"),
-        (["--pair.bridge", "none"], "differ in feature width: 48 and 32 .*`pair.bridge` is none"),
+        (["--pair.bridge", "none"], r"differ in feature width: 48 and 32 .*`pair: \{bridge: auto\}`"),
     ],
 )
 def test_what_the_recipe_does_not_allow_is_refused(fresh, flags, message):

@@ -61,7 +61,7 @@ def test_activations_are_what_autograd_keeps_in_a_real_step(models):
     # Counted another way: the storages that a real forward pass hands to the backward pass.
     student, teacher = map(Pathway, models)
     student.train_only(ALL)
-    pair = Pair(student, teacher, needs=SwitchKD().needs).train()
+    pair = Pair(student, teacher, needs=SwitchKD().needs, vocabulary=student.head.rows).train()
     batch = tiny_batch(images=(1, 1, 1, 1), image_size=48)
     own = {p.untyped_storage().data_ptr() for p in pair.parameters()}
     kept = {}

@@ -114,6 +114,12 @@ def import_tinyllava(source: Path, target: Path) -> None:
     assert model.generation_config is not None
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
+    _log.info(
+        "%s does not say how it was spoken to: its chat template is assumed to be Vicuna's (USER: … ASSISTANT: …). If its data was "
+        "prepared otherwise, put that template into %s",
+        source,
+        target / "chat_template.jinja",
+    )
     processor = llava_processor(tokenizer, config, VICUNA, written.get("image_aspect_ratio") or "square")
     with complete_or_nothing(target) as folder:
         model.save_pretrained(folder)

@@ -78,7 +78,8 @@ def dbild(
         teacher: z_T, a constant.
         temperature: τ > 0, for both.
         window: where the knee is sought; None, or more than there are tokens, means the whole vocabulary.
-        min_k: the least k. With k = 2 there is one pair, whose probability is always 1: nothing is learned.
+        min_k: the least k, or the window where that is smaller.
+            With k = 2 there is one pair, whose probability is always 1: nothing is learned.
 
     Returns:
         Nats per position, float32 (float64 for float64 logits).

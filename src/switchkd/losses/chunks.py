@@ -11,6 +11,7 @@ from torch import Tensor
 
 from switchkd.losses.bild import reverse_kl_at
 from switchkd.losses.head import Sparse
+from switchkd.losses.inputs import check_temperature
 from switchkd.losses.kernels import Scan, scan, softmax_gradient_
 from switchkd.losses.knee import check_selection, choose
 from switchkd.types import Need, Routes
@@ -99,19 +100,27 @@ class CrossEntropyDBiLD(ChunkLoss):
 
     Args:
         align: λ1, 0 without this term.
-        switch: λ2, 0 without this term. With both 0 this is plain cross-entropy.
+        switch: λ2, 0 without this term. With both 0 this is plain cross-entropy, and the three that follow are not read.
         temperature: τ > 0.
         window: where the knee is sought; None is the whole vocabulary.
-        min_k: the least k.
+        min_k: the least k, or the window where that is smaller.
         kernels: "triton" passes over the logits with the kernels of `losses.kernels`, on CUDA; same values, see there.
     """
 
-    align: float = 1.0
-    switch: float = 1.0
-    temperature: float = 3.0
-    window: int | None = 128
-    min_k: int = 3
+    align: float
+    switch: float
+    temperature: float
+    window: int | None
+    min_k: int
     kernels: Literal["torch", "triton"] = "torch"
+
+    def __post_init__(self) -> None:
+        check_temperature(self.temperature)
+
+    @classmethod
+    def cross_entropy_alone(cls) -> "CrossEntropyDBiLD":
+        """Without its two other terms, and what they need."""
+        return cls(align=0, switch=0, temperature=1, window=None, min_k=2)
 
     def __call__(
         self, logits: Routes, targets: Int[Tensor, " n"], *, student: bool, switch: bool

@@ -26,7 +26,8 @@ def knee(logits: Float[Tensor, "n vocab"], *, window: int | None = 128, min_k: i
     Args:
         logits: one row per position; logits, not probabilities, on which k would collapse.
         window: W; None, or more than there are tokens, means the whole vocabulary.
-        min_k: the least k. With k = 2 the only pair has probability 1, and `dbild` has nothing to compare.
+        min_k: the least k, or the window where that is smaller.
+            With k = 2 the only pair has probability 1, and `dbild` has nothing to compare.
 
     Returns:
         k per position: 1-based, at least `min_k`, never above the window.

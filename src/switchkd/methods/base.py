@@ -1,5 +1,6 @@
 """What every method is: the pathways it needs, and the terms whose sum is the loss."""
 
+import math
 from abc import ABC, abstractmethod
 from typing import ClassVar, Literal
 
@@ -13,6 +14,12 @@ from switchkd.types import Need, Routes
 Terms = dict[str, Float[Tensor, " answers"]]
 #: forward: KL(p_T ‖ p_S), the expectation is the teacher's. reverse: KL(p_S ‖ p_T), the learner's.
 Direction = Literal["forward", "reverse"]
+
+
+def check_temperature(name: str, temperature: float) -> None:
+    """Raise ValueError unless the temperature of method `name` is a positive, finite number."""
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"{name}: temperature must be positive and finite, got {temperature}")
 
 
 class Method(ABC):

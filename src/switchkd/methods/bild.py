@@ -7,7 +7,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from switchkd.losses import bild, cross_entropy
-from switchkd.methods.base import Direction, Method, Terms
+from switchkd.methods.base import Direction, Method, Terms, check_temperature
 from switchkd.types import Need, Routes
 
 
@@ -24,10 +24,11 @@ class BiLD(Method):
     temperature: float = 3.0
 
     def __post_init__(self) -> None:
-        if self.top_k < 2:
-            raise ValueError(f"bild: top_k must be at least 2, one pair of logits, got {self.top_k}")
-        if self.temperature <= 0:
-            raise ValueError(f"bild: temperature must be positive, got {self.temperature}")
+        if self.top_k < 3:
+            raise ValueError(
+                f"bild: top_k must be at least 3, got {self.top_k}: the probability of a single pair is always 1, so 2 logits teach nothing"
+            )
+        check_temperature(self.name, self.temperature)
 
     @property
     def needs(self) -> frozenset[Need]:

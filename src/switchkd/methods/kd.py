@@ -7,7 +7,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from switchkd.losses import cross_entropy, jsd
-from switchkd.methods.base import Direction, Method, Terms
+from switchkd.methods.base import Direction, Method, Terms, check_temperature
 from switchkd.types import Need, Routes
 
 
@@ -25,8 +25,7 @@ class KD(Method):
     def __post_init__(self) -> None:
         if not 0 <= self.beta <= 1:
             raise ValueError(f"kd: beta must lie between 0 (forward KL) and 1 (reverse KL), got {self.beta}")
-        if self.temperature <= 0:
-            raise ValueError(f"kd: temperature must be positive, got {self.temperature}")
+        check_temperature(self.name, self.temperature)
 
     @property
     def needs(self) -> frozenset[Need]:

@@ -1,5 +1,6 @@
 """Switch-KD (arXiv 2604.14629): align the student's answers, and what the teacher would answer through the student's eyes."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -7,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from switchkd.losses import CrossEntropyDBiLD, cross_entropy, dbild, knee
-from switchkd.methods.base import Direction, Method, Terms
+from switchkd.methods.base import Direction, Method, Terms, check_temperature
 from switchkd.types import Need, Routes
 
 
@@ -27,12 +28,13 @@ class SwitchKD(Method):
     min_k: int = 3
 
     def __post_init__(self) -> None:
-        if self.align < 0 or self.switch < 0:
-            raise ValueError(f"switch_kd: weights must not be negative, got align={self.align}, switch={self.switch}")
+        if not (0 <= self.align < math.inf and 0 <= self.switch < math.inf):
+            raise ValueError(
+                f"switch_kd: weights must be finite and not negative, got align={self.align}, switch={self.switch}"
+            )
         if self.align == self.switch == 0:
             raise ValueError("switch_kd: align and switch are both 0, which leaves plain cross-entropy: use method sft")
-        if self.temperature <= 0:
-            raise ValueError(f"switch_kd: temperature must be positive, got {self.temperature}")
+        check_temperature(self.name, self.temperature)
         if self.min_k < 2 or (self.window is not None and self.window < self.min_k):
             raise ValueError(f"switch_kd: need 2 <= min_k <= window, got min_k={self.min_k}, window={self.window}")
 

@@ -1,5 +1,6 @@
 """What of two models fits, read from their configs alone: before any weight is loaded."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,8 +9,9 @@ from transformers import PretrainedConfig
 from switchkd.models.families import family_of
 
 #: fits: the same. bridge: the switch needs a bridge. own inputs: each model reads images and text in its own way. shared ids: the ids that
-#: both have are compared. aligned: answers are matched by their text. refused: there is no way.
-Verdict = Literal["fits", "bridge", "own inputs", "shared ids", "aligned", "refused"]
+#: both have are compared. aligned: answers are matched by their text. refused for the switch: all but the switch can be trained. refused:
+#: there is no way.
+Verdict = Literal["fits", "bridge", "own inputs", "shared ids", "aligned", "refused for the switch", "refused"]
 
 #: What matters to the inputs alone; other sizes than these and the vocabulary are those of the visual features.
 _INPUTS = ("image size in pixels", "image token id")
@@ -50,9 +52,30 @@ def compare(student: PretrainedConfig, teacher: PretrainedConfig) -> list[Item]:
     return [*items, _tiles(ours, theirs), _towers(student, teacher)]
 
 
+def refuse(items: Iterable[Item], *, switch: bool, bridge: bool, pair: str = "student and teacher") -> None:
+    """Raise ValueError, with both values, for what cannot be trained.
+
+    Args:
+        items: what was found about the pair.
+        switch: whether the switch is to be trained.
+        bridge: whether it may go over a bridge.
+        pair: how the message calls the two.
+    """
+    for item in items:
+        if item.verdict == "refused":
+            raise ValueError(f"{pair} differ in {item}: choose another student or teacher")
+        if switch and item.verdict == "refused for the switch":
+            raise ValueError(f"{pair} differ in {item}: choose another student, or set the method's switch to 0")
+        if switch and item.verdict == "bridge" and not bridge:
+            raise ValueError(
+                f"{pair} differ in {item}: give the pair a bridge (in a recipe, `pair: {{bridge: auto}}`), choose a student with the "
+                "teacher's, or set the method's switch to 0"
+            )
+
+
 def _differs(what: str) -> tuple[Verdict, str]:
     if what == ROWS:
-        return "shared ids", "padding rows are never compared"
+        return "shared ids", ""
     if what in _INPUTS:
         return "own inputs", ""
     return "bridge", "translated by a linear layer" if what == WIDTH else "resampled to the teacher's grid"
@@ -61,7 +84,8 @@ def _differs(what: str) -> tuple[Verdict, str]:
 def _tiles(ours: dict[str, int], theirs: dict[str, int]) -> Item:
     mine, other = ("cut into tiles" if "visual tokens per tile" in sizes else "whole" for sizes in (ours, theirs))
     if mine != other:
-        return Item("images", mine, other, "refused", "a part of an image has no place among the features of the whole")
+        detail = "a part of an image has no place among the features of the whole"
+        return Item("images", mine, other, "refused for the switch", detail)
     return Item(
         "images", mine, other, "fits", "" if mine == "whole" else "as many tiles in both: looked at in every batch"
     )

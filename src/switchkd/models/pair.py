@@ -29,8 +29,8 @@ class Pair(nn.Module):
         student: the pathway that learns.
         teacher: the frozen pathway, or None.
         needs: the routes that the method will ask for; what they require is checked here, before anything runs.
-        vocabulary: the number of real token ids, `len(tokenizer)`; head rows beyond it are padding and never compared. Where the
-            tokenizers differ, the ids that mean the same in both.
+        vocabulary: the number of real token ids, `len(processor.tokenizer)`; head rows beyond it are padding and never compared. Where
+            the tokenizers differ, the ids that mean the same in both. Required where `needs` has the teacher.
         bridge: from the student's visual features to the teacher's projector, where their shapes differ.
 
     Raises:
@@ -213,17 +213,8 @@ def check_fit(
     if teacher is None:
         raise ValueError(f"the method needs the routes {', '.join(sorted(needs))}, but there is no teacher")
     items = fit.compare(student.model.config, teacher.model.config)
+    fit.refuse(items, switch="switch" in needs, bridge=bridged)
     if "switch" in needs:
-        for item in items:
-            if item.verdict == "refused":
-                raise ValueError(
-                    f"student and teacher differ in {item}: choose another student, or set the method's switch to 0"
-                )
-            if item.verdict == "bridge" and not bridged:
-                raise ValueError(
-                    f"student and teacher differ in {item}: give the pair a bridge (in a recipe, `pair: {{bridge: auto}}`), choose a "
-                    "student with the teacher's, or set the method's switch to 0"
-                )
         vision = student.part_parameters("vision").values()
         if not any(parameter.requires_grad for parameter in vision):
             raise ValueError(

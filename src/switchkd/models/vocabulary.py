@@ -16,12 +16,13 @@ class Vocabulary(nn.Module):
     """What of two heads is compared: the first `size` rows of both, or the rows of ids that two tokenizers share.
 
     Args:
-        compared: the number of real token ids, `len(tokenizer)`: head rows beyond it are padding. Or pairs of ids. None: all rows.
+        compared: the number of real token ids, `len(tokenizer)`: head rows beyond it are padding. Or pairs of ids. None only where
+            nothing is compared: the heads cannot tell their padding, also where they have as many rows.
         student: its head.
         teacher: its head, None where nothing is compared. The rows of shared ids are copied once, in the student's order.
 
     Raises:
-        ValueError: heads of unequal rows without a word about which are real, or an id without a row.
+        ValueError: heads to compare without a word about which rows are real, or an id without a row.
     """
 
     #: The student's ids, and the teacher's; None where they are the first ones of both.
@@ -32,10 +33,10 @@ class Vocabulary(nn.Module):
 
     def __init__(self, compared: int | Ids | None, student: Head, teacher: Head | None) -> None:
         super().__init__()
-        if compared is None and teacher is not None and student.rows != teacher.rows:
+        if compared is None and teacher is not None:
             raise ValueError(
-                f"student and teacher differ in vocabulary rows: {student.rows} and {teacher.rows}. The padding among them must not be "
-                "compared: pass the number of real ids as vocabulary=len(tokenizer)"
+                f"which of the heads' {student.rows} (student) and {teacher.rows} (teacher) vocabulary rows are real token ids? Padding "
+                "must not be compared: pass vocabulary=len(processor.tokenizer)"
             )
         mine, theirs = compared if isinstance(compared, tuple) else ([], [])
         self.size = len(mine) or (compared if isinstance(compared, int) else student.rows)

@@ -1,6 +1,6 @@
 """How a student and its teacher fit, from configs and processors alone: what is compared, what is bridged, who reads what."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +9,14 @@ from transformers import AutoConfig, AutoProcessor, PretrainedConfig, ProcessorM
 from switchkd.data.align import match_ids
 from switchkd.data.errors import DataError
 from switchkd.data.templates import choose_format
-from switchkd.models.fit import WIDTH, Item, Verdict, compare
+from switchkd.models.fit import ROWS, WIDTH, Item, Verdict, compare
 from switchkd.models.vocabulary import Ids
+
+#: Entries of an image processor's settings that change neither pixels nor their geometry. The numbers of tokens are the models' matter.
+_NOT_PIXELS = {
+    "image_processor_type", "processor_class", "auto_map", "return_tensors", "data_format", "input_data_format", "device",
+    "disable_grouping", "image_seq_length",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -40,9 +46,11 @@ class Match:
         )
 
     def recipe_lines(self, student: str, teacher: str) -> str:
-        """The lines of a recipe for this pair."""
-        bridge = "auto      # the switch goes over a bridge" if self.needs_bridge else "auto      # none is needed"
-        return f"teacher: {{path: {teacher}}}\nstudent: {{path: {student}}}\npair:\n  bridge: {bridge}\n  min_aligned: 0.5\n"
+        """What a recipe for this pair says besides its defaults."""
+        lines = [f"teacher: {{path: {teacher}}}", f"student: {{path: {student}}}"]
+        if any(item.verdict == "refused for the switch" for item in self.items):
+            lines.append("method: {name: switch_kd, switch: 0}")
+        return "\n".join(lines) + "\n"
 
 
 def match_checkpoints(student: str | Path, teacher: str | Path) -> Match:
@@ -61,7 +69,9 @@ def match(student: tuple[PretrainedConfig, ProcessorMixin], teacher: tuple[Pretr
     items = compare(student[0], teacher[0])
     fixed = any(item.what.startswith("visual tokens per") and item.verdict == "fits" for item in items)
     tokens, vocabulary = _tokenizers(student[1], teacher[1])
-    items += [_images(student[1], teacher[1], fixed=fixed), tokens]
+    if tokens.verdict == "fits":
+        items = [_with_padding(item, vocabulary) for item in items]
+    items += [*_images(student[1], teacher[1], fixed=fixed), tokens]
     templates = [choose_format(processor).template for _, processor in (student, teacher)]
     same = templates[0] == templates[1]
     items.append(
@@ -72,22 +82,31 @@ def match(student: tuple[PretrainedConfig, ProcessorMixin], teacher: tuple[Pretr
     return Match(items, vocabulary)
 
 
-def _images(student: Any, teacher: Any, *, fixed: bool) -> Item:
-    """`fixed`: every picture becomes the same grid of features in both models, whatever its size."""
+def _with_padding(item: Item, vocabulary: int | Ids) -> Item:
+    """Of the rows of two heads with one tokenizer: how many are real."""
+    if item.what != ROWS or (item.student == item.teacher == vocabulary):
+        return item
+    return replace(item, detail=f"{vocabulary} real ids; padding rows are never compared")
+
+
+def _images(student: Any, teacher: Any, *, fixed: bool) -> list[Item]:
+    """Every setting that differs. `fixed`: each picture becomes the same grid of features in both models, whatever its size."""
     ours, theirs = (
         {
             key: value
             for key, value in processor.image_processor.to_dict().items()
-            if not key.startswith(("image_processor_type", "processor_class"))
+            if value is not None and value is not False
         }
         for processor in (student, teacher)
     )
-    for key in sorted(ours | theirs):
-        if ours.get(key) != theirs.get(key):
-            verdict: Verdict = "own inputs" if fixed else "bridge"
-            detail = "each model gets its own pixels of an image"
-            return Item(f"image processor's {key}", ours.get(key), theirs.get(key), verdict, detail)
-    return Item("image processor", "one", "one", "fits")
+    verdict: Verdict = "own inputs" if fixed else "bridge"
+    detail = "each model gets its own pixels of an image"
+    found = [
+        Item(f"image processor's {key}", ours.get(key), theirs.get(key), verdict, detail)
+        for key in sorted((ours | theirs).keys() - _NOT_PIXELS)
+        if ours.get(key) != theirs.get(key)
+    ]
+    return found or [Item("image processor", "one", "one", "fits")]
 
 
 def _tokenizers(student: Any, teacher: Any) -> tuple[Item, int | Ids]:

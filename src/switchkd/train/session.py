@@ -15,6 +15,7 @@ from switchkd.data.sources import load_rows
 from switchkd.methods import Method
 from switchkd.models import Pair, Pathway, load_pathway
 from switchkd.models.bridge import Bridge
+from switchkd.models.fit import refuse
 from switchkd.models.layers import recompute
 from switchkd.models.liger import use_liger
 from switchkd.train import lora
@@ -130,14 +131,8 @@ def match_pair(recipe: Recipe, processor: ProcessorMixin) -> Match:
         (configs[0], processor), (configs[1], AutoProcessor.from_pretrained(teacher, trust_remote_code=False))
     )
     switches = any("switch" in stage.method.needs for stage in recipe.resolved_stages() if stage.method)
+    refuse(found.items, switch=switches, bridge=recipe.pair.bridge != "none", pair=f"{student} and {teacher}")
     for item in found.mismatches:
-        if item.verdict == "refused" and (switches or item.what == "tokenizer"):
-            raise ValueError(f"{student} and {teacher} differ in {item}: choose another student")
-        if item.verdict == "bridge" and switches and recipe.pair.bridge == "none":
-            raise ValueError(
-                f"{student} and {teacher} differ in {item}, and the recipe's `pair.bridge` is none: set it to auto, choose a student "
-                "with the teacher's, or set the method's switch to 0"
-            )
         _log.info("student and teacher differ in %s: %s", item, item.verdict)
     return found
 

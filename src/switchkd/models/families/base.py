@@ -27,8 +27,6 @@ class Family:
     """
 
     model_type: str
-    #: For `switchkd models`: the class, and what the family suite runs of it.
-    summary: str
     #: The parts by their names in recipes → dotted names inside the whole model, of modules or single parameters.
     parts: dict[str, tuple[str, ...]]
     #: What `get_image_features` takes of a batch.

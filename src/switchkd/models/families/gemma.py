@@ -23,7 +23,6 @@ class Gemma(Family):
 
 PALIGEMMA = Gemma(
     model_type="paligemma",
-    summary="PaliGemmaForConditionalGeneration · PaliGemma (Gemma) and PaliGemma 2 (Gemma 2)",
     parts=PARTS,
     context=("token_type_ids",),
     tested={"vision_config": ("siglip_vision_model",), "text_config": ("gemma", "gemma2")},
@@ -32,7 +31,6 @@ PALIGEMMA = Gemma(
 )
 GEMMA3 = Gemma(
     model_type="gemma3",
-    summary="Gemma3ForConditionalGeneration",
     parts=PARTS,
     context=("token_type_ids",),
     tested={"vision_config": ("siglip_vision_model",), "text_config": ("gemma3_text",)},

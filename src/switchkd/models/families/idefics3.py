@@ -40,14 +40,12 @@ class Idefics3(Family):
 
 IDEFICS3 = Idefics3(
     model_type="idefics3",
-    summary="Idefics3ForConditionalGeneration · language Llama · tiles",
     parts=PARTS,
     images=IMAGES,
     tested={"text_config": ("llama",)},
 )
 SMOLVLM = Idefics3(
     model_type="smolvlm",
-    summary="SmolVLMForConditionalGeneration · language Llama · tiles",
     parts=PARTS,
     images=IMAGES,
     tested={"text_config": ("llama",)},

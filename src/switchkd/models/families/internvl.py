@@ -24,7 +24,6 @@ class InternVL(Family):
 
 INTERNVL = InternVL(
     model_type="internvl",
-    summary="InternVLForConditionalGeneration · language Qwen2, Qwen3 · tiles",
     parts=PARTS,
     tested={"text_config": ("qwen2", "qwen3")},
     one_tensor=True,

@@ -100,20 +100,17 @@ class OneVision(Tiled):
 
 LLAVA = Llava(
     model_type="llava",
-    summary="LlavaForConditionalGeneration · vision CLIP, SigLIP · language Llama, Qwen2",
     parts=PARTS,
     tested={"vision_config": ("clip_vision_model", "siglip_vision_model"), "text_config": ("llama", "qwen2")},
 )
 LLAVA_NEXT = Tiled(
     model_type="llava_next",
-    summary="LlavaNextForConditionalGeneration · vision CLIP · language Llama, Mistral · tiles",
     parts=WITH_NEWLINE,
     images=("pixel_values", "image_sizes"),
     tested={"vision_config": ("clip_vision_model",), "text_config": ("llama", "mistral")},
 )
 LLAVA_ONEVISION = OneVision(
     model_type="llava_onevision",
-    summary="LlavaOnevisionForConditionalGeneration · vision SigLIP · language Qwen2 · tiles",
     parts=WITH_NEWLINE,
     images=("pixel_values", "image_sizes", "batch_num_images"),
     tested={"vision_config": ("siglip_vision_model",), "text_config": ("qwen2",)},

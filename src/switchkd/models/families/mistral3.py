@@ -53,7 +53,6 @@ class Mistral3(Family):
 
 MISTRAL3 = Mistral3(
     model_type="mistral3",
-    summary="Mistral3ForConditionalGeneration · vision Pixtral · language Mistral · any resolution",
     parts=PARTS,
     images=("pixel_values", "image_sizes"),
     tested={"vision_config": ("pixtral",), "text_config": ("mistral",)},

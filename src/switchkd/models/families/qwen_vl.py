@@ -138,21 +138,18 @@ class DeepStack(QwenVL):
 
 QWEN2_VL = QwenVL(
     model_type="qwen2_vl",
-    summary="Qwen2VLForConditionalGeneration · any resolution",
     parts=PARTS,
     images=IMAGES,
     context=CONTEXT,
 )
 QWEN2_5_VL = Windowed(
     model_type="qwen2_5_vl",
-    summary="Qwen2_5_VLForConditionalGeneration · any resolution",
     parts=PARTS,
     images=IMAGES,
     context=CONTEXT,
 )
 QWEN3_VL = DeepStack(
     model_type="qwen3_vl",
-    summary="Qwen3VLForConditionalGeneration · any resolution, DeepStack",
     parts=DEEPSTACK,
     images=IMAGES,
     context=CONTEXT,

@@ -1,0 +1,24 @@
+"""What the doctor says of two checkpoints, and whether such a pair can be trained."""
+
+import pytest
+
+from switchkd.doctor import examine_pair
+from switchkd.models.fit import Item
+from switchkd.train.match import Match
+
+ITEMS = {
+    "ok": Item("feature width", 32, 32, "fits"),
+    "warning": Item("images", "whole", "cut into tiles", "refused for the switch", "no place"),
+    "failed": Item("tokenizer", "3 tokens", "4 tokens", "refused", "unreadable"),
+}
+
+
+@pytest.mark.parametrize("level", ITEMS)
+def test_only_what_cannot_be_trained_at_all_fails(level, monkeypatch):
+    monkeypatch.setattr("switchkd.doctor.pair.match_checkpoints", lambda student, teacher: Match([ITEMS[level]], 3))
+    findings, proposal = examine_pair("s", "t")
+    assert [line.level for line in findings.lines] == [level]
+    assert findings.ok == (level != "failed")
+    assert ("switch: 0" in proposal) == (level == "warning")
+    if level == "warning":
+        assert findings.lines[0].detail == "whole and cut into tiles: refused for the switch, no place"

@@ -1,0 +1,50 @@
+"""What methods refuse of their knobs, and the losses that they hand to the fused path."""
+
+import math
+from dataclasses import asdict
+
+import pytest
+
+from switchkd.losses.chunks import CrossEntropyDBiLD
+from switchkd.methods import KD, METHODS, BiLD, SwitchKD
+
+REFUSED = [
+    (KD, {"beta": -0.1}, r"kd: beta must lie between 0 \(forward KL\) and 1 \(reverse KL\), got -0.1"),
+    (KD, {"beta": 1.1}, "kd: beta must lie between"),
+    (KD, {"beta": math.nan}, "kd: beta must lie between"),
+    (BiLD, {"top_k": 2}, "bild: top_k must be at least 3, got 2: the probability of a single pair is always 1"),
+    (SwitchKD, {"switch": -1.0}, "switch_kd: weights must be finite and not negative, got align=1.0, switch=-1.0"),
+    (SwitchKD, {"align": -1.0}, "switch_kd: weights must be finite and not negative, got align=-1.0"),
+    (SwitchKD, {"align": math.nan}, "switch_kd: weights must be finite"),
+    (SwitchKD, {"switch": math.inf}, "switch_kd: weights must be finite"),
+    (SwitchKD, {"align": 0.0, "switch": 0.0}, "align and switch are both 0, .* use method sft"),
+    (SwitchKD, {"min_k": 1}, "switch_kd: need 2 <= min_k <= window, got min_k=1, window=128"),
+    (SwitchKD, {"min_k": 9, "window": 8}, "switch_kd: need 2 <= min_k <= window, got min_k=9, window=8"),
+]
+REFUSED += [
+    (method, {"temperature": value}, f"{method.name}: temperature must be positive and finite, got {value}")
+    for method in (KD, BiLD, SwitchKD)
+    for value in (0.0, -1.0, math.inf, math.nan)
+]
+
+
+@pytest.mark.parametrize(("method", "knobs", "message"), REFUSED)
+def test_knobs_that_mean_nothing_are_refused(method, knobs, message):
+    with pytest.raises(ValueError, match=message):
+        method(**knobs)
+
+
+def test_the_smallest_knobs_that_mean_something_are_taken():
+    assert BiLD(top_k=3).top_k == SwitchKD(window=3).window == 3
+    assert SwitchKD(window=None, min_k=1000).window is None
+
+
+def test_every_method_is_found_by_its_name():
+    assert {name: method.name for name, method in METHODS.items()} == {name: name for name in METHODS}
+
+
+def test_the_fused_loss_of_switch_kd_has_its_knobs():
+    method = SwitchKD(align=0.5, switch=2.0, temperature=1.5, window=None, min_k=4)
+    loss = method.chunk_loss()
+    assert isinstance(loss, CrossEntropyDBiLD)
+    assert asdict(loss) == {**asdict(method), "kernels": "torch"}
