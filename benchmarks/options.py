@@ -71,7 +71,7 @@ def case(
     def make(options: argparse.Namespace) -> Callable[[], object]:
         student, teacher = model(options, 256, 6, attention, 2), model(options, 512, 10, attention, 1)
         student.train_only(train)
-        pair = Pair(student, teacher, needs=chosen.needs).train()
+        pair = Pair(student, teacher, needs=chosen.needs, vocabulary=student.head.rows).train()
         pair.one_encoder &= one_encoder
         assert pair.one_encoder == (one_encoder and "vision" not in train)
         prepare(pair)
