@@ -28,9 +28,9 @@ def demo(tmp_path, monkeypatch):
     write_model(tmp_path / "runs/demo/teacher", seed=1, hidden=40, depth=3)
     for student in ("student-init", "switch-kd/student"):
         write_model(tmp_path / "runs/demo" / student, seed=2)
-    write_data(tmp_path / "data.json", 2)
+    write_data(tmp_path / "runs/demo/data/train.json", 2)
     collator = Collator(AutoProcessor.from_pretrained("runs/demo/student-init"), max_length=256)
-    return collator(list(load_rows("data.json")))
+    return collator(list(load_rows("runs/demo/data/train.json")))
 
 
 def test_the_python_of_the_readme_is_switch_kd(demo):

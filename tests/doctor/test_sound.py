@@ -19,9 +19,6 @@ CHECKS = {
 #: What depends on what a teacher knows; random ones know nothing.
 OF_TRAINED_TEACHERS = {"teacher knows the answers", "normalisation"}
 
-#: All that may be a warning, and only a warning.
-WARNINGS = OF_TRAINED_TEACHERS
-
 
 def test_every_family_is_looked_at():
     assert {BUILDS[name].config(16, 1).model_type for name in PROCESSORS} == set(FAMILIES)
@@ -30,16 +27,14 @@ def test_every_family_is_looked_at():
 @pytest.mark.parametrize("name", PROCESSORS)
 def test_no_false_alarm(tmp_path, name):
     lines = found(open_tiny(tmp_path, name))
-    assert {check: line for check, line in lines.items() if line[0] != "ok" and check not in WARNINGS} == {}
-    assert {level for level, _ in lines.values()} <= {"ok", "warning"}
+    assert not {check: line for check, line in lines.items() if line[0] == "failed"}
     assert set(lines) - OF_TRAINED_TEACHERS == CHECKS
 
 
 @pytest.mark.parametrize("method", [SFT(), KD(), KD(beta=1.0), KD(beta=0.5), BiLD()], ids=str)
 def test_no_false_alarm_for_other_methods(tmp_path, method):
     lines = found(open_tiny(tmp_path, method=method))
-    assert {check: line for check, line in lines.items() if line[0] != "ok" and check not in WARNINGS} == {}
-    assert {level for level, _ in lines.values()} <= {"ok", "warning"}
+    assert not {check: line for check, line in lines.items() if line[0] == "failed"}
     assert "switch" not in lines
 
 
