@@ -19,6 +19,17 @@ CHECKS = {
 #: What depends on what a teacher knows; random ones know nothing.
 OF_TRAINED_TEACHERS = {"teacher knows the answers", "normalisation"}
 
+#: The only warning: a random teacher has learned nothing from images.
+BLIND = "teacher sees images"
+#: Families whose template closes an answer with a token at which their tiny models do not stop: rightly warned of.
+OTHER_ENDS = {"idefics3", "smolvlm", "gemma3"}
+
+
+def alarms(lines):
+    """What is not ok. How fast the loader is depends on what else this machine does: there a warning may be right."""
+    wrong = {check: level for check, (level, _) in lines.items() if level != "ok"}
+    return {check: level for check, level in wrong.items() if (check, level) != ("data loader", "warning")}
+
 
 def test_every_family_is_looked_at():
     assert {BUILDS[name].config(16, 1).model_type for name in PROCESSORS} == set(FAMILIES)
@@ -27,14 +38,15 @@ def test_every_family_is_looked_at():
 @pytest.mark.parametrize("name", PROCESSORS)
 def test_no_false_alarm(tmp_path, name):
     lines = found(open_tiny(tmp_path, name))
-    assert not {check: line for check, line in lines.items() if line[0] == "failed"}
+    expected = {BLIND, "end of answers"} if name in OTHER_ENDS else {BLIND}
+    assert alarms(lines) == dict.fromkeys(expected, "warning")
     assert set(lines) - OF_TRAINED_TEACHERS == CHECKS
 
 
 @pytest.mark.parametrize("method", [SFT(), KD(), KD(beta=1.0), KD(beta=0.5), BiLD()], ids=str)
 def test_no_false_alarm_for_other_methods(tmp_path, method):
     lines = found(open_tiny(tmp_path, method=method))
-    assert not {check: line for check, line in lines.items() if line[0] == "failed"}
+    assert alarms(lines) == {BLIND: "warning"}
     assert "switch" not in lines
 
 
