@@ -48,7 +48,6 @@ def test_a_tiny_step_runs_and_its_parts_make_the_whole(step, monkeypatch, capsys
     assert row["sizes"] | {"batch": 2, "answer": 9, "visual": 16, "shapes": "tiny"} == row["sizes"]
     assert set(row["parts_ms"]) == set(step.PARTS)
     assert min(row["parts_ms"].values()) > 0
-    assert max(row["parts_ms"].values()) < row["step_ms"]
     assert "tokens/s" in capsys.readouterr().out
 
 

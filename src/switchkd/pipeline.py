@@ -9,7 +9,7 @@ from switchkd.evaluate import evaluate
 from switchkd.train.card import add_results
 from switchkd.train.recipe import Recipe
 from switchkd.train.run import claim, fit, save_result
-from switchkd.train.session import open_session, open_stage
+from switchkd.train.session import open_session, open_stage, stage_rows
 
 
 def run(recipe: Recipe, *, resume: bool = True) -> Path:
@@ -24,8 +24,13 @@ def run(recipe: Recipe, *, resume: bool = True) -> Path:
     """
     output = claim(recipe, resume=resume)
     session = open_session(recipe)
+    checked = []
     for number, stage in enumerate(recipe.resolved_stages(), start=1):
-        opened = open_stage(session, stage, output / f"{number}-{stage.name}")
+        # before the first trains: a missing file of the last must not show hours later
+        folder = output / f"{number}-{stage.name}"
+        checked.append((stage, folder, stage_rows(session, stage, folder)))
+    for stage, folder, rows in checked:
+        opened = open_stage(session, stage, folder, rows)
         findings = examine_stage(opened)
         if PartialState().is_main_process:
             findings.print()

@@ -16,7 +16,7 @@ from train.run_files import write_model, write_run
 from switchkd import world
 from switchkd.data.pair import PairCollator
 from switchkd.demo import demo_recipe
-from switchkd.doctor import data, examine, loader, memory, method, switch
+from switchkd.doctor import RUNNING, data, examine, loader, memory, method, stage, switch
 from switchkd.doctor.images import NORMALISATIONS
 from switchkd.losses import cross_entropy, forward_kl
 from switchkd.methods import KD, BiLD, Method, SwitchKD
@@ -437,8 +437,11 @@ def test_directions_are_found_at_any_temperature_and_width(tmp_path):
 
 def test_a_stage_of_no_steps(tmp_path):
     opened = open_tiny(tmp_path)
-    opened = replace(opened, stage=replace(opened.stage, max_steps=-1, num_train_epochs=0.1))
-    assert failed(opened) == {"steps"}
+    (line,) = stage.steps(replace(opened, stage=replace(opened.stage, max_steps=-1, num_train_epochs=0.1)))
+    assert (line.level, line.detail) == ("ok", "1 optimizer steps over 3 rows")  # a tenth of an epoch is a step too
+    none = replace(opened, stage=replace(opened.stage, max_steps=-1), rows=opened.rows.select([]))
+    (line,) = stage.steps(none)
+    assert (line.level, line.detail) == ("failed", "0 optimizer steps over 0 rows")
 
 
 def test_a_stage_in_which_nothing_learns(tmp_path):
@@ -450,6 +453,61 @@ def test_a_stage_in_which_nothing_learns(tmp_path):
 def test_too_little_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "_free_bytes", lambda device: 1000)
     assert failed(open_tiny(tmp_path)) == {"memory"}
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    level, detail = found(open_tiny(tmp_path))["memory"]
+    assert level == "warning"
+    assert "without sharding" in detail
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_memory_without_an_estimate_is_measured_under_the_recipes_autocast(tmp_path, half):
+    opened = in_half(open_tiny(tmp_path, "smolvlm")) if half else open_tiny(tmp_path, "smolvlm")
+    asked = []
+    run = opened.pair.forward
+
+    def forward(batch, needs, finish=None):
+        asked.append((finish is not None, torch.is_autocast_enabled("cpu")))
+        return run(batch, needs, finish)
+
+    opened.pair.forward = forward
+    (line,) = memory.memory(opened)
+    assert "(measured, not estimated)" in line.detail
+    assert asked == [(True, half)]  # to hidden states: the logits of all answers are never there at once
+    measured = memory._measured(opened, batch := opened.collator(list(opened.rows)))
+    hidden, kept = memory._forward(opened, batch)
+    assert measured.student_language == pytest.approx(kept, rel=0.05)
+    rows = opened.pair.student.head.rows + 2 * opened.pair.vocabulary
+    assert measured.loss > 4 * rows * len(hidden.student)
+    held = max(measured.student_language + measured.loss, measured.gradients)
+    assert measured.peak == measured.weights + measured.optimizer + held
+
+
+def test_memory_that_cannot_be_estimated_for_another_reason_is_a_finding(tmp_path, monkeypatch):
+    def refuse(*arguments):
+        raise ValueError("8 images are 288 visual tokens")
+
+    monkeypatch.setattr(memory, "estimate", refuse)
+    assert found(open_tiny(tmp_path))["memory"] == ("failed", "ValueError: 8 images are 288 visual tokens")
+
+
+def in_half(opened):
+    recipe = opened.session.recipe
+    recipe = replace(recipe, train=replace(recipe.train, bf16=True))
+    return replace(opened, session=replace(opened.session, recipe=recipe))
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_every_check_runs_the_models_under_the_recipes_autocast(tmp_path, half):
+    opened = in_half(open_tiny(tmp_path)) if half else open_tiny(tmp_path)
+    seen = []
+    for pathway in (opened.pair.student, opened.pair.teacher):
+        for part in ("vision", "language"):
+            watch = lambda *ignored: seen.append(torch.is_autocast_enabled("cpu"))  # noqa: E731
+            pathway.part(part)[0].register_forward_pre_hook(watch)
+    for name, check in RUNNING.items():
+        seen.clear()
+        assert all(line.level != "failed" for line in check(opened)), name
+        assert set(seen) == (set() if name == "memory" else {half}), name
 
 
 def test_data_that_come_too_slowly(tmp_path, monkeypatch):

@@ -34,6 +34,19 @@ def test_the_curves_are_the_logged_terms(metrics):
     }
 
 
+def test_shares_counts_and_learning_rates_are_not_drawn_as_nats(tmp_path):
+    path = tmp_path / "m.jsonl"
+    others = {
+        "learning_rate": 1e-3,
+        "learning_rate_vision": 1e-4,
+        "aligned": 0.7,
+        "dropped_mass": 0.1,
+        "answer_tokens": 9,
+    }
+    path.write_text(json.dumps({"step": 1, "loss": 1.0, "mine": 1.0, "grad_norm": 2.0, "epoch": 0.1, **others}))
+    assert read_curves(path) == {"loss": [(1, 1.0)], "mine": [(1, 1.0)]}
+
+
 def test_one_self_contained_page_holds_every_curve(metrics, tmp_path):
     page = loss_plot({"sft": metrics, "switch_kd": metrics}, tmp_path / "out" / "loss.html")
     text = page.read_text()

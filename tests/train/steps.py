@@ -86,7 +86,7 @@ def make_trainer(
         "report_to": "none",
         "remove_unused_columns": False,
         "logging_nan_inf_filter": False,
-        "ddp_find_unused_parameters": True,
+        "ddp_find_unused_parameters": False,
         "dataloader_pin_memory": False,
         "disable_tqdm": True,
         "optim": "sgd",

@@ -7,7 +7,7 @@ from tiny_models import tiny_batch, tiny_llava
 
 from switchkd.methods import KD, SFT, SwitchKD
 from switchkd.models import Pair, Pathway
-from switchkd.train.memory import Load, estimate, forecast
+from switchkd.train.memory import Load, NoEstimateError, estimate, forecast
 from switchkd.train.recipe import Data, LoRA, Recipe, Stage, Student, Teacher, Train
 from switchkd.types import answer_targets
 
@@ -128,7 +128,9 @@ def test_every_family_is_estimated_or_refused_by_name(name):
     student, teacher = (BUILDS[name].config(hidden, 2) for hidden in (16, 24))
     given = recipe()
     if name in ("qwen2_5_vl", "idefics3", "smolvlm"):
-        with pytest.raises(ValueError, match=f"{student.model_type}: shapes in its vision encoder depend on the pict"):
+        with pytest.raises(
+            NoEstimateError, match=f"{student.model_type}: shapes in its vision encoder depend on the pict"
+        ):
             estimate(given, given.resolved_stages()[0], student, teacher, load())
     else:
         memory = estimate(given, given.resolved_stages()[0], student, teacher, load())
@@ -154,4 +156,18 @@ def test_the_forecast_of_a_recipe(models, tmp_path):
     assert "switch 0." in line
     assert "for 4 rows of 100 tokens with an image each" in line
     (tmp_path / "teacher" / "config.json").unlink()
-    assert f"because {tmp_path}/teacher has no config.json" in forecast(given, given.resolved_stages()[0])
+    cannot = forecast(given, given.resolved_stages()[0])
+    assert cannot.startswith(f"cannot be estimated: {tmp_path}/teacher is no folder with the config.json of a model, ")
+
+
+def test_the_forecast_finds_hub_names_in_the_cache(models, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    given = recipe(student=Student("mine/student"), teacher=Teacher("mine/teacher"))
+    given = replace(given, data=replace(given.data, max_length=100))
+    for name, model in zip(("student", "teacher"), models, strict=True):
+        assert f"cannot be estimated: mine/{name} is no folder" in forecast(given, given.resolved_stages()[0])
+        cached = tmp_path / f"models--mine--{name}"
+        model.config.save_pretrained(cached / "snapshots" / "0123")
+        (cached / "refs").mkdir()
+        (cached / "refs" / "main").write_text("0123")
+    assert forecast(given, given.resolved_stages()[0]).startswith("about 0.")

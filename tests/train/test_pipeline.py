@@ -16,6 +16,7 @@ from transformers import AutoModelForImageTextToText
 from switchkd import pipeline
 from switchkd.doctor import examine
 from switchkd.methods import METHODS
+from switchkd.train.progress import Progress
 from switchkd.train.recipe import load_recipe
 
 
@@ -300,3 +301,35 @@ def test_zero_epochs_worth_of_rows_still_make_a_step(fresh):
     pipeline.run(load_recipe(here / "recipe.yaml", [*flags, *accumulate]))
     state = json.loads((here / "run" / "1-train" / "checkpoint-1" / "trainer_state.json").read_text())
     assert state["global_step"] == 1
+
+
+def test_a_run_that_was_stopped_is_not_taken_as_finished(fresh, monkeypatch):
+    """One and a half epochs of three steps are five steps, not four."""
+    here, flags = fresh
+    length = ["--train.max_steps", "-1", "--train.num_train_epochs", "1.5", "--train.per_device_train_batch_size", "8"]
+    recipe = load_recipe(here / "recipe.yaml", [*flags, *length])
+
+    def stop(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step == 4
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Progress, "on_step_end", stop)
+        with pytest.raises(RuntimeError, match="stage train ended after 4 of 5 steps"):
+            pipeline.run(recipe)
+    assert not (here / "run" / "student").exists()
+    pipeline.run(recipe)
+    state = json.loads((here / "run" / "1-train" / "checkpoint-5" / "trainer_state.json").read_text())
+    assert state["global_step"] == 5
+
+
+def test_what_a_later_stage_lacks_stops_the_run_before_the_first_trains(fresh):
+    here, flags = fresh
+    stages = f"""
+stages:
+  - {{name: first, max_steps: 1}}
+  - {{name: second, max_steps: 1, data: {here}/data/absent.json}}
+"""
+    (here / "recipe.yaml").write_text((here / "recipe.yaml").read_text() + stages)
+    with pytest.raises((ValueError, OSError), match=r"absent\.json"):
+        pipeline.run(load_recipe(here / "recipe.yaml", flags))
+    assert {file.name for file in (here / "run" / "1-first").iterdir()} == {"rows.json"}

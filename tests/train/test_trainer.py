@@ -2,10 +2,12 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from doctor.cases import open_tiny
 from tiny_models import tiny_llava
 from train.ranks import run_on_two_ranks
 from train.steps import collate, make_trainer, read_metrics, rows, train
@@ -13,7 +15,10 @@ from train.steps import collate, make_trainer, read_metrics, rows, train
 from switchkd.losses import cross_entropy, dbild
 from switchkd.methods import SFT
 from switchkd.models import Pathway
-from switchkd.train import checkpoint
+from switchkd.train import checkpoint, lora
+from switchkd.train.progress import Progress
+from switchkd.train.run import fit
+from switchkd.train.session import total_steps
 from switchkd.types import IGNORE_INDEX, answer_targets
 
 
@@ -41,8 +46,10 @@ def test_accumulation_is_the_same_step(whole, tmp_path):
     assert_same_run(whole, tmp_path)
 
 
-def test_two_processes_are_the_same_step(whole, tmp_path):
-    run_on_two_ranks("steps.py", tmp_path, 2, 1)
+@pytest.mark.parametrize(("batch_size", "accumulation"), [(2, 1), (1, 2)])
+def test_two_processes_are_the_same_step(whole, tmp_path, batch_size, accumulation):
+    """Rows alone in a batch are without an image now and then, while those of the other rank have one."""
+    run_on_two_ranks("steps.py", tmp_path, batch_size, accumulation)
     assert_same_run(whole, tmp_path)
 
 
@@ -167,3 +174,62 @@ def test_metrics_are_json_lines(whole):
     assert [line["step"] for line in lines[:3]] == [1, 2, 3]
     assert lines[0]["grad_norm"] > 0
     assert collate(rows()[:4])["labels"].shape[0] == 4
+
+
+@pytest.mark.parametrize(
+    ("count", "batch_size", "accumulation", "epochs", "steps"),
+    [
+        (12, 4, 1, 0.3, 1),
+        (12, 4, 1, 1.5, 5),
+        (12, 4, 1, 2.0, 6),
+        (13, 4, 1, 1.0, 4),
+        (13, 2, 3, 1.5, 5),
+        (3, 2, 64, 1.0, 1),
+    ],
+)
+def test_steps_are_counted_as_the_trainer_counts_them(tmp_path, count, batch_size, accumulation, epochs, steps):
+    sizes = {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": accumulation}
+    settings = {"batch_size": batch_size, "accumulation": accumulation, "steps": -1, "num_train_epochs": epochs}
+    trainer = make_trainer(tmp_path, data=rows(count), **settings)
+    assert trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())[-1] == steps
+    opened = open_tiny(tmp_path)
+    stage = replace(opened.stage, max_steps=-1, num_train_epochs=epochs, **sizes)
+    assert total_steps(replace(opened, stage=stage, rows=opened.rows.select([0] * count))) == steps
+
+
+def test_a_stage_without_rows_is_refused(tmp_path):
+    opened = open_tiny(tmp_path)
+    stage = replace(opened.stage, max_steps=-1, num_train_epochs=1.0)
+    with pytest.raises(ValueError, match="stage train: 0 rows make 0 steps: nothing would be trained"):
+        fit(replace(opened, stage=stage, rows=opened.rows.select([])))
+
+
+def test_a_method_may_call_its_terms_as_it_likes(tmp_path, capsys):
+    class Renamed(SFT):
+        def terms(self, routes, targets):
+            return {f"my_{name}": value for name, value in super().terms(routes, targets).items()}
+
+    trainer = make_trainer(tmp_path, method=Renamed())
+    trainer.add_callback(Progress("train", trainer.terms))
+    trainer.train()
+    lines = read_metrics(tmp_path)
+    for line in lines:
+        assert line["my_ce"] == pytest.approx(line["loss"], abs=1e-6)
+    first = next(iter(make_trainer(tmp_path / "other").get_train_dataloader()))
+    assert lines[0]["answer_tokens"] == len(answer_targets(first["labels"]))
+    assert f"train: step 3 of 3  my_ce {lines[-1]['my_ce']:.3f}\n" in capsys.readouterr().err
+
+
+def test_checkpoints_of_other_students_are_refused(tmp_path):
+    plain, adapted, other = (fresh_student(seed=2) for _ in range(3))
+    card, processor = "# tiny\n", make_trainer(tmp_path / "t").processor
+    checkpoint.save_student(plain, processor, card, tmp_path / "plain")
+    for student, parts in ((adapted, ("vision", "projector", "language")), (other, ("language",))):
+        lora.add(student, r=2, alpha=4, dropout=0.0)
+        student.train_only(parts)
+    checkpoint.save_student(adapted, processor, card, tmp_path / "adapted")
+    with pytest.raises(ValueError, match="plain was saved without LoRA, and the recipe's student has LoRA"):
+        checkpoint.load_student(adapted, tmp_path / "plain")
+    saved, wanted = (sum(p.requires_grad for p in student.parameters()) for student in (adapted, other))
+    with pytest.raises(ValueError, match=f"holds {saved} trained tensors where the recipe trains {wanted}"):
+        checkpoint.load_student(other, tmp_path / "adapted")

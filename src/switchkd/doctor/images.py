@@ -14,7 +14,7 @@ from torch import Tensor
 from switchkd.data.guard import open_image
 from switchkd.data.pair import PairCollator
 from switchkd.doctor.findings import Finding, Level
-from switchkd.doctor.probe import SEARCHED, Reader, answer_losses, collate, readers, rows_with_images
+from switchkd.doctor.probe import SEARCHED, Reader, answer_losses, autocast, collate, readers, rows_with_images
 from switchkd.train.session import OpenStage
 from switchkd.types import Batch
 
@@ -50,7 +50,7 @@ def tokens_and_features(opened: OpenStage) -> Iterator[Finding]:
             yield Finding("failed", f"{name}'s image tokens", f"row {row['id']!a}: {problem}")
             continue
         tokens = int((batch["input_ids"] == geometry["image token id"]).sum())
-        with torch.no_grad():
+        with torch.no_grad(), autocast(opened):
             if (seen := pathway.see(batch)) is None:
                 detail = f"row {row['id']!a} has images, but they do not reach the vision encoder"
                 yield Finding("failed", f"{name}'s image tokens", detail)
@@ -97,8 +97,8 @@ def effects(opened: OpenStage) -> Iterator[Finding]:
     bright = any(image.convert("L").getextrema()[1] > 64 for image in own)  # type: ignore[operator]
     for with_own, with_blank, with_others in zip(*variants, strict=True):
         yield _pixels(with_own, with_blank, bright=bright)
-        losses = [answer_losses(reader.pathway, reader.batch) for reader in (with_own, with_blank, with_others)]
-        found = _effect(with_own, with_blank, *losses, alone=len(own) == 1)
+        losses = [answer_losses(opened, reader.pathway, reader.batch) for reader in (with_own, with_blank, with_others)]
+        found = _effect(opened, with_own, with_blank, *losses, alone=len(own) == 1)
         yield found
         if with_own.name == "teacher" and found.level == "ok":
             yield from _knowledge(opened, with_own, losses[0])
@@ -131,7 +131,9 @@ def _pixels(with_own: Reader, with_blank: Reader, *, bright: bool) -> Finding:
     return Finding("ok", f"{with_own.name}'s pixels", detail)
 
 
-def _effect(with_own: Reader, with_blank: Reader, own: Tensor, blank: Tensor, other: Tensor, *, alone: bool) -> Finding:
+def _effect(
+    opened: OpenStage, with_own: Reader, with_blank: Reader, own: Tensor, blank: Tensor, other: Tensor, *, alone: bool
+) -> Finding:
     """How much the answers' loss depends on the pixels."""
     name = with_own.name
     effect = max((blank - own).abs().max().item(), (other - own).abs().max().item())
@@ -139,7 +141,7 @@ def _effect(with_own: Reader, with_blank: Reader, own: Tensor, blank: Tensor, ot
     if effect < _NO_EFFECT:
         where = (
             "its vision encoder gives the same features for all images"
-            if _same_features(with_own, with_blank)
+            if _same_features(opened, with_own, with_blank)
             else ("its features differ, and what comes after them ignores that")
         )
         return Finding(
@@ -156,8 +158,9 @@ def _effect(with_own: Reader, with_blank: Reader, own: Tensor, blank: Tensor, ot
 
 
 @torch.no_grad()
-def _same_features(one: Reader, other: Reader) -> bool:
-    ours, theirs = one.pathway.see(one.batch), other.pathway.see(other.batch)
+def _same_features(opened: OpenStage, one: Reader, other: Reader) -> bool:
+    with autocast(opened):
+        ours, theirs = one.pathway.see(one.batch), other.pathway.see(other.batch)
     assert ours is not None
     assert theirs is not None
     return bool((ours - theirs).abs().max() <= _SAME_FEATURES * ours.abs().max())
@@ -186,7 +189,7 @@ def _normalisation(
             continue
         with _normalised(settings, mean, std):
             batch = collate(opened, rows)
-        gain = own - answer_losses(teacher.pathway, batch.get("teacher", batch))
+        gain = own - answer_losses(opened, teacher.pathway, batch.get("teacher", batch))
         error = gain.std().item() / math.sqrt(len(gain))
         if gain.mean().item() > max(_NATS, _ERRORS * error):
             detail = (

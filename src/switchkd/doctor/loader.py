@@ -6,7 +6,7 @@ from time import perf_counter
 import torch
 
 from switchkd.doctor.findings import Finding
-from switchkd.doctor.probe import collate
+from switchkd.doctor.probe import autocast, collate
 from switchkd.train.session import OpenStage
 
 #: A step costs about three of its forward passes: its own, and the backward, which is twice that.
@@ -59,7 +59,8 @@ def _forward_seconds(opened: OpenStage, size: int) -> float:
     """Of all routes without their heads."""
     batch = collate(opened, [opened.rows[index] for index in range(size)])
     begin = perf_counter()
-    opened.pair(batch, opened.method.needs, lambda hidden: (hidden.student,))
+    with autocast(opened):
+        opened.pair(batch, opened.method.needs, lambda hidden: (hidden.student,))
     if batch["input_ids"].device.type == "cuda":
         torch.cuda.synchronize(batch["input_ids"].device)
     return perf_counter() - begin

@@ -4,12 +4,14 @@ from collections.abc import Iterator
 
 import psutil
 import torch
+from accelerate.utils import parse_flag_from_env
 from torch import Tensor
 
-from switchkd.doctor.findings import Finding
-from switchkd.train.memory import Load, Memory, estimate
+from switchkd.doctor.findings import Finding, Level
+from switchkd.doctor.probe import autocast
+from switchkd.train.memory import Load, Memory, NoEstimateError, estimate, loss_bytes
 from switchkd.train.session import OpenStage
-from switchkd.types import Batch, answer_targets, to_device
+from switchkd.types import Batch, Hidden, answer_targets, to_device
 
 
 def memory(opened: OpenStage) -> Iterator[Finding]:
@@ -21,30 +23,44 @@ def memory(opened: OpenStage) -> Iterator[Finding]:
     answers, images = len(answer_targets(batch["labels"])), sum(len(row["images"]) for row in rows)
     size, length = batch["input_ids"].shape
     load = Load(size, length, answers, images)
+    device = opened.pair.student.model.device
     student, teacher = (
         opened.pair.student.model.config,
         opened.pair.teacher.model.config if opened.pair.teacher else None,
     )
     try:
-        needed = estimate(opened.session.recipe, opened.stage, student, teacher, load, batch)
-    except ValueError:
-        needed = _measured(opened, to_device(batch, opened.pair.student.model.device))
-    free = _free_bytes(opened.pair.student.model.device)
-    detail = f"{needed}; {free / 2**30:.1f} GiB are free beside the weights"
-    yield Finding("ok" if needed.peak - needed.weights < free else "failed", "memory", detail)
+        needed, how = estimate(opened.session.recipe, opened.stage, student, teacher, load, batch), ""
+    except NoEstimateError:
+        needed, how = _measured(opened, to_device(batch, device)), " (measured, not estimated)"
+    free = _free_bytes(device)
+    detail = f"{needed}{how}; {free / 2**30:.1f} GiB are free beside the weights"
+    level: Level = "ok" if needed.peak - needed.weights < free else "failed"
+    if level == "failed" and _sharded():
+        level, detail = "warning", f"{detail}. That is without sharding, and with it a device needs less"
+    yield Finding(level, "memory", detail)
+
+
+def _sharded() -> bool:
+    """Whether `accelerate launch` was told to shard: then the weights, gradients and moments are spread over the devices."""
+    return any(parse_flag_from_env(name) for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"))
 
 
 def _measured(opened: OpenStage, batch: Batch) -> Memory:
     """Weights, gradients and optimizer from their sizes; activations from one forward, all of them under the student's name."""
+    recipe, device = opened.session.recipe, opened.pair.student.model.device
     weights = sum(p.numel() * p.element_size() for p in opened.pair.parameters())
     gradients = sum(p.numel() * p.element_size() for p in opened.pair.parameters() if p.requires_grad)
-    kept = _activation_bytes(opened, batch)
-    peak = weights + 3 * gradients + kept
-    return Memory(weights, 2 * gradients, gradients, 0, student_language=kept, switch=0, loss=0, peak=peak)
+    hidden, kept = _forward(opened, batch)
+    loss = loss_bytes(recipe, opened.method, hidden, device)
+    held = kept + loss
+    # activations go while gradients come; with accumulation those of earlier micro-batches are there from the start
+    most = held + gradients if (opened.stage.gradient_accumulation_steps or 1) > 1 else max(held, gradients)
+    peak = weights + 2 * gradients + most
+    return Memory(weights, 2 * gradients, gradients, 0, student_language=kept, switch=0, loss=loss, peak=peak)
 
 
-def _activation_bytes(opened: OpenStage, batch: Batch) -> int:
-    """Bytes that autograd keeps for the backward of one micro-batch, each storage counted once, parameters not."""
+def _forward(opened: OpenStage, batch: Batch) -> tuple[Hidden, int]:
+    """The hidden states of one micro-batch, and the bytes that autograd keeps for its backward: storages once, parameters not."""
     own = {p.untyped_storage().data_ptr() for p in opened.pair.parameters()}
     kept: dict[int, int] = {}
 
@@ -56,11 +72,15 @@ def _activation_bytes(opened: OpenStage, batch: Batch) -> int:
 
     training = opened.pair.training
     opened.pair.train()
-    with torch.random.fork_rng(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        terms = opened.method.terms(opened.pair(batch, opened.method.needs), answer_targets(batch["labels"]))
+    with (
+        torch.random.fork_rng(),
+        autocast(opened),
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+    ):
+        hidden = opened.pair(batch, opened.method.needs, lambda hidden: hidden)
     opened.pair.train(training)
-    del terms
-    return sum(kept.values())
+    assert isinstance(hidden, Hidden)
+    return hidden, sum(kept.values())
 
 
 def _free_bytes(device: torch.device) -> int:

@@ -51,12 +51,20 @@ def readers(opened: OpenStage, batch: Batch) -> list[Reader]:
     return found
 
 
+def autocast(opened: OpenStage) -> torch.autocast:
+    """In which the models run, as in training."""
+    train = opened.session.recipe.train
+    dtype = torch.bfloat16 if train.bf16 else torch.float16
+    return torch.autocast(opened.pair.student.model.device.type, dtype, enabled=train.bf16 or train.fp16)
+
+
 @torch.no_grad()
-def answer_losses(pathway: Pathway, batch: Batch) -> Float[Tensor, " answers"]:
+def answer_losses(opened: OpenStage, pathway: Pathway, batch: Batch) -> Float[Tensor, " answers"]:
     """The cross-entropy of every answer token, in nats, in eval mode; the logits of some positions at a time."""
     training = pathway.training
     pathway.eval()
-    hidden = pathway.say(pathway.see(batch), batch).split(_CHUNK)
+    with autocast(opened):
+        hidden = pathway.say(pathway.see(batch), batch).split(_CHUNK)
     targets = answer_targets(batch["labels"]).split(_CHUNK)
     pathway.train(training)
     return torch.cat([cross_entropy(pathway.logits(h), t) for h, t in zip(hidden, targets, strict=True)])

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 
 from switchkd.doctor.findings import Finding
-from switchkd.doctor.probe import Reader, collate, readers, some_rows
+from switchkd.doctor.probe import Reader, autocast, collate, readers, some_rows
 from switchkd.train.session import OpenStage
 from switchkd.types import IGNORE_INDEX, Batch
 
@@ -21,21 +21,22 @@ def scored_tokens(opened: OpenStage) -> Iterator[Finding]:
     """
     row = min(some_rows(opened), key=lambda row: row["length"])
     for reader in readers(opened, collate(opened, [row])):
-        yield _scored_token(reader)
+        yield _scored_token(opened, reader)
 
 
 @torch.no_grad()
-def _scored_token(reader: Reader) -> Finding:
+def _scored_token(opened: OpenStage, reader: Reader) -> Finding:
     name, pathway, batch = reader
     labels = batch["labels"][0]
     scored = int((labels != IGNORE_INDEX).nonzero()[-1])
     training = pathway.training
     pathway.eval()
-    features = pathway.see(batch)
-    own, without_it, without_last = (
-        pathway.say(features, other)[-1].float()
-        for other in (batch, _with_another(batch, scored), _with_another(batch, scored - 1))
-    )
+    with autocast(opened):
+        features = pathway.see(batch)
+        own, without_it, without_last = (
+            pathway.say(features, other)[-1].float()
+            for other in (batch, _with_another(batch, scored), _with_another(batch, scored - 1))
+        )
     pathway.train(training)
     leak, effect = ((own - other).abs().max().item() for other in (without_it, without_last))
     detail = f"changing the last answer token moves its own score's hidden state by {leak:.2g}, changing the token before by {effect:.2g}"

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 
 from switchkd.doctor.findings import Finding
-from switchkd.doctor.probe import collate, rows_with_images
+from switchkd.doctor.probe import autocast, collate, rows_with_images
 from switchkd.train.session import OpenStage
 
 
@@ -26,7 +26,8 @@ def alive(opened: OpenStage) -> Iterator[Finding]:
     training = pair.training
     pair.eval()
     with torch.enable_grad():
-        routes = pair(collate(opened, [min(rows, key=lambda row: row["length"])]), opened.method.needs)
+        with autocast(opened):
+            routes = pair(collate(opened, [min(rows, key=lambda row: row["length"])]), opened.method.needs)
         grads = torch.autograd.grad(routes["switch"].square().mean(), vision, allow_unused=True)
     pair.train(training)
     norm = torch.stack([grad.float().norm() for grad in grads if grad is not None] or [torch.zeros(())]).norm().item()

@@ -89,14 +89,9 @@ def fused_loss(
     vocabulary = _check(targets, student, student_head, teacher, switch, teacher_head, vocabulary, compared, ids, chunk)
     learned = Learned(student, student_head.weight, student_head.bias, switch)
     dtype = torch.promote_types(student.dtype, torch.float32)
-    columns = student_head.rows * (1 if student_head.softcap is None else 2)
-    columns += vocabulary * (
-        (teacher is not None) + (ids is not None or compared is not None)
-    )  # and the student's cut to these
-    if switch is not None and teacher_head is not None:
-        columns += vocabulary * (1 if teacher_head.softcap is None else 2)
     if chunk is None:
-        chunk = chunk_that_fits(max(len(targets), 1), columns * dtype.itemsize, student.device)
+        hidden = Hidden(student, student_head, vocabulary, teacher, switch, teacher_head, compared, ids)
+        chunk = chunk_that_fits(max(len(targets), 1), bytes_per_token(hidden), student.device)
     walk = _Walk(
         loss=loss,
         targets=targets.long(),
@@ -269,6 +264,16 @@ def _collect(speaker: _Speaker, gradient: Float[Tensor, "chunk rows"], tokens: s
         speaker.head.add_weight_gradient(gradient, speaker.hidden[0][tokens], into.weight, first=first)
     if into.bias is not None:
         into.bias.copy_(gradient.sum(dim=0) if first else into.bias + gradient.sum(dim=0))
+
+
+def bytes_per_token(hidden: Hidden) -> int:
+    """Of what the walk holds for each token of a chunk: all logits, slopes of soft caps, and the student's cut to what is compared."""
+    columns = hidden.student_head.rows * (1 if hidden.student_head.softcap is None else 2)
+    if hidden.teacher is not None:
+        columns += hidden.vocabulary * (1 + (hidden.ids is not None or hidden.compared is not None))
+    if hidden.switch is not None and hidden.teacher_head is not None:
+        columns += hidden.vocabulary * (1 if hidden.teacher_head.softcap is None else 2)
+    return columns * torch.promote_types(hidden.student.dtype, torch.float32).itemsize
 
 
 def chunk_that_fits(tokens: int, logit_bytes: int, device: torch.device) -> int:

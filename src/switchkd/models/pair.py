@@ -68,7 +68,7 @@ class Pair(nn.Module):
         return self.shared.size
 
     def dropped_mass(self, hidden: Float[Tensor, "n hidden"]) -> Float[Tensor, " n"] | None:
-        """The teacher's probability on ids that are not compared, from its hidden states; None where all are."""
+        """The teacher's probability on ids that are not compared, from its hidden states; None where all real ones are."""
         assert self.teacher is not None
         return self.shared.dropped_mass(hidden, self.teacher.head)
 

@@ -8,8 +8,8 @@ from switchkd.types import Head
 
 #: Token ids that mean the same in both tokenizers: the student's, and the teacher's in the same order.
 Ids = tuple[list[int], list[int]]
-#: Positions whose whole distribution exists at a time.
-_CHUNK = 256
+#: Rows of a head whose logits exist at a time, so that a half-precision head is never widened whole.
+_ROWS = 2048
 
 
 class Vocabulary(nn.Module):
@@ -61,12 +61,21 @@ class Vocabulary(nn.Module):
 
     @torch.no_grad()
     def dropped_mass(self, hidden: Float[Tensor, "n hidden"], teacher: Head) -> Float[Tensor, " n"] | None:
-        """1 − Σ p_T over the ids that are compared: what lies on padding rows, and on ids that the student does not have.
+        """1 − Σ p_T over the ids that are compared, where two tokenizers share some only: what lies on the others, and on padding rows.
 
-        None where every row is compared.
+        None where all real ids are compared: nothing but padding is left out.
         """
-        if self.size == teacher.rows:
+        if self.their_ids is None:
             return None
-        kept: Tensor | slice = slice(self.size) if self.their_ids is None else self.their_ids
-        parts = [1 - teacher.logits(part).softmax(dim=-1)[:, kept].sum(dim=-1) for part in hidden.split(_CHUNK)]
-        return torch.cat(parts).clamp(min=0)
+        kept = _log_sum_exp(hidden, self.head(teacher))
+        return -torch.expm1(kept - _log_sum_exp(hidden, teacher)).clamp(max=0)
+
+
+def _log_sum_exp(hidden: Float[Tensor, "n hidden"], head: Head) -> Float[Tensor, " n"]:
+    """log Σ exp z over the rows of a head, some rows at a time."""
+    found = []
+    for start in range(0, head.rows, _ROWS):
+        rows = slice(start, start + _ROWS)
+        part = Head(head.weight[rows], None if head.bias is None else head.bias[rows], head.softcap)
+        found.append(part.logits(hidden).logsumexp(dim=-1))
+    return torch.stack(found).logsumexp(dim=0)

@@ -11,7 +11,7 @@ from plotly.colors import qualitative
 from plotly.subplots import make_subplots
 
 #: What else stands in a log line; every other number in a line with a loss is a term in nats, or a knee.
-_BOOKKEEPING = {"step", "epoch", "learning_rate", "grad_norm", "answer_tokens"}
+_BOOKKEEPING = {"step", "epoch", "grad_norm", "answer_tokens", "aligned", "dropped_mass"}
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 #: Scripts and styles of this file only, and nothing from anywhere.
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
@@ -95,7 +95,9 @@ def read_curves(path: Path) -> dict[str, list[tuple[int, float]]]:
         if "loss" not in entry:  # the summary at the end of training
             continue
         for term, value in entry.items():
-            if term not in _BOOKKEEPING and isinstance(value, int | float):
+            if term in _BOOKKEEPING or term.startswith("learning_rate"):  # and those of the parts
+                continue
+            if isinstance(value, int | float):
                 curves.setdefault(term, []).append((step, float(value)))
     if not curves:
         raise ValueError(f"{path}: no loss was logged")

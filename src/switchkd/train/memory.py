@@ -7,7 +7,6 @@ layers count as what they are. Two things are not run but added by their sizes: 
 import copy
 import weakref
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -26,17 +25,22 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConf
 from transformers.initialization import no_init_weights
 
 from switchkd.losses import CrossEntropyDBiLD
-from switchkd.losses.fused import chunk_that_fits
+from switchkd.losses.fused import bytes_per_token, chunk_that_fits
+from switchkd.methods import Method
 from switchkd.models import Pathway
 from switchkd.models.families.base import Features
 from switchkd.models.layers import recompute
 from switchkd.train import lora
 from switchkd.train.parts import freeze
 from switchkd.train.recipe import Recipe, Stage, Student, Teacher
-from switchkd.types import Batch, Need
+from switchkd.types import Batch, Hidden, Need
 
 #: Rows of a chunk's logits that autograd holds at a time for a loss without written gradients, beside the logits themselves.
 _PLAIN_COPIES = 3
+
+
+class NoEstimateError(ValueError):
+    """The shapes of a step cannot be known without its pictures."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +94,8 @@ def estimate(
     where the number of visual tokens depends on an image's size.
 
     Raises:
-        ValueError: where the shapes in a vision encoder depend on what is in its pictures (Qwen2.5-VL, Idefics3, SmolVLM), or the rows do
-            not hold the images' tokens.
+        NoEstimateError: where the shapes in a vision encoder depend on what is in its pictures (Qwen2.5-VL, Idefics3, SmolVLM).
+        ValueError: where the rows do not hold the images' tokens.
     """
     assert stage.method is not None
     ours = _build(student, recipe.student)
@@ -107,7 +111,7 @@ def estimate(
             memory = _Step(recipe, stage, ours, theirs, load, pictures, live).measure()
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         names = " or ".join(sorted({p.family.model_type for p in (ours, theirs) if p is not None}))
-        raise ValueError(
+        raise NoEstimateError(
             f"no estimate of memory without weights for {names}: shapes in its vision encoder depend on the pictures themselves"
         ) from error
     saved = sum(_saved_by_quantization(*pair) for pair in ((ours, recipe.student), (theirs, recipe.teacher)))
@@ -117,17 +121,21 @@ def estimate(
 def forecast(recipe: Recipe, stage: Stage) -> str:
     """The estimate for the longest rows that a recipe allows, with an image each, or why there is none; reads configs and no weights."""
     paths = [recipe.student.path] + ([recipe.teacher.path] if recipe.teacher else [])
-    if absent := [path for path in paths if not Path(path, "config.json").is_file()]:
-        return (
-            f"not estimated, because {' and '.join(absent)} {'has' if len(absent) == 1 else 'have'} no config.json here"
-        )
-    configs = [AutoConfig.from_pretrained(path, trust_remote_code=False) for path in paths]
+    configs = []
+    for path in paths:
+        try:
+            configs.append(AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False))
+        except (OSError, ValueError):
+            return (
+                f"cannot be estimated: {path} is no folder with the config.json of a model, and the Hugging Face cache has none of that "
+                "name (--dry-run downloads nothing)"
+            )
     rows = stage.per_device_train_batch_size or 1
     load = Load(rows=rows, length=recipe.data.max_length, answers=rows * recipe.data.max_length, images=rows)
     try:
         memory = estimate(recipe, stage, configs[0], configs[1] if recipe.teacher else None, load)
     except ValueError as reason:
-        return f"not estimated: {reason}"
+        return f"cannot be estimated: {reason}"
     return f"{memory}, for {rows} rows of {load.length} tokens with an image each (data.max_length, the longest there can be)"
 
 
@@ -222,7 +230,8 @@ class _Step:
             del seen, theirs
         before, peak = live.bytes, live.peak
         live.peak = before
-        total = _Loss.apply(self._loss_bytes(hidden), hidden["student"], self.student.head.weight, hidden.get("switch"))
+        walk = walk_bytes(self.recipe, self.method, self._hidden(hidden), torch.device(_device()))
+        total = _Loss.apply(walk, hidden["student"], self.student.head.weight, hidden.get("switch"))
         loss = live.peak - before
         live.peak = max(peak, live.peak)
         del hidden
@@ -260,7 +269,7 @@ class _Step:
     def _say(self, pathway: Pathway, seen: Features | None) -> Tensor:
         """Hidden states of the answers, as `Pathway.say` gives them: visual tokens first, which changes no size."""
         language = pathway.part("language")[0]
-        rows, length = self.load.rows, self.load.length
+        rows, length = self.load.rows, self._length(pathway)
         words = pathway.model.get_input_embeddings()(torch.zeros(rows, length, dtype=torch.long))
         inputs = words
         if seen is not None:
@@ -277,18 +286,37 @@ class _Step:
         output = language(inputs_embeds=inputs, use_cache=False).last_hidden_state
         return output.flatten(0, 1)[: self.load.answers]
 
-    def _loss_bytes(self, hidden: dict[Need, Tensor]) -> int:
-        """Memory of the walk: the logits of a chunk, or of all tokens where the loss is the plain one."""
-        tokens = self.load.answers
-        rows = [self.student.head.rows] * ("student" in hidden)
-        if self.teacher is not None:
-            rows += [self.teacher.head.rows] * (len(hidden) - 1)
-        bytes_per_token = 4 * sum(rows)
-        if self.recipe.train.loss == "plain":
-            return (1 + _PLAIN_COPIES) * tokens * bytes_per_token
-        chunk = chunk_that_fits(max(tokens, 1), bytes_per_token, torch.device(_device()))
-        written = isinstance(self.method.chunk_loss(), CrossEntropyDBiLD)
-        return (1 if written else 1 + _PLAIN_COPIES) * chunk * bytes_per_token
+    def _length(self, pathway: Pathway) -> int:
+        """Of the longest row, as the pathway reads it."""
+        own = self.pictures is not None and pathway is self.teacher and "teacher" in self.pictures
+        return cast(Any, self.pictures)["teacher"]["input_ids"].shape[1] if own else self.load.length
+
+    def _hidden(self, hidden: dict[Need, Tensor]) -> Hidden:
+        heads = [p.head for p in (self.student, self.teacher) if p is not None]
+        vocabulary = min(head.rows for head in heads)
+        teacher = heads[1] if len(hidden) > 1 else None
+        return Hidden(
+            hidden["student"], heads[0], vocabulary, hidden.get("teacher"), hidden.get("switch"), teacher_head=teacher
+        )
+
+
+def walk_bytes(recipe: Recipe, method: Method, hidden: Hidden, device: torch.device) -> int:
+    """What the loss holds while it walks: the logits of a chunk, or of all tokens where it is the plain one."""
+    tokens, each = len(hidden.student), bytes_per_token(hidden)
+    if recipe.train.loss == "plain":
+        return (1 + _PLAIN_COPIES) * tokens * each
+    written = isinstance(method.chunk_loss(), CrossEntropyDBiLD)
+    return (1 if written else 1 + _PLAIN_COPIES) * chunk_that_fits(max(tokens, 1), each, device) * each
+
+
+def loss_bytes(recipe: Recipe, method: Method, hidden: Hidden, device: torch.device) -> int:
+    """The same, and the gradients that the loss gives back: of hidden states and of the student's head."""
+    learned = (hidden.student, hidden.student_head.weight, hidden.switch)
+    return walk_bytes(recipe, method, hidden, device) + sum(
+        x.numel() * torch.promote_types(x.dtype, torch.float32).itemsize
+        for x in learned
+        if x is not None and x.requires_grad
+    )
 
 
 class _Loss(torch.autograd.Function):

@@ -15,8 +15,10 @@ _PAUSE_S = 15.0
 class Progress(TrainerCallback):
     """Shows step, loss terms and time left."""
 
-    def __init__(self, stage: str) -> None:
+    def __init__(self, stage: str, terms: list[str]) -> None:
         self.stage = stage
+        #: What to show of a log line; the trainer fills it.
+        self.terms = terms
         self.bar: RichProgress | None = None
         self.said_at = float("-inf")
 
@@ -50,11 +52,9 @@ class Progress(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Show the terms."""
-        if not state.is_world_process_zero or not logs or "ce" not in logs:
+        if not state.is_world_process_zero or not logs or "loss" not in logs:
             return
-        terms = "  ".join(
-            f"{name} {value:.3f}" for name, value in logs.items() if name in ("ce", "align", "switch", "kd", "bild")
-        )
+        terms = "  ".join(f"{name} {logs[name]:.3f}" for name in self.terms)
         if self.bar:
             self.bar.update(self.task, terms=terms)
         elif time.monotonic() - self.said_at > _PAUSE_S or state.global_step >= state.max_steps:

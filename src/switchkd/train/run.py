@@ -83,8 +83,9 @@ def fit(opened: OpenStage) -> None:
         card=_card(opened),
         train_dataset=opened.rows,
         data_collator=opened.collator,
-        callbacks=[MetricsFile(opened.directory / "metrics.jsonl"), Progress(opened.stage.name)],
+        callbacks=[MetricsFile(opened.directory / "metrics.jsonl")],
     )
+    trainer.add_callback(Progress(opened.stage.name, trainer.terms))
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     newest = checkpoint.latest(opened.directory)
@@ -124,8 +125,7 @@ def arguments(opened: OpenStage) -> TrainingArguments:
         remove_unused_columns=False,
         logging_nan_inf_filter=False,
         train_sampling_strategy="group_by_length" if train.group_by_length else "random",
-        # a micro-batch without an image leaves the vision encoder without a gradient on that rank
-        ddp_find_unused_parameters=True,
+        ddp_find_unused_parameters=False,  # every rank runs every part, on a blank image where it has none (models/pathway.py)
         use_cpu=PartialState().device.type == "cpu",  # without it the Trainer refuses bf16 there
         dataloader_pin_memory=opened.pair.student.model.device.type == "cuda",
         **values,

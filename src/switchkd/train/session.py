@@ -1,6 +1,7 @@
 """From a recipe to stages that are ready to run: models, rows and method, checked against each other."""
 
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -137,26 +138,40 @@ def match_pair(recipe: Recipe, processor: ProcessorMixin) -> Match:
     return found
 
 
-def open_stage(session: Session, stage: Stage, directory: Path) -> OpenStage:
-    """Check the stage's rows, set which parts learn, and join student and teacher.
+def stage_rows(session: Session, stage: Stage, directory: Path) -> Dataset:
+    """The stage's rows, every one of them checked; what was found is left in `directory`.
 
     Raises:
         DataError: if too many rows cannot be used.
-        ValueError: if the pair does not fit the method.
+        ValueError: if too few of the answer tokens can be compared.
     """
     assert stage.method is not None
     assert stage.data is not None
-    recipe = session.recipe
+    recipe, collator = session.recipe, _collator(session, stage.method)
     directory.mkdir(parents=True, exist_ok=True)
     state = PartialState()
     with state.main_process_first():
         rows = load_rows(stage.data, recipe.data.image_root)
         rows = check_rows(
             rows,
-            _collator(session, stage.method),
+            collator,
             max_bad_fraction=recipe.data.max_bad_fraction,
             report_path=directory / "rows.json" if state.is_main_process else None,
         )
+    if isinstance(collator, PairCollator):
+        check_aligned(collator, rows, recipe.pair.min_aligned)
+    return rows
+
+
+def open_stage(session: Session, stage: Stage, directory: Path, rows: Dataset | None = None) -> OpenStage:
+    """Set which parts learn, and join student and teacher. `rows`: those of `stage_rows`, where they have been checked already.
+
+    Raises:
+        DataError, ValueError: if the rows cannot be used, or the pair does not fit the method.
+    """
+    assert stage.method is not None
+    recipe = session.recipe
+    rows = stage_rows(session, stage, directory) if rows is None else rows
     session.student.train_only(stage.train)
     freeze(session.student, recipe.student.freeze)
     pair = Pair(
@@ -167,8 +182,6 @@ def open_stage(session: Session, stage: Stage, directory: Path) -> OpenStage:
         bridge=session.bridge,
     )
     opened = OpenStage(session, stage, stage.method, rows, pair, directory)
-    if isinstance(opened.collator, PairCollator):
-        check_aligned(opened.collator, rows, recipe.pair.min_aligned)
     if pair.bridge is not None and not pair.bridge.fitted and recipe.pair.fit_rows:
         fit_bridge(opened, recipe.pair.fit_rows)
     return opened
@@ -208,7 +221,7 @@ def _collator(session: Session, method: Method) -> Collator | PairCollator:
 
 
 def total_steps(opened: OpenStage) -> int:
-    """Optimizer steps of a stage, as the Trainer counts them."""
+    """Optimizer steps of a stage, as the Trainer counts them: a last step of fewer rows, and of a fraction of an epoch, is one too."""
     stage = opened.stage
     assert stage.max_steps is not None
     assert stage.num_train_epochs is not None
@@ -216,4 +229,4 @@ def total_steps(opened: OpenStage) -> int:
         return stage.max_steps
     world = PartialState().num_processes
     per_step = (stage.per_device_train_batch_size or 1) * (stage.gradient_accumulation_steps or 1) * world
-    return int(-(-len(opened.rows) // per_step) * stage.num_train_epochs)
+    return math.ceil(stage.num_train_epochs * math.ceil(len(opened.rows) / per_step))

@@ -62,6 +62,8 @@ class DistillationTrainer(Trainer):
         self._staging: str | None = None
         self._sums: dict[str, Tensor] = {}
         self._told = False
+        #: The names of the method's terms, from the first batch on.
+        self.terms: list[str] = []
 
     # ---- loss
 
@@ -131,23 +133,28 @@ class DistillationTrainer(Trainer):
                 "%s loss: logits of %d answer tokens at a time, of %d in the first batch", self.loss, sums.chunk, tokens
             )
         self._told = True
+        self.terms[:] = sums.terms
         counted = {name: (total, tokens) for name, total in sums.terms.items()}
         counted |= {name: (total, tokens if compared is None else compared) for name, total in sums.statistics.items()}
         if compared is not None:
             counted["aligned"] = (sums.loss.new_tensor(compared), tokens)
+        counted["answer_tokens"] = (sums.loss.new_tensor(tokens, dtype=torch.float64), 1)
         for name, (total, count) in counted.items():
             entry = torch.stack([total.double(), total.new_full((), count, dtype=torch.float64)])
             self._sums[name] = self._sums.get(name, 0) + entry
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add to each log line every term and statistic as its mean over the answer tokens since the last line, in nats."""
+        """Add to each log line every term and statistic as its mean over the answer tokens since the last line, in nats.
+
+        `dropped_mass` is a mean too, but over the tokens of the logged step alone: it costs a product with the teacher's whole head.
+        """
         if "loss" in logs and self._sums:
             names = sorted(self._sums)
             sums = self.accelerator.reduce(torch.stack([self._sums[name] for name in names]), reduction="sum")
             logs |= {
                 name: (total / tokens.clamp(min=1)).item() for name, (total, tokens) in zip(names, sums, strict=True)
             }
-            logs["answer_tokens"] = sums[names.index("ce"), 1].item()
+            logs["answer_tokens"] = sums[names.index("answer_tokens"), 0].item()
             self._sums = {}
         if "learning_rate" in logs and self.rates:  # what is in it is the first group's
             assert self.optimizer is not None
