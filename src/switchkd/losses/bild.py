@@ -1,7 +1,5 @@
 """Bi-directional logits differences: BiLD, and its dynamic successor DBiLD, the loss of Switch-KD."""
 
-import mmap
-import os
 from typing import Any
 
 import torch
@@ -11,6 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from switchkd.losses.inputs import at_least_float32, check_at_least_two, check_pair, check_temperature
 from switchkd.losses.knee import check_selection, choose, leader_order
+from switchkd.losses.memory import sparse_zeros
 from switchkd.losses.pairs import pair_reverse_kl
 
 
@@ -118,21 +117,10 @@ class _DBiLD(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Float[Tensor, " n"]) -> tuple[Float[Tensor, "n vocab"], None, None, None, None]:
         ids_t, gradient_t, ids_s, gradient_s = ctx.saved_tensors
-        gradient = _zeros(len(upstream), ctx.vocab, like=gradient_t)
+        gradient = sparse_zeros(len(upstream), ctx.vocab, like=gradient_t)
         for ids, led in ((ids_t, gradient_t), (ids_s, gradient_s)):
             gradient.scatter_add_(1, ids, led * upstream[:, None])
         return gradient.to(ctx.dtype), None, None, None, None
-
-
-def _zeros(rows: int, columns: int, like: Tensor) -> Float[Tensor, "rows columns"]:
-    """Zeros, on a CPU without memory of their own until they are written: two thirds of such a sparse gradient never are.
-
-    `torch.zeros` writes every page; fresh private pages of the system are zero already, also when they are read.
-    """
-    if like.device.type != "cpu" or os.name != "posix" or rows * columns == 0:
-        return like.new_zeros(rows, columns)
-    memory = mmap.mmap(-1, rows * columns * like.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    return torch.frombuffer(memory, dtype=like.dtype).view(rows, columns)
 
 
 def reverse_kl_led_by(
