@@ -199,7 +199,11 @@ BAD = {
     "unknown method": (PLAIN, ["--method.name", "swich_kd"], ["did you mean `switch_kd`"]),
     "method without a name": (PLAIN.replace("name: switch_kd, ", ""), [], ["method.name", "is missing", "switch_kd"]),
     "knob of another method": (PLAIN, ["--method.name", "kd", "--method.align", "1"], ["--method.align", "no `align`"]),
-    "knob out of range": (PLAIN, ["--method.temperature", "0"], ["--method.temperature", "must be positive and finite, got 0"]),
+    "knob out of range": (
+        PLAIN,
+        ["--method.temperature", "0"],
+        ["--method.temperature", "must be positive and finite, got 0"],
+    ),
     "no stages": (PLAIN + "stages: []", [], ["nothing would be trained"]),
     "stages of one name": (PLAIN + "stages: [{name: a}, {name: a}]", [], ["two stages have one name"]),
     "stage that leaves its folder": (PLAIN + "stages: [{name: ../a}]", [], ["names a folder", "../a"]),
