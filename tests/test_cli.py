@@ -13,6 +13,7 @@ from tiny import IMAGE_SIZE, tiny_processor
 from tiny_models import tiny_llava
 
 from switchkd import cli
+from switchkd.commands.train import Train
 from switchkd.train.recipe import load_recipe
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -65,7 +66,7 @@ def test_the_help_of_every_verb_shows_an_example(verb, capsys):
 
 
 def test_the_example_of_train_can_be_run_beside_the_demo():
-    (example,) = re.findall(r"Example: switchkd train (.*)", cli.Train.__doc__)
+    (example,) = re.findall(r"Example: switchkd train (.*)", Train.__doc__)
     recipe = load_recipe(Path(TINY), cli.split_fields(example.split())[1])
     assert example.split()[0] == "recipes/tiny.yaml"
     assert recipe.train.output != load_recipe(Path(TINY)).train.output

@@ -23,7 +23,8 @@ ALLOWED = {
     "doctor": {"train", "methods", "models", "data", "losses"},
     "pipeline": {"doctor", "evaluate", "train"},
     "demo": {"pipeline", "evaluate", "report", "train", "methods", "world"},
-    "cli": {
+    "cli": {"commands", "train"},
+    "commands": {
         "convert",
         "demo",
         "pipeline",
