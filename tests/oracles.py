@@ -28,6 +28,14 @@ def kl(p: list[float], q: list[float]) -> float:
     return math.fsum(math.exp(lp) * (lp - lq) for lp, lq in zip(log_p, log_q, strict=True))
 
 
+def squared_error(student: Tensor, teacher: Tensor) -> float:
+    """The mean of (s − t)² over all entries of two matrices; 0 of none."""
+    squares = [
+        (a - b) ** 2 for s, t in zip(rows(student), rows(teacher), strict=True) for a, b in zip(s, t, strict=True)
+    ]
+    return math.fsum(squares) / len(squares) if squares else 0.0
+
+
 def cross_entropy(logits: Tensor, targets: Tensor) -> list[float]:
     return [-log_softmax(z)[y] for z, y in zip(rows(logits), targets.tolist(), strict=True)]
 

@@ -1,15 +1,23 @@
 """What travels between the parts of the project: a batch on the way in, routes on the way out."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, NotRequired, TypedDict, cast
+from typing import Any, Literal, NamedTuple, NotRequired, TypedDict, cast, get_args
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-#: The pathways a method can ask for.
-Need = Literal["student", "teacher", "switch"]
+#: The pathways whose logits at the answer positions a method can ask for.
+Route = Literal["student", "teacher", "switch"]
+#: What a method can look at inside both models, row by row: V(x), P(V(x)), the hidden states after the final norm at the visual tokens,
+#: those at the text positions (`text_positions`), and the attention that the language model's first layer pays from these to the visual
+#: tokens.
+Look = Literal["features", "projected", "visual", "text", "attention"]
+#: All that a method can ask for.
+Need = Route | Look
+LOOKS: frozenset[Look] = frozenset(get_args(Look))
 
 #: Label of a position that is not part of an answer, as in the rest of the Hugging Face world.
 IGNORE_INDEX = -100
@@ -63,6 +71,16 @@ def answer_targets(labels: Int[Tensor, "batch sequence"]) -> Int[Tensor, " answe
     return shifted[shifted != IGNORE_INDEX]
 
 
+def text_positions(
+    input_ids: Int[Tensor, "batch sequence"], attention_mask: Int[Tensor, "batch sequence"], image_token: int
+) -> Bool[Tensor, "batch sequence"]:
+    """Positions of text whose next token is text too: no padding, no visual token, and not the end of a row."""
+    text = (attention_mask != 0) & (input_ids != image_token)
+    mask = torch.zeros_like(text)
+    mask[:, :-1] = text[:, :-1] & text[:, 1:]
+    return mask
+
+
 @dataclass(frozen=True)
 class Routes:
     """Next-token logits at the answer positions, one tensor for each pathway that a method needs.
@@ -80,7 +98,7 @@ class Routes:
     #: The student's ids for the columns of `teacher` and `switch`; None where they are the first ones.
     ids: Int[Tensor, " vocab"] | None = None
 
-    def __getitem__(self, need: Need) -> Float[Tensor, "compared vocab"]:
+    def __getitem__(self, need: Route) -> Float[Tensor, "compared vocab"]:
         """The logits that are compared: the student's cut to what it shares with the teacher, the others as they are."""
         if need == "student":
             if self.teacher is None:
@@ -113,6 +131,33 @@ class Head(NamedTuple):
             return z if self.softcap is None else self.softcap * torch.tanh(z / self.softcap)
 
 
+class Sizes(NamedTuple):
+    """Of a language model: what maps from one to another are made for."""
+
+    width: int
+    #: Of the attention's queries.
+    heads: int
+
+
+@dataclass(frozen=True)
+class Inner:
+    """What one model makes of every row of the batch on its way to the answers, as far as the method asks for it.
+
+    `features`, `projected` and `visual` are [tokens, width] for each row, `text` is [texts, width], `attention` [heads, texts, tokens]. A
+    row without an image has 0 tokens.
+    """
+
+    rows: Mapping[Look, list[Float[Tensor, "..."]]]
+    #: From hidden states to logits of the ids that are compared: the same ids in both models, and no padding.
+    head: Head
+
+    def __getitem__(self, look: Look) -> list[Float[Tensor, "..."]]:
+        """One tensor for each row."""
+        if look not in self.rows:
+            raise LookupError(f"nobody looked at {look}: the method does not name it in `needs`")
+        return self.rows[look]
+
+
 @dataclass(frozen=True)
 class Hidden:
     """`Routes` one step earlier: hidden states after the final norm at the answer positions, and the heads that make logits of them.
@@ -130,6 +175,9 @@ class Hidden:
     #: As in `Routes`.
     compared: Int[Tensor, " compared"] | None = None
     ids: Int[Tensor, " vocab"] | None = None
+    #: What the method looks at inside both models; None where it looks at nothing.
+    student_inner: Inner | None = None
+    teacher_inner: Inner | None = None
 
     def routes(self) -> Routes:
         """All logits."""

@@ -60,7 +60,8 @@ def open_tiny(
         data=Data("rows.json"),
         train=Train(str(folder / "run"), max_steps=2, per_device_train_batch_size=2),
     )
-    pair = Pair(student, teacher, needs=method.needs, vocabulary=len(processor.tokenizer))
+    learned = method.learned(student.sizes, teacher.sizes)
+    pair = Pair(student, teacher, needs=method.needs, vocabulary=len(processor.tokenizer), learned=learned)
     checked = check_rows(Dataset.from_list(rows(sizes), features=FEATURES), collator)
     (stage,) = recipe.resolved_stages()
     session = Session(recipe, student, teacher, processor, collator)

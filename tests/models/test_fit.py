@@ -128,16 +128,16 @@ def test_every_column_has_a_pair():
 
 def test_tiles_beside_whole_images_are_refused_for_the_switch_alone():
     items = compare(*PUBLIC["LLaVA-1.5 ← SmolVLM2 2.2B"])
-    refuse(items, switch=False, bridge=False)
+    refuse(items, set(), bridge=False)
     with pytest.raises(ValueError, match=r"differ in images: whole and cut into tiles .*set the method's switch to 0"):
-        refuse(items, switch=True, bridge=True)
+        refuse(items, {"switch"}, bridge=True)
 
 
 def test_what_is_refused_is_refused_without_the_switch_too():
     with pytest.raises(ValueError, match=r"a and b differ in tokenizer: 3 tokens and 4 tokens \(unreadable\): choose"):
         refuse(
             [Item("tokenizer", "3 tokens", "4 tokens", "refused", "unreadable")],
-            switch=False,
+            set(),
             bridge=True,
             pair="a and b",
         )
@@ -145,12 +145,12 @@ def test_what_is_refused_is_refused_without_the_switch_too():
 
 def test_a_bridge_is_asked_for_where_the_switch_needs_one():
     items = compare(llava(hidden_size=768), llava())
-    refuse(items, switch=True, bridge=True)
-    refuse(items, switch=False, bridge=False)
+    refuse(items, {"switch"}, bridge=True)
+    refuse(items, set(), bridge=False)
     with pytest.raises(
         ValueError, match=r"feature width: 768 and 1024 .*give the pair a bridge .*`pair: \{bridge: auto\}`"
     ):
-        refuse(items, switch=True, bridge=False)
+        refuse(items, {"switch"}, bridge=False)
 
 
 def test_equal_encoders_are_remarked():

@@ -73,7 +73,10 @@ def make_trainer(
     if student is None:
         learner.train_only(("vision", "projector", "language"))
     teacher = Pathway(tiny_llava(hidden=40, depth=3, seed=1).double())
-    pair = Pair(learner, teacher, needs=method.needs, vocabulary=teacher.head.rows)
+    learned = method.learned(learner.sizes, teacher.sizes)
+    if learned is not None:
+        learned.double()
+    pair = Pair(learner, teacher, needs=method.needs, vocabulary=teacher.head.rows, learned=learned)
     settings = {
         "output_dir": str(output),
         "per_device_train_batch_size": batch_size,

@@ -215,13 +215,13 @@ def test_what_the_recipe_does_not_allow_is_refused(fresh, flags, message):
 
 
 def test_a_checkpoint_with_a_bridge_belongs_to_a_pair_with_one(tmp_path):
-    checkpoint.save_bridge(Bridge(3, 4), tmp_path)
-    with pytest.raises(ValueError, match="was saved with a bridge, and the recipe's pair has none"):
-        checkpoint.load_bridge(None, tmp_path)
+    checkpoint.save_beside({"bridge": Bridge(3, 4)}, tmp_path)
+    with pytest.raises(ValueError, match=r"was saved with bridge\.safetensors, and the recipe's pair has none"):
+        checkpoint.load_beside({"bridge": None}, tmp_path)
     (tmp_path / "bridge.safetensors").unlink()
-    checkpoint.save_bridge(None, tmp_path)
-    with pytest.raises(ValueError, match="was saved without a bridge, and the recipe's pair has one"):
-        checkpoint.load_bridge(Bridge(3, 4), tmp_path)
+    checkpoint.save_beside({"bridge": None}, tmp_path)
+    with pytest.raises(ValueError, match=r"was saved without bridge\.safetensors, and the recipe's pair has one"):
+        checkpoint.load_beside({"bridge": Bridge(3, 4)}, tmp_path)
 
 
 def test_without_the_switch_no_bridge_is_made_and_sft_reads_its_own_batch_only(fresh):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from switchkd.doctor.findings import Finding, Level
 from switchkd.doctor.probe import autocast
-from switchkd.train.memory import Load, Memory, NoEstimateError, estimate, loss_bytes
+from switchkd.train.memory import Load, Memory, NoEstimateError, estimate, left_out, loss_bytes
 from switchkd.train.session import OpenStage
 from switchkd.types import Batch, Hidden, answer_targets, to_device
 
@@ -33,7 +33,7 @@ def memory(opened: OpenStage) -> Iterator[Finding]:
     except NoEstimateError:
         needed, how = _measured(opened, to_device(batch, device)), " (measured, not estimated)"
     free = _free_bytes(device)
-    detail = f"{needed}{how}; {free / 2**30:.1f} GiB are free beside the weights"
+    detail = f"{needed}{how}{left_out(opened.method)}; {free / 2**30:.1f} GiB are free beside the weights"
     level: Level = "ok" if needed.peak - needed.weights < free else "failed"
     if level == "failed" and _sharded():
         level, detail = "warning", f"{detail}. That is without sharding, and with it a device needs less"

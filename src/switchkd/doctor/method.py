@@ -7,8 +7,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from switchkd.doctor.findings import Finding
+from switchkd.methods import Method
 from switchkd.train.session import OpenStage
-from switchkd.types import Routes
+from switchkd.types import LOOKS, Head, Inner, Look, Routes, Sizes
 
 #: Ids of the vocabulary of the two known models, and how far the narrow one's favourite stands out: far enough for temperatures up to 20.
 _VOCABULARY, _PEAK = 512, 1000.0
@@ -27,9 +28,8 @@ def directions(opened: OpenStage) -> Iterator[Finding]:
             yield Finding("ok", "KL directions", detail)
         return
     narrow, broad = _narrow(), _broad()
-    targets = torch.zeros(1, dtype=torch.long)
     missing, surprised, equal = (
-        {name: value.item() for name, value in opened.method.terms(_routes(learner, teacher), targets).items()}
+        {name: value.item() for name, value in _terms(opened.method, learner, teacher).items()}
         for learner, teacher in ((narrow, broad), (broad, narrow), (broad, broad))
     )
     for name, direction in declared.items():
@@ -68,6 +68,20 @@ def _narrow() -> Float[Tensor, "1 vocab"]:
 
 def _broad() -> Float[Tensor, "1 vocab"]:
     return torch.linspace(0.01, 0, _VOCABULARY)[None]
+
+
+def _terms(method: Method, learner: Float[Tensor, "1 vocab"], teacher: Float[Tensor, "1 vocab"]) -> dict[str, Tensor]:
+    """The terms on one answer, and on a row whose hidden states are the logits themselves."""
+    found = method.terms(_routes(learner, teacher), torch.zeros(1, dtype=torch.long))
+    if method.needs & LOOKS:
+        sizes = Sizes(width=_VOCABULARY, heads=1)
+        found |= method.row_terms(_inner(learner), _inner(teacher), method.learned(sizes, sizes))
+    return found
+
+
+def _inner(logits: Float[Tensor, "1 vocab"]) -> Inner:
+    rows: dict[Look, list[Tensor]] = {look: [logits] for look in LOOKS}
+    return Inner(rows | {"attention": [logits[None]]}, Head(torch.eye(_VOCABULARY)))
 
 
 def _routes(learner: Float[Tensor, "1 vocab"], teacher: Float[Tensor, "1 vocab"]) -> Routes:

@@ -6,7 +6,8 @@
 from switchkd.losses.bild import bild, dbild
 from switchkd.losses.chunks import ChunkLoss, CrossEntropyDBiLD, PlainTerms
 from switchkd.losses.divergence import cross_entropy, forward_kl, jsd, reverse_kl
-from switchkd.losses.fused import SummedLoss, fused_loss, plain_loss
+from switchkd.losses.fused import SummedLoss, fused_loss, plain_loss, with_rows
+from switchkd.losses.inner import squared_error
 from switchkd.losses.knee import knee
 from switchkd.types import Head
 
@@ -25,4 +26,6 @@ __all__ = [
     "knee",
     "plain_loss",
     "reverse_kl",
+    "squared_error",
+    "with_rows",
 ]

@@ -14,7 +14,7 @@ from switchkd.losses.head import Sparse
 from switchkd.losses.inputs import check_temperature
 from switchkd.losses.kernels import Scan, scan, softmax_gradient_
 from switchkd.losses.knee import check_selection, choose
-from switchkd.types import Need, Routes
+from switchkd.types import Route, Routes
 
 #: What `choose` gives for one leader: its ids, and how many of them take part (each leader has its own longest k).
 Choice = tuple[Int[Tensor, "n _"], Int[Tensor, " n"]]
@@ -71,7 +71,7 @@ class PlainTerms(ChunkLoss):
         self, logits: Routes, targets: Int[Tensor, " n"], *, student: bool, switch: bool
     ) -> tuple[ChunkSums, ChunkGradients]:
         """See `ChunkLoss`; both gradients are dense."""
-        asked: dict[Need, bool] = {"student": student, "switch": switch}
+        asked: dict[Route, bool] = {"student": student, "switch": switch}
         leaves = {name: getattr(logits, name).detach().requires_grad_() for name in asked if asked[name]}
         logits = replace(logits, **leaves)
         with torch.enable_grad():
@@ -132,7 +132,7 @@ class CrossEntropyDBiLD(ChunkLoss):
             check_selection(logits["teacher"], self.window, self.min_k)
             by_teacher = self._choose(logits, "teacher", logits["teacher"], scans)
             statistics["knee_teacher"] = _sum(by_teacher[1])
-        learners: list[tuple[str, Need, float]] = [("align", "student", self.align), ("switch", "switch", self.switch)]
+        learners: list[tuple[str, Route, float]] = [("align", "student", self.align), ("switch", "switch", self.switch)]
         for name, learner, weight in learners:
             if weight:
                 spoken = logits[learner]
@@ -149,15 +149,15 @@ class CrossEntropyDBiLD(ChunkLoss):
         gradients = ChunkGradients(logits.student if student else None, sparse.get("switch") if switch else None)
         return ChunkSums(terms, statistics), gradients
 
-    def _scans(self, logits: Routes) -> dict[Need, Scan]:
+    def _scans(self, logits: Routes) -> dict[Route, Scan]:
         """What one pass of a kernel finds in the logits of each pathway that is read; nothing with plain torch."""
         if self.kernels == "torch":
             return {}
         read = {"student": True, "teacher": self.align or self.switch, "switch": self.switch}
-        return {need: scan(getattr(logits, need)) for need in get_args(Need) if read[need]}
+        return {need: scan(getattr(logits, need)) for need in get_args(Route) if read[need]}
 
     def _choose(
-        self, logits: Routes, leader: Need, spoken: Float[Tensor, "compared vocab"], scans: dict[Need, Scan]
+        self, logits: Routes, leader: Route, spoken: Float[Tensor, "compared vocab"], scans: dict[Route, Scan]
     ) -> Choice:
         # a scan is over all of the student's rows, in their own order
         other_rows = leader == "student" and not (logits.ids is None and logits.compared is None)

@@ -127,6 +127,19 @@ def plain_loss(loss: PlainTerms, targets: Int[Tensor, " n"], hidden: Hidden) -> 
     )
 
 
+def with_rows(sums: SummedLoss, terms: dict[str, Float[Tensor, " rows"]], answers: Int[Tensor, " rows"]) -> SummedLoss:
+    """Add terms that have a value for each row of the batch: each of a row's `answers` carries it, so they are sums over tokens too."""
+    totals = {name: (values.double() * answers).sum().to(sums.loss.dtype) for name, values in terms.items()}
+    if both := totals.keys() & sums.terms.keys():
+        raise ValueError(
+            f"{', '.join(sorted(both))} is a term of the answers and of the rows: give each a name of its own"
+        )
+    return sums._replace(
+        loss=torch.stack([sums.loss, *totals.values()]).sum(),
+        terms=sums.terms | {name: total.detach() for name, total in totals.items()},
+    )
+
+
 class _WithGradients(torch.autograd.Function):
     """A sum whose gradients are known already: backward scales them, in place because the head's is as large as the head."""
 

@@ -1,11 +1,19 @@
 """Methods: what is distilled. A new one is a loss, a frozen dataclass here, and a line in this table."""
 
-from switchkd.methods.base import Direction, Method, Terms
+from switchkd.methods.base import Direction, Method, RowTerms, Terms
 from switchkd.methods.bild import BiLD
 from switchkd.methods.kd import KD
 from switchkd.methods.sft import SFT
 from switchkd.methods.switch_kd import SwitchKD
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (SFT, KD, BiLD, SwitchKD)}
+METHODS: dict[str, type[Method]] = {
+    method.name: method
+    for method in (
+        SFT,
+        KD,
+        BiLD,
+        SwitchKD,
+    )
+}
 
-__all__ = ["KD", "METHODS", "SFT", "BiLD", "Direction", "Method", "SwitchKD", "Terms"]
+__all__ = ["KD", "METHODS", "SFT", "BiLD", "Direction", "Method", "RowTerms", "SwitchKD", "Terms"]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from switchkd.losses import CrossEntropyDBiLD, cross_entropy, dbild, knee
 from switchkd.methods.base import Direction, Method, Terms, check_temperature
-from switchkd.types import Need, Routes
+from switchkd.types import Need, Route, Routes
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,14 @@ class SwitchKD(Method):
             terms["switch"] = self.switch * self._dbild(routes, "switch")
         return terms
 
-    def _dbild(self, routes: Routes, learner: Need) -> Float[Tensor, " answers"]:
+    def _dbild(self, routes: Routes, learner: Route) -> Float[Tensor, " answers"]:
         return dbild(
             routes[learner], routes["teacher"], temperature=self.temperature, window=self.window, min_k=self.min_k
         )
 
     def statistics(self, routes: Routes) -> Terms:
         """The knee k of each leader: a k stuck at `min_k` means that almost no logits are compared."""
-        weights: dict[Need, float] = {"teacher": 1, "student": self.align, "switch": self.switch}
+        weights: dict[Route, float] = {"teacher": 1, "student": self.align, "switch": self.switch}
         return {
             f"knee_{who}": knee(routes[who], window=self.window, min_k=self.min_k).float()
             for who, weight in weights.items()

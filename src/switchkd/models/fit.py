@@ -1,12 +1,13 @@
 """What of two models fits, read from their configs alone: before any weight is loaded."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 from transformers import PretrainedConfig
 
 from switchkd.models.families import family_of
+from switchkd.types import Look, Need
 
 #: fits: the same. bridge: the switch needs a bridge. own inputs: each model reads images and text in its own way. shared ids: the ids that
 #: both have are compared. aligned: answers are matched by their text. refused for the switch: all but the switch can be trained. refused:
@@ -16,6 +17,17 @@ Verdict = Literal["fits", "bridge", "own inputs", "shared ids", "aligned", "refu
 #: What matters to the inputs alone; other sizes than these and the vocabulary are those of the visual features.
 _INPUTS = ("image size in pixels", "image token id")
 WIDTH, ROWS = "feature width", "vocabulary rows"
+_PATCHES = ("patch size in pixels", "frames in a patch")
+_TOKENS = ("visual tokens per image", "visual tokens per tile", "merge size", *_PATCHES)
+_TEXT = ("tokenizer", "chat template")
+#: What must be the same in both models where a method compares them inside; what configs do not tell, the first batch does.
+_ALIKE: dict[Look, tuple[str, ...]] = {
+    "features": (WIDTH, "grid side", "window size in pixels", "deepstack layers", *_PATCHES),
+    "projected": _TOKENS,
+    "visual": _TOKENS,
+    "text": _TEXT,
+    "attention": (*_TOKENS, *_TEXT),
+}
 
 
 @dataclass(frozen=True)
@@ -52,16 +64,23 @@ def compare(student: PretrainedConfig, teacher: PretrainedConfig) -> list[Item]:
     return [*items, _tiles(ours, theirs), _towers(student, teacher)]
 
 
-def refuse(items: Iterable[Item], *, switch: bool, bridge: bool, pair: str = "student and teacher") -> None:
+def refuse(items: Iterable[Item], needs: Collection[Need], *, bridge: bool, pair: str = "student and teacher") -> None:
     """Raise ValueError, with both values, for what cannot be trained.
 
     Args:
         items: what was found about the pair.
-        switch: whether the switch is to be trained.
-        bridge: whether it may go over a bridge.
+        needs: what the method asks for.
+        bridge: whether the switch may go over a bridge.
         pair: how the message calls the two.
     """
+    switch = "switch" in needs
     for item in items:
+        for look, alike in _ALIKE.items():
+            if look in needs and item.what in alike and item.verdict != "fits":
+                raise ValueError(
+                    f"{pair} differ in {item.what}: {item.student} and {item.teacher}, and the method compares {look} one by one: choose a "
+                    "student with the teacher's, or another method"
+                )
         if item.verdict == "refused":
             raise ValueError(f"{pair} differ in {item}: choose another student or teacher")
         if switch and item.verdict == "refused for the switch":

@@ -13,7 +13,8 @@ from switchkd.models.bridge import Bridge, Grid
 from switchkd.models.families.base import Features
 from switchkd.models.pathway import Pathway
 from switchkd.models.vocabulary import Ids, Vocabulary
-from switchkd.types import Batch, Hidden, Need, Routes, to_device
+from switchkd.models.watch import Watch, check_same_text
+from switchkd.types import LOOKS, Batch, Hidden, Inner, Look, Need, Routes, to_device
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ class Pair(nn.Module):
         vocabulary: the number of real token ids, `len(processor.tokenizer)`; head rows beyond it are padding and never compared. Where
             the tokenizers differ, the ids that mean the same in both. Required where `needs` has the teacher.
         bridge: from the student's visual features to the teacher's projector, where their shapes differ.
+        learned: what else the method trains, beside the student: it lives and learns with the pair and is in no student.
 
     Raises:
         ValueError: if the pair does not fit `needs`, with both numbers.
@@ -49,18 +51,27 @@ class Pair(nn.Module):
         needs: frozenset[Need],
         vocabulary: int | Ids | None = None,
         bridge: Bridge | None = None,
+        learned: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self._apart = check_fit(student, teacher, needs, bridged=bridge is not None)
         self.student = student
         self.teacher = None if teacher is None else teacher.requires_grad_(False).eval()
         self.bridge = bridge if "switch" in needs else None
+        self.learned = learned
+        for pathway in (student, *([teacher] if teacher is not None else [])):
+            pathway.show_attention("attention" in needs)
         self.shared = Vocabulary(
             vocabulary, student.head, teacher.head if teacher is not None and "teacher" in needs else None
         )
         self.one_encoder = "teacher" in needs and teacher is not None and see_alike(student, teacher)
         if self.one_encoder:
             _log.info("the student's vision encoder is the teacher's, and frozen: it runs once for both")
+
+    @property
+    def beside(self) -> dict[str, nn.Module | None]:
+        """What learns with the student and is not part of it, by its name in the pair."""
+        return {"bridge": self.bridge, "learned": self.learned}
 
     @property
     def vocabulary(self) -> int:
@@ -78,11 +89,17 @@ class Pair(nn.Module):
         `finish` runs in here, so that DDP and FSDP see the heads being used. It returns tensors in a tuple or a dict, where they look.
         """
         theirs = self._theirs(batch, needs)
+        looks = LOOKS & needs
+        if looks & {"text", "attention"} and theirs is not batch:
+            assert self.teacher is not None
+            check_same_text(self.student, self.teacher, batch, theirs)
         seen = self.student.see(batch)  # V_S(x)
-        spoken = self.student.say(seen, batch)  # L_S(P_S(V_S(x)), t)
+        with Watch(self.student, batch, looks) as ours:
+            spoken = self.student.say(seen, batch)  # L_S(P_S(V_S(x)), t)
+        heard, teacher_inner = self._teacher(seen, batch, theirs, looks) if "teacher" in needs else (None, None)
         hidden = Hidden(
             student=spoken,
-            teacher=_compared(self._teacher(seen, batch, theirs), batch) if "teacher" in needs else None,
+            teacher=None if heard is None else _compared(heard, batch),
             switch=_compared(self._switch(seen, batch, theirs), batch) if "switch" in needs else None,
             student_head=self.student.head,
             teacher_head=self.shared.head(self.teacher.head)
@@ -93,6 +110,8 @@ class Pair(nn.Module):
             if "aligned" not in batch or len(batch["aligned"]) == len(spoken)
             else batch["aligned"][:, 0].contiguous(),
             ids=self.shared.ids,
+            student_inner=ours.inner(seen, self.shared.students_cut(self.student.head)) if looks else None,
+            teacher_inner=teacher_inner,
         )
         return hidden.routes() if finish is None else finish(hidden)
 
@@ -102,10 +121,15 @@ class Pair(nn.Module):
         return self.teacher.say(seen if self.bridge is None else self._across(seen, batch, theirs), theirs)
 
     @torch.no_grad()
-    def _teacher(self, seen: Features | None, batch: Batch, theirs: Batch) -> Float[Tensor, "answers hidden"]:
+    def _teacher(
+        self, seen: Features | None, batch: Batch, theirs: Batch, looks: frozenset[Look]
+    ) -> tuple[Float[Tensor, "answers hidden"], Inner | None]:
         """L_T(P_T(V_T(x)), t); where V_T is V_S, the teacher need not look again."""
         assert self.teacher is not None
-        return self.teacher.say(seen if self.one_encoder and theirs is batch else self.teacher.see(theirs), theirs)
+        seen = seen if self.one_encoder and theirs is batch else self.teacher.see(theirs)
+        with Watch(self.teacher, theirs, looks) as watch:
+            heard = self.teacher.say(seen, theirs)
+        return heard, watch.inner(seen, self.shared.teachers_cut(self.teacher.head))
 
     def _theirs(self, batch: Batch, needs: frozenset[Need]) -> Batch:
         """What the teacher reads: the batch itself where both read the same."""
@@ -208,17 +232,21 @@ def check_fit(
     Returns:
         What differs so that each model must read its own images and text.
     """
-    if not needs & {"teacher", "switch"}:
+    if not needs - {"student"}:
         return []
     if teacher is None:
-        raise ValueError(f"the method needs the routes {', '.join(sorted(needs))}, but there is no teacher")
+        raise ValueError(f"the method needs the routes {', '.join(sorted(needs - LOOKS))}, but there is no teacher")
     items = fit.compare(student.model.config, teacher.model.config)
-    fit.refuse(items, switch="switch" in needs, bridge=bridged)
-    if "switch" in needs:
-        vision = student.part_parameters("vision").values()
-        if not any(parameter.requires_grad for parameter in vision):
+    fit.refuse(items, needs, bridge=bridged)
+    trains_vision: dict[Need, str] = {
+        "switch": "the switch trains nothing else: add vision to the stage's `train`, or set the method's switch to 0",
+        "features": "its term on V(x) trains nothing else: add vision to the stage's `train`, or choose another method",
+    }
+    vision = student.part_parameters("vision").values()
+    frozen = not any(parameter.requires_grad for parameter in vision)
+    for need, why in trains_vision.items():
+        if frozen and need in needs:
             raise ValueError(
-                f"the student's vision encoder is frozen (0 of {sum(p.numel() for p in vision)} parameters train) and the switch "
-                "trains nothing else: add vision to the stage's `train`, or set the method's switch to 0"
+                f"the student's vision encoder is frozen (0 of {sum(p.numel() for p in vision)} parameters train) and {why}"
             )
     return [item for item in items if item.verdict in ("bridge", "own inputs") and item.what != fit.WIDTH]

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -14,7 +14,7 @@ from transformers.utils import is_flash_attn_2_available
 from switchkd.models.families import family_of
 from switchkd.models.families.base import Features
 from switchkd.models.quantize import Quantization, bits_and_bytes, keep_gradients
-from switchkd.types import Batch, Head, answer_positions, to_device
+from switchkd.types import Batch, Head, Sizes, answer_positions, to_device
 
 
 class Pathway(nn.Module):
@@ -32,6 +32,7 @@ class Pathway(nn.Module):
         self.family = family_of(model.config)
         self.family.check(model.config)
         self.model = model
+        self._attention = self._language.config._attn_implementation
 
     def see(self, batch: Batch) -> Features | None:
         """V(x), what the projector receives; None for a batch without images."""
@@ -71,6 +72,19 @@ class Pathway(nn.Module):
         """The output matrix, from hidden states to logits, with what the family puts behind it."""
         matrix = self.model.get_output_embeddings()
         return Head(matrix.weight, matrix.bias, self.family.softcap(self.model.config))
+
+    @property
+    def sizes(self) -> Sizes:
+        """Width and heads of the language model."""
+        return self.family.language_sizes(self.model.config)
+
+    @property
+    def _language(self) -> PreTrainedModel:
+        return cast(PreTrainedModel, self.part("language")[0])
+
+    def show_attention(self, shown: bool) -> None:
+        """Let the language model keep its attention weights, which only eager attention does, or go back to what it was loaded with."""
+        self._language.set_attn_implementation("eager" if shown else self._attention)
 
     def part(self, name: str) -> list[nn.Module]:
         """The modules of `vision`, `projector` or `language`."""

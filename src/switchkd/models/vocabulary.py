@@ -59,6 +59,14 @@ class Vocabulary(nn.Module):
         """The teacher's head, with the rows that are compared as its first ones."""
         return teacher if self.weight is None else Head(self.weight, self.bias, teacher.softcap)
 
+    def students_cut(self, student: Head) -> Head:
+        """The student's head with the rows that are compared and no others."""
+        return _rows(student, slice(self.size) if self.ids is None else self.ids)
+
+    def teachers_cut(self, teacher: Head) -> Head:
+        """The teacher's head with the same rows in the same order."""
+        return _rows(self.head(teacher), slice(self.size))
+
     @torch.no_grad()
     def dropped_mass(self, hidden: Float[Tensor, "n hidden"], teacher: Head) -> Float[Tensor, " n"] | None:
         """1 − Σ p_T over the ids that are compared, where two tokenizers share some only: what lies on the others, and on padding rows.
@@ -76,6 +84,9 @@ def _log_sum_exp(hidden: Float[Tensor, "n hidden"], head: Head) -> Float[Tensor,
     found = []
     for start in range(0, head.rows, _ROWS):
         rows = slice(start, start + _ROWS)
-        part = Head(head.weight[rows], None if head.bias is None else head.bias[rows], head.softcap)
-        found.append(part.logits(hidden).logsumexp(dim=-1))
+        found.append(_rows(head, rows).logits(hidden).logsumexp(dim=-1))
     return torch.stack(found).logsumexp(dim=0)
+
+
+def _rows(head: Head, rows: slice | Tensor) -> Head:
+    return Head(head.weight[rows], None if head.bias is None else head.bias[rows], head.softcap)

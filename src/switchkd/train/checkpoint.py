@@ -6,11 +6,11 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import ProcessorMixin
 
 from switchkd.models import Pathway
@@ -20,7 +20,8 @@ from switchkd.train import lora
 MANIFEST = "manifest.json"
 _STAGING = ".saving"
 _LORA = "lora.safetensors"
-_BRIDGE = "bridge.safetensors"
+#: What learns beside the student (`Pair.beside`) → its file in a checkpoint.
+BESIDE = {"bridge": "bridge.safetensors", "learned": "learned.safetensors"}
 _NAME = re.compile(r"checkpoint-(\d+)")
 _log = logging.getLogger(__name__)
 
@@ -82,26 +83,37 @@ def load_student(student: Pathway, directory: str | Path) -> None:
         student.model.load_state_dict(saved.state_dict())
 
 
-def save_bridge(bridge: Bridge | None, directory: str | Path, state: dict[str, Tensor] | None = None) -> None:
-    """Write the bridge beside the student, for resuming: no model needs it afterwards. `state` as in `save_student`."""
-    if bridge is not None:
-        own = bridge.state_dict() if state is None else {n: state[f"bridge.{n}"] for n in bridge.state_dict()}
-        save_file({name: tensor.contiguous() for name, tensor in own.items()}, Path(directory) / _BRIDGE)
+def save_beside(
+    modules: Mapping[str, nn.Module | None], directory: str | Path, state: dict[str, Tensor] | None = None
+) -> None:
+    """Write what learns beside the student, for resuming: no model needs it afterwards.
+
+    Args:
+        modules: `Pair.beside`.
+        directory: of the checkpoint.
+        state: as in `save_student`.
+    """
+    for name, module in modules.items():
+        if module is not None:
+            own = module.state_dict() if state is None else {n: state[f"{name}.{n}"] for n in module.state_dict()}
+            save_file({n: tensor.contiguous() for n, tensor in own.items()}, Path(directory) / BESIDE[name])
 
 
-def load_bridge(bridge: Bridge | None, directory: str | Path) -> None:
-    """Put the bridge of a checkpoint into `bridge`.
+def load_beside(modules: Mapping[str, nn.Module | None], directory: str | Path) -> None:
+    """Put what learned beside the student of a checkpoint into `modules`.
 
     Raises:
-        ValueError: if only one of the two has one.
+        ValueError: if only one of the two has it.
     """
-    file = Path(directory) / _BRIDGE
-    if file.exists() != (bridge is not None):
-        where = f"{directory} was saved {'with' if file.exists() else 'without'} a bridge"
-        raise ValueError(f"{where}, and the recipe's pair has {'one' if bridge is not None else 'none'}")
-    if bridge is not None:
-        bridge.load_state_dict(load_file(file))
-        bridge.fitted = True
+    for name, module in modules.items():
+        file = Path(directory) / BESIDE[name]
+        if file.exists() != (module is not None):
+            where = f"{directory} was saved {'with' if file.exists() else 'without'} {file.name}"
+            raise ValueError(f"{where}, and the recipe's pair has {'one' if module is not None else 'none'}")
+        if module is not None:
+            module.load_state_dict(load_file(file))
+        if isinstance(module, Bridge):
+            module.fitted = True
 
 
 def staging(run: str | Path) -> str:

@@ -33,7 +33,7 @@ from switchkd.models.layers import recompute
 from switchkd.train import lora
 from switchkd.train.parts import freeze
 from switchkd.train.recipe import Recipe, Stage, Student, Teacher
-from switchkd.types import Batch, Hidden, Need
+from switchkd.types import LOOKS, Batch, Hidden, Route
 
 #: Rows of a chunk's logits that autograd holds at a time for a loss without written gradients, beside the logits themselves.
 _PLAIN_COPIES = 3
@@ -136,7 +136,9 @@ def forecast(recipe: Recipe, stage: Stage) -> str:
         memory = estimate(recipe, stage, configs[0], configs[1] if recipe.teacher else None, load)
     except ValueError as reason:
         return f"cannot be estimated: {reason}"
-    return f"{memory}, for {rows} rows of {load.length} tokens with an image each (data.max_length, the longest there can be)"
+    assert stage.method is not None
+    rows_of = f"{rows} rows of {load.length} tokens with an image each (data.max_length, the longest there can be)"
+    return f"{memory}, for {rows_of}{left_out(stage.method)}"
 
 
 class _Live(TorchDispatchMode):
@@ -194,6 +196,8 @@ class _Step:
         freeze(student, recipe.student.freeze)
         student.train()
         self.teacher = None if teacher is None else _imagine(teacher).requires_grad_(False).eval()
+        for pathway in (student, *([self.teacher] if self.teacher is not None else [])):
+            pathway.show_attention("attention" in self.needs)
         if self.teacher is not None and recipe.train.switch_checkpointing:
             recompute(self.teacher.part("language"))
 
@@ -205,14 +209,14 @@ class _Step:
         if (self.stage.gradient_accumulation_steps or 1) > 1:  # those of earlier micro-batches are there from the start
             for parameter in trainable:
                 parameter.grad = torch.empty_like(parameter)
-        kept: dict[Need | str, int] = {}
+        kept: dict[str, int] = {}
         live.peak = start = live.bytes
         dtype = torch.bfloat16 if self.recipe.train.bf16 else torch.float16
         with torch.autocast("cpu", dtype, enabled=half):
             seen = self._see(self.student)
             kept["vision"] = live.bytes - start
             before = live.bytes
-            hidden: dict[Need, Tensor] = {"student": self._say(self.student, seen)}
+            hidden: dict[Route, Tensor] = {"student": self._say(self.student, seen)}
             kept["student"] = live.bytes - before
             theirs = None
             if self.teacher is not None and "teacher" in self.needs:
@@ -291,7 +295,7 @@ class _Step:
         own = self.pictures is not None and pathway is self.teacher and "teacher" in self.pictures
         return cast(Any, self.pictures)["teacher"]["input_ids"].shape[1] if own else self.load.length
 
-    def _hidden(self, hidden: dict[Need, Tensor]) -> Hidden:
+    def _hidden(self, hidden: dict[Route, Tensor]) -> Hidden:
         heads = [p.head for p in (self.student, self.teacher) if p is not None]
         vocabulary = min(head.rows for head in heads)
         teacher = heads[1] if len(hidden) > 1 else None
@@ -307,6 +311,12 @@ def walk_bytes(recipe: Recipe, method: Method, hidden: Hidden, device: torch.dev
         return (1 + _PLAIN_COPIES) * tokens * each
     written = isinstance(method.chunk_loss(), CrossEntropyDBiLD)
     return (1 if written else 1 + _PLAIN_COPIES) * chunk_that_fits(max(tokens, 1), each, device) * each
+
+
+def left_out(method: Method) -> str:
+    """What the numbers do not hold: tensors that the method keeps of the inside of both models, and their terms."""
+    looks = ", ".join(sorted(method.needs & LOOKS))
+    return f"; without what method {method.name} keeps of {looks} in both models" if looks else ""
 
 
 def loss_bytes(recipe: Recipe, method: Method, hidden: Hidden, device: torch.device) -> int:

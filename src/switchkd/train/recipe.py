@@ -255,6 +255,12 @@ class Stage:
                 "the switch trains nothing but the vision encoder, which is frozen here. Add vision to its parts, or "
                 "choose another method or `switch: 0`",
             )
+        if self.method is not None and "features" in self.method.needs:
+            _require(
+                "vision" in self.train,
+                f"stage {self.name} trains {', '.join(self.train)}, and its method {self.method.name} compares what both models see: that "
+                "term trains nothing but the vision encoder, which is frozen here. Add vision to its parts, or choose another method",
+            )
 
 
 @dataclass(frozen=True)

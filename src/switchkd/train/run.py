@@ -94,7 +94,7 @@ def fit(opened: OpenStage) -> None:
         _log.info("stage %s: resuming from %s, step %d of %d", opened.stage.name, newest, done, steps)
         if done >= steps:
             checkpoint.load_student(opened.session.student, newest)
-            checkpoint.load_bridge(opened.pair.bridge, newest)
+            checkpoint.load_beside(opened.pair.beside, newest)
             return
     trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
     if trainer.state.global_step < steps:
@@ -159,7 +159,7 @@ _TRAINING_STATE = {
     "trainer_state.json",
     "scaler.pt",
     "lora.safetensors",
-    "bridge.safetensors",
+    *checkpoint.BESIDE.values(),
     checkpoint.MANIFEST,
 }
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from accelerate import PartialState
 from datasets import Dataset
+from torch import nn
 from transformers import AutoConfig, AutoProcessor, ProcessorMixin, set_seed
 
 from switchkd.data.collate import Collator
@@ -23,7 +24,7 @@ from switchkd.train import lora
 from switchkd.train.match import Match, match
 from switchkd.train.parts import freeze
 from switchkd.train.recipe import Recipe, Stage
-from switchkd.types import to_device
+from switchkd.types import Need, to_device
 
 _log = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ def open_session(recipe: Recipe) -> Session:
         ValueError: if a model's family is unknown, its weights are incomplete, or teacher and student do not read the same tokens and
             pixels.
     """
+    _check_attention(recipe)
     set_seed(recipe.train.seed)
     processor = AutoProcessor.from_pretrained(recipe.student.path, trust_remote_code=False)
     device = PartialState().device
@@ -131,11 +133,32 @@ def match_pair(recipe: Recipe, processor: ProcessorMixin) -> Match:
     found = match(
         (configs[0], processor), (configs[1], AutoProcessor.from_pretrained(teacher, trust_remote_code=False))
     )
-    switches = any("switch" in stage.method.needs for stage in recipe.resolved_stages() if stage.method)
-    refuse(found.items, switch=switches, bridge=recipe.pair.bridge != "none", pair=f"{student} and {teacher}")
+    refuse(found.items, _needs(recipe), bridge=recipe.pair.bridge != "none", pair=f"{student} and {teacher}")
     for item in found.mismatches:
         _log.info("student and teacher differ in %s: %s", item, item.verdict)
     return found
+
+
+def _needs(recipe: Recipe) -> frozenset[Need]:
+    """Of all stages."""
+    return frozenset().union(*(stage.method.needs for stage in recipe.resolved_stages() if stage.method))
+
+
+def _check_attention(recipe: Recipe) -> None:
+    """Raise ValueError where a method looks at attention weights and the recipe asks for code that keeps none."""
+    if "attention" not in _needs(recipe):
+        return
+    for who, model in (("student", recipe.student), ("teacher", recipe.teacher)):
+        if model is not None and model.attn_implementation not in ("auto", "eager"):
+            raise ValueError(
+                f"{who}.attn_implementation is {model.attn_implementation}, which keeps no attention weights, and a method of this recipe "
+                "compares them: leave it at auto (the language model then runs eager attention in that stage), or choose eager"
+            )
+    if recipe.train.torch_compile:
+        raise ValueError(
+            "train.torch_compile is true, and compiled layers do not show the attention weights that a method of this recipe compares: "
+            "turn it off"
+        )
 
 
 def stage_rows(session: Session, stage: Stage, directory: Path) -> Dataset:
@@ -180,11 +203,20 @@ def open_stage(session: Session, stage: Stage, directory: Path, rows: Dataset | 
         needs=stage.method.needs,
         vocabulary=session.match.vocabulary if session.match else len(session.processor.tokenizer),
         bridge=session.bridge,
+        learned=_learned(session, stage.method),
     )
     opened = OpenStage(session, stage, stage.method, rows, pair, directory)
     if pair.bridge is not None and not pair.bridge.fitted and recipe.pair.fit_rows:
         fit_bridge(opened, recipe.pair.fit_rows)
     return opened
+
+
+def _learned(session: Session, method: Method) -> nn.Module | None:
+    """What the method learns beside the student."""
+    if session.teacher is None:
+        return None
+    module = method.learned(session.student.sizes, session.teacher.sizes)
+    return None if module is None else module.to(session.student.head.weight.device)
 
 
 def check_aligned(collator: PairCollator, rows: Dataset, least: float) -> None:

@@ -10,13 +10,13 @@ from torch.utils.data import Sampler
 from transformers import ProcessorMixin, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
 
-from switchkd.losses import PlainTerms, SummedLoss, fused_loss, plain_loss
+from switchkd.losses import PlainTerms, SummedLoss, fused_loss, plain_loss, with_rows
 from switchkd.methods import Method
 from switchkd.models import Pair
 from switchkd.train import checkpoint
 from switchkd.train.parts import set_rates
 from switchkd.train.sampler import LengthGroupedSampler
-from switchkd.types import Batch, Hidden, answer_targets
+from switchkd.types import Batch, Hidden, answer_positions, answer_targets
 
 _log = logging.getLogger(__name__)
 
@@ -80,7 +80,10 @@ class DistillationTrainer(Trainer):
                 f"step {self.state.global_step}: the global batch has no answer token, so there is nothing to learn from"
             )
         targets = answer_targets(inputs["labels"])
-        sums: SummedLoss = model(inputs, self.method.needs, lambda hidden: self._sum(hidden, targets))
+        answers = answer_positions(inputs["labels"]).sum(dim=1)
+        sums: SummedLoss = model(
+            inputs, self.method.needs, lambda hidden: self._with_rows(self._sum(hidden, targets), hidden, answers)
+        )
         if not torch.isfinite(sums.loss):
             found = ", ".join(f"{name} {value.item():.4g}" for name, value in sums.terms.items())
             raise FloatingPointError(
@@ -112,6 +115,19 @@ class DistillationTrainer(Trainer):
             dropped = self.pair.dropped_mass(hidden.teacher)
             if dropped is not None:
                 sums = sums._replace(statistics=sums.statistics | {"dropped_mass": dropped.sum()})
+        return sums
+
+    def _with_rows(self, sums: SummedLoss, hidden: Hidden, answers: Tensor) -> SummedLoss:
+        """The same with the method's terms about what is inside both models."""
+        if hidden.student_inner is None or hidden.teacher_inner is None:
+            return sums
+        sums = with_rows(
+            sums, self.method.row_terms(hidden.student_inner, hidden.teacher_inner, self.pair.learned), answers
+        )
+        if (
+            self.pair.learned is not None
+        ):  # a rank whose rows have no image must give these a gradient too, or DDP waits
+            sums = sums._replace(loss=sums.loss + 0 * sum(p.sum() for p in self.pair.learned.parameters()))
         return sums
 
     # ---- optimizer
@@ -183,11 +199,11 @@ class DistillationTrainer(Trainer):
         if self.args.should_save:
             directory = output_dir or self._run
             checkpoint.save_student(self.pair.student, self.processor, self.card, directory, state_dict)
-            checkpoint.save_bridge(self.pair.bridge, directory, state_dict)
+            checkpoint.save_beside(self.pair.beside, directory, state_dict)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         checkpoint.load_student(self.pair.student, resume_from_checkpoint)
-        checkpoint.load_bridge(self.pair.bridge, resume_from_checkpoint)
+        checkpoint.load_beside(self.pair.beside, resume_from_checkpoint)
 
     def _get_output_dir(self, trial: Any) -> str:
         return self._staging or super()._get_output_dir(trial)

@@ -1,6 +1,7 @@
 """What the project must know about a family of vision-language models: a few names. One implementation serves all families."""
 
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from math import isqrt
 from typing import Any, TypeAlias, cast
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from switchkd.types import Batch
+from switchkd.types import Batch, Sizes
 
 #: V(x): what the projector receives. [images or tiles, tokens, width], or [patches, width] where images differ in size.
 Features: TypeAlias = Float[Tensor, "*tokens width"]
@@ -128,6 +129,37 @@ class Family:
         """c, where the family's logits are c·tanh(z / c) (PaliGemma 2); None where they are the head's own."""
         return getattr(config.get_text_config(), "final_logit_softcapping", None) if self.softcapped else None
 
+    # ---- what belongs to which row of the batch
+
+    def tokens_of(self, projected: BaseModelOutputWithPooling) -> Float[Tensor, "tokens width"]:
+        """P(V(x)) of all images, in the order of their placeholders."""
+        output: Any = projected.pooler_output
+        parts = [output] if isinstance(output, Tensor) else output
+        return torch.cat([part.reshape(-1, part.shape[-1]) for part in parts])
+
+    def pictures_of_rows(
+        self, config: PretrainedConfig, batch: Batch, projected: BaseModelOutputWithPooling, tokens: list[int]
+    ) -> list[int]:
+        """How many pictures V sees of each row, from the number of its visual tokens: a picture has as many as its area says."""
+        return share([height * width for height, width in self.shapes(config, batch)], tokens)
+
+    def features_of_rows(
+        self, config: PretrainedConfig, features: Features, batch: Batch, pictures: list[int]
+    ) -> list[Float[Tensor, "tokens width"]]:
+        """V(x) of each row, from the number of its pictures."""
+        if features.ndim == 3:
+            return [part.flatten(0, 1) for part in features.split(pictures)]
+        areas = iter([height * width for height, width in self.shapes(config, batch)])
+        return list(features.split([sum(next(areas) for _ in range(count)) for count in pictures]))
+
+    def language_sizes(self, config: PretrainedConfig) -> Sizes:
+        """Of the language model."""
+        return Sizes(width=config.text_config.hidden_size, heads=config.text_config.num_attention_heads)
+
+    def first_attention(self, model: PreTrainedModel) -> nn.Module:
+        """The self attention of the language model's first layer."""
+        return self.part(model, "language")[0].get_submodule("layers.0.self_attn")
+
     # ---- V(x) as pictures
 
     def maps(self, config: PretrainedConfig, features: Features, batch: Batch) -> list[Map]:
@@ -173,6 +205,23 @@ class Family:
     def sizes(self, config: PretrainedConfig) -> dict[str, int]:
         """The sizes of vision encoder and projector, for `geometry`."""
         raise NotImplementedError(f"{self.model_type} does not say its sizes")
+
+
+def share(sizes: list[int], parts: list[int]) -> list[int]:
+    """How many of the `sizes`, from the first on, fill each of the `parts`, which are in another unit.
+
+    Raises:
+        ValueError: where a part ends within one of them.
+    """
+    ends = [0, *accumulate(sizes)]
+    whole = sum(parts)
+    found = [0]
+    for end in accumulate(parts):
+        wanted, rest = divmod(end * ends[-1], max(whole, 1))
+        if rest or wanted not in ends:
+            raise ValueError(f"rows of {parts} visual tokens do not end where images of the sizes {sizes} do")
+        found.append(ends.index(wanted))
+    return [after - before for before, after in pairwise(found)]
 
 
 def one(size: Any) -> int:

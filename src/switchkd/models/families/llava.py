@@ -8,7 +8,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
-from switchkd.models.families.base import Family, one
+from switchkd.models.families.base import Family, one, share
 from switchkd.types import Batch
 
 PARTS = {
@@ -83,6 +83,14 @@ class Tiled(Llava):
     def packing(self, config: PretrainedConfig) -> dict[str, Any]:
         """What else the model's packing takes."""
         return {"vision_feature_select_strategy": config.vision_feature_select_strategy}
+
+    def pictures_of_rows(
+        self, config: PretrainedConfig, batch: Batch, projected: BaseModelOutputWithPooling, tokens: list[int]
+    ) -> list[int]:
+        """The tiles of its images: how many tokens an image has is known after packing alone."""
+        images = share([len(image) for image in cast(Any, projected.pooler_output)], tokens)
+        tiles = iter(self.split(config, batch))
+        return [sum(next(tiles) for _ in range(count)) for count in images]
 
 
 class OneVision(Tiled):
