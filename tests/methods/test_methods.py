@@ -6,7 +6,7 @@ from dataclasses import asdict
 import pytest
 
 from switchkd.losses.chunks import CrossEntropyDBiLD
-from switchkd.methods import KD, METHODS, BiLD, SwitchKD
+from switchkd.methods import KD, METHODS, BiLD, FeatureKD, SwitchKD
 
 REFUSED = [
     (KD, {"beta": -0.1}, r"kd: beta must lie between 0 \(forward KL\) and 1 \(reverse KL\), got -0.1"),
@@ -18,12 +18,16 @@ REFUSED = [
     (SwitchKD, {"align": math.nan}, "switch_kd: weights must be finite"),
     (SwitchKD, {"switch": math.inf}, "switch_kd: weights must be finite"),
     (SwitchKD, {"align": 0.0, "switch": 0.0}, "align and switch are both 0, .* use method sft"),
+    (FeatureKD, {"features": 0.0}, "feature_kd: features must be positive .* use method switch_kd with switch: 0"),
+    (FeatureKD, {"align": -1.0}, "feature_kd: features must be positive and align not negative"),
+    (FeatureKD, {"align": math.inf}, "feature_kd: features must be positive and align not negative, both finite"),
+    (FeatureKD, {"min_k": 9, "window": 8}, "feature_kd: need 2 <= min_k <= window, got min_k=9, window=8"),
     (SwitchKD, {"min_k": 1}, "switch_kd: need 2 <= min_k <= window, got min_k=1, window=128"),
     (SwitchKD, {"min_k": 9, "window": 8}, "switch_kd: need 2 <= min_k <= window, got min_k=9, window=8"),
 ]
 REFUSED += [
     (method, {"temperature": value}, f"{method.name}: temperature must be positive and finite, got {value}")
-    for method in (KD, BiLD, SwitchKD)
+    for method in (KD, BiLD, SwitchKD, FeatureKD)
     for value in (0.0, -1.0, math.inf, math.nan)
 ]
 

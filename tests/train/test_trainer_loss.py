@@ -10,10 +10,15 @@ from train.ranks import run_on_two_ranks
 from train.steps import make_trainer, read_metrics, rows
 
 from switchkd.losses import ChunkLoss, CrossEntropyDBiLD
-from switchkd.methods import KD, METHODS, SFT, BiLD, SwitchKD
+from switchkd.methods import KD, METHODS, SFT, BiLD, FeatureKD, SwitchKD
 from switchkd.models import Pathway
 
 CASES = [SFT(), KD(), KD(beta=0.5, temperature=2.0), BiLD(), SwitchKD(window=32), SwitchKD(align=0.0, window=None)]
+#: With terms about the inside of both models, which are added to those on the answers.
+RIVALS = [FeatureKD(window=32)]
+CASES += RIVALS
+#: Terms and statistics of each.
+LINES = {"sft": 1, "kd": 2, "bild": 2, "feature_kd": 5}
 
 
 def test_every_method_is_compared():
@@ -40,9 +45,19 @@ def assert_same(one, other):
 def test_fused_and_plain_train_alike(method, tmp_path):
     fused, plain = (trained(tmp_path / loss, method=method, loss=loss) for loss in ("fused", "plain"))
     assert_same(fused, plain)
-    expected = {"sft": 1, "kd": 2, "bild": 2, "switch_kd": 6 if "align=1" in str(method) else 4}[method.name]
+    expected = (LINES | {"switch_kd": 6 if "align=1" in str(method) else 4})[method.name]
     bookkeeping = {"step", "loss", "grad_norm", "learning_rate", "epoch", "answer_tokens"}
     assert len(set(fused[0][0]) - bookkeeping) == expected
+
+
+@pytest.mark.parametrize("method", RIVALS, ids=str)
+def test_accumulated_row_terms_are_the_same_step(method, tmp_path):
+    runs = []
+    for batch_size, accumulation in ((4, 1), (1, 4), (2, 2)):
+        output = tmp_path / str(batch_size)
+        runs.append(trained(output, method=method, batch_size=batch_size, accumulation=accumulation))
+    assert_same(runs[0], runs[1])
+    assert_same(runs[0], runs[2])
 
 
 def test_accumulated_and_tied(tmp_path):

@@ -2,6 +2,7 @@
 
 from switchkd.methods.base import Direction, Method, RowTerms, Terms
 from switchkd.methods.bild import BiLD
+from switchkd.methods.feature_kd import FeatureKD
 from switchkd.methods.kd import KD
 from switchkd.methods.sft import SFT
 from switchkd.methods.switch_kd import SwitchKD
@@ -13,7 +14,8 @@ METHODS: dict[str, type[Method]] = {
         KD,
         BiLD,
         SwitchKD,
+        FeatureKD,
     )
 }
 
-__all__ = ["KD", "METHODS", "SFT", "BiLD", "Direction", "Method", "RowTerms", "SwitchKD", "Terms"]
+__all__ = ["KD", "METHODS", "SFT", "BiLD", "Direction", "FeatureKD", "Method", "RowTerms", "SwitchKD", "Terms"]

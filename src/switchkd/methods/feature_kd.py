@@ -1,0 +1,73 @@
+"""Feature distillation: align the student's answers, and pull what it sees towards what the teacher sees. The plain rival of the switch."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from switchkd.losses import ChunkLoss, squared_error
+from switchkd.methods.base import Direction, Method, RowTerms, Terms, check_temperature, side_by_side
+from switchkd.methods.sft import SFT
+from switchkd.methods.switch_kd import SwitchKD
+from switchkd.types import Inner, Need, Routes
+
+
+@dataclass(frozen=True)
+class FeatureKD(Method):
+    """L = CE(z_S, y) + λ·DBiLD(z_T, z_S) + μ·MSE(V_S(x), V_T(x)).
+
+    `align` is λ, with `temperature`, `window` and `min_k` as in `switch_kd`; `features` is μ. The MSE is a mean over all visual tokens and
+    channels of a row, not divided by the scale of V_T. It trains the student's vision encoder and nothing else.
+    """
+
+    name: ClassVar[str] = "feature_kd"
+    align: float = 1.0
+    features: float = 1.0
+    temperature: float = 3.0
+    window: int | None = 128
+    min_k: int = 3
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.align < math.inf and 0 < self.features < math.inf):
+            raise ValueError(
+                f"feature_kd: features must be positive and align not negative, both finite, got features={self.features}, "
+                f"align={self.align}; without features, use method switch_kd with switch: 0"
+            )
+        check_temperature(self.name, self.temperature)
+        if self.min_k < 2 or (self.window is not None and self.window < self.min_k):
+            raise ValueError(f"feature_kd: need 2 <= min_k <= window, got min_k={self.min_k}, window={self.window}")
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """Student and teacher, and what both see."""
+        return frozenset({"student", "teacher", "features"})
+
+    @property
+    def directions(self) -> dict[str, Direction]:
+        """Those of `align`: reverse, from both leaders."""
+        return self._answers.directions
+
+    def terms(self, routes: Routes, targets: Int[Tensor, " answers"]) -> Terms:
+        """Cross-entropy and `align`, at its weight."""
+        return self._answers.terms(routes, targets)
+
+    def row_terms(self, student: Inner, teacher: Inner, learned: nn.Module | None) -> RowTerms:
+        """`features`, at its weight."""
+        pairs = side_by_side("features", student, teacher)
+        return {"features": self.features * torch.stack([squared_error(ours, theirs) for ours, theirs in pairs])}
+
+    def statistics(self, routes: Routes) -> Terms:
+        """The knees of `align`."""
+        return self._answers.statistics(routes)
+
+    def chunk_loss(self) -> ChunkLoss:
+        """Of the terms on the answers."""
+        return self._answers.chunk_loss()
+
+    @property
+    def _answers(self) -> Method:
+        """What is learned from the answers alone."""
+        return SwitchKD(self.align, 0, self.temperature, self.window, self.min_k) if self.align else SFT()
