@@ -36,6 +36,17 @@ def squared_error(student: Tensor, teacher: Tensor) -> float:
     return math.fsum(squares) / len(squares) if squares else 0.0
 
 
+def relation(student: Tensor, teacher: Tensor) -> float:
+    """1 − cos of the two matrices of products between the rows of each."""
+    ours, theirs = (
+        [math.fsum(a * b for a, b in zip(one, other, strict=True)) for one in rows(y) for other in rows(y)]
+        for y in (student, teacher)
+    )
+    product = math.fsum(a * b for a, b in zip(ours, theirs, strict=True))
+    lengths = [math.sqrt(math.fsum(value * value for value in matrix)) for matrix in (ours, theirs)]
+    return 1 - product / (lengths[0] * lengths[1])
+
+
 def cross_entropy(logits: Tensor, targets: Tensor) -> list[float]:
     return [-log_softmax(z)[y] for z, y in zip(rows(logits), targets.tolist(), strict=True)]
 

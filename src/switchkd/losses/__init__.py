@@ -7,7 +7,7 @@ from switchkd.losses.bild import bild, dbild
 from switchkd.losses.chunks import ChunkLoss, CrossEntropyDBiLD, PlainTerms
 from switchkd.losses.divergence import cross_entropy, forward_kl, jsd, reverse_kl
 from switchkd.losses.fused import SummedLoss, fused_loss, plain_loss, with_rows
-from switchkd.losses.inner import squared_error
+from switchkd.losses.inner import of_logits, relation, squared_error
 from switchkd.losses.knee import knee
 from switchkd.types import Head
 
@@ -24,7 +24,9 @@ __all__ = [
     "fused_loss",
     "jsd",
     "knee",
+    "of_logits",
     "plain_loss",
+    "relation",
     "reverse_kl",
     "squared_error",
     "with_rows",

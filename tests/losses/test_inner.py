@@ -1,0 +1,73 @@
+"""Losses between what is inside two models: the relation of tokens, and logits that are not kept."""
+
+import math
+
+import oracles
+import pytest
+import torch
+
+from switchkd.losses import forward_kl, of_logits, relation
+from switchkd.types import Head
+
+
+def random(*shapes, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in shapes]
+
+
+def test_relation_hand_computed():
+    # Two tokens. y_S = (1, 0), (1, 1) → R_S = 1 1 / 1 2, length √7. y_T = (2), (0) → R_T = 4 0 / 0 0, length 4. Product 4.
+    # cos = 4 / (4 √7), so L = 1 − 1/√7.
+    student = torch.tensor([[1.0, 0], [1, 1]], dtype=torch.float64)
+    teacher = torch.tensor([[2.0], [0]], dtype=torch.float64)
+    assert relation(student, teacher).item() == pytest.approx(1 - 1 / math.sqrt(7), abs=1e-14)
+
+
+def test_relation_oracle_and_properties():
+    student, teacher, turn = random((7, 5), (7, 9), (5, 5))
+    value = relation(student, teacher)
+    assert value.item() == pytest.approx(oracles.relation(student, teacher), abs=1e-13)
+    assert 0 < value < 2
+    assert relation(teacher, teacher).item() == pytest.approx(0, abs=1e-14)
+    orthogonal = torch.linalg.qr(turn).Q
+    assert relation(3 * student @ orthogonal, teacher).item() == pytest.approx(value.item(), abs=1e-13)
+    assert torch.autograd.gradcheck(lambda y: relation(y, teacher), student.requires_grad_())
+
+
+@pytest.mark.usefixtures("unchecked_shapes")
+def test_relation_refuses_what_cannot_be_compared():
+    student, teacher = random((7, 5), (6, 9))
+    with pytest.raises(ValueError, match="got 7 and 6 tokens"):
+        relation(student, teacher)
+    with pytest.raises(ValueError, match="requires grad: True"):
+        relation(student, student.clone().requires_grad_())
+
+
+def test_half_precision_is_multiplied_in_float32():
+    student, teacher = (y.bfloat16() for y in random((20, 300), (20, 200)))
+    assert relation(student, teacher).dtype == torch.float32
+    assert relation(student, teacher).item() == pytest.approx(oracles.relation(student, teacher), abs=1e-6)
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_logits_are_not_kept_for_the_backward_pass(softcap):
+    student, teacher, ours, theirs, bias = random((6, 4), (6, 8), (500, 4), (500, 8), (500,))
+    leaves = [student, ours, bias]
+    found = []
+    for remembering in (True, False):
+        for leaf in leaves:
+            leaf.grad = None
+            leaf.requires_grad_()
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, kept=kept: kept.append(x.numel()) or x, lambda x: x):
+            heads = Head(ours, bias, softcap), Head(theirs)
+            if remembering:
+                value = forward_kl(heads[0].logits(student), heads[1].logits(teacher)).mean()
+            else:
+                value = of_logits(lambda s, t: forward_kl(s, t).mean(), student, heads[0], teacher, heads[1])
+        value.backward()
+        found.append((value.item(), [leaf.grad for leaf in leaves], max(kept, default=0)))
+    assert found[0][0] == found[1][0]
+    for one, other in zip(found[0][1], found[1][1], strict=True):
+        assert torch.equal(one, other)
+    assert found[0][2] >= 6 * 500 > found[1][2]
