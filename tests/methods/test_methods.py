@@ -6,7 +6,7 @@ from dataclasses import asdict
 import pytest
 
 from switchkd.losses.chunks import CrossEntropyDBiLD
-from switchkd.methods import KD, METHODS, BiLD, FeatureKD, SwitchKD
+from switchkd.methods import KD, METHODS, BiLD, FeatureKD, LLaVAKD, SwitchKD
 
 REFUSED = [
     (KD, {"beta": -0.1}, r"kd: beta must lie between 0 \(forward KL\) and 1 \(reverse KL\), got -0.1"),
@@ -22,12 +22,19 @@ REFUSED = [
     (FeatureKD, {"align": -1.0}, "feature_kd: features must be positive and align not negative"),
     (FeatureKD, {"align": math.inf}, "feature_kd: features must be positive and align not negative, both finite"),
     (FeatureKD, {"min_k": 9, "window": 8}, "feature_kd: need 2 <= min_k <= window, got min_k=9, window=8"),
+    (LLaVAKD, {"visual": -1.0}, "llava_kd: weights must be finite, not negative and not all 0, got .*'visual': -1.0"),
+    (
+        LLaVAKD,
+        {"answers": 0, "visual": 0, "relation": 0},
+        "llava_kd: weights must be finite, not negative and not all 0",
+    ),
+    (LLaVAKD, {"relation": math.nan}, "llava_kd: weights must be finite, not negative"),
     (SwitchKD, {"min_k": 1}, "switch_kd: need 2 <= min_k <= window, got min_k=1, window=128"),
     (SwitchKD, {"min_k": 9, "window": 8}, "switch_kd: need 2 <= min_k <= window, got min_k=9, window=8"),
 ]
 REFUSED += [
     (method, {"temperature": value}, f"{method.name}: temperature must be positive and finite, got {value}")
-    for method in (KD, BiLD, SwitchKD, FeatureKD)
+    for method in (KD, BiLD, SwitchKD, FeatureKD, LLaVAKD)
     for value in (0.0, -1.0, math.inf, math.nan)
 ]
 

@@ -10,15 +10,15 @@ from train.ranks import run_on_two_ranks
 from train.steps import make_trainer, read_metrics, rows
 
 from switchkd.losses import ChunkLoss, CrossEntropyDBiLD
-from switchkd.methods import KD, METHODS, SFT, BiLD, FeatureKD, SwitchKD
+from switchkd.methods import KD, METHODS, SFT, BiLD, FeatureKD, LLaVAKD, SwitchKD
 from switchkd.models import Pathway
 
 CASES = [SFT(), KD(), KD(beta=0.5, temperature=2.0), BiLD(), SwitchKD(window=32), SwitchKD(align=0.0, window=None)]
 #: With terms about the inside of both models, which are added to those on the answers.
-RIVALS = [FeatureKD(window=32)]
+RIVALS = [FeatureKD(window=32), LLaVAKD(temperature=2.0)]
 CASES += RIVALS
 #: Terms and statistics of each.
-LINES = {"sft": 1, "kd": 2, "bild": 2, "feature_kd": 5}
+LINES = {"sft": 1, "kd": 2, "bild": 2, "feature_kd": 5, "llava_kd": 4}
 
 
 def test_every_method_is_compared():

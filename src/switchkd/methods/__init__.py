@@ -4,6 +4,7 @@ from switchkd.methods.base import Direction, Method, RowTerms, Terms
 from switchkd.methods.bild import BiLD
 from switchkd.methods.feature_kd import FeatureKD
 from switchkd.methods.kd import KD
+from switchkd.methods.llava_kd import LLaVAKD
 from switchkd.methods.sft import SFT
 from switchkd.methods.switch_kd import SwitchKD
 
@@ -15,7 +16,20 @@ METHODS: dict[str, type[Method]] = {
         BiLD,
         SwitchKD,
         FeatureKD,
+        LLaVAKD,
     )
 }
 
-__all__ = ["KD", "METHODS", "SFT", "BiLD", "Direction", "FeatureKD", "Method", "RowTerms", "SwitchKD", "Terms"]
+__all__ = [
+    "KD",
+    "METHODS",
+    "SFT",
+    "BiLD",
+    "Direction",
+    "FeatureKD",
+    "LLaVAKD",
+    "Method",
+    "RowTerms",
+    "SwitchKD",
+    "Terms",
+]

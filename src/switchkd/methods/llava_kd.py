@@ -1,0 +1,71 @@
+"""LLaVA-KD (arXiv 2410.16236): distil answers, what the language model says at visual tokens, and how these relate."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from switchkd.losses import cross_entropy, forward_kl, of_logits, relation
+from switchkd.methods.base import Direction, Method, RowTerms, Terms, check_temperature, side_by_side
+from switchkd.types import Inner, Need, Routes
+
+
+@dataclass(frozen=True)
+class LLaVAKD(Method):
+    """L = CE(z_S, y) + α·KL(p_T ‖ p_S) at answers + β·KL(p_T ‖ p_S) at visual tokens + γ·(1 − cos(R_S, R_T)), R = z zᵀ at visual tokens.
+
+    `answers` is α, `visual` β, `relation` γ; the two about visual tokens are a mean and a cosine over those of a row. Forward KL both
+    times, over the shared vocabulary, without a T² factor. The paper distils in the first and the last of three stages
+    (recipes/llava-kd-0.5b-from-3b.yaml).
+    """
+
+    name: ClassVar[str] = "llava_kd"
+    answers: float = 1.0
+    visual: float = 1.0
+    relation: float = 0.5
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_temperature(self.name, self.temperature)
+        weights = {name: value for name, value in asdict(self).items() if name != "temperature"}
+        if not all(0 <= weight < math.inf for weight in weights.values()) or not any(weights.values()):
+            raise ValueError(f"llava_kd: weights must be finite, not negative and not all 0, got {weights}")
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """Student and teacher, and both at visual tokens where these have a weight."""
+        return frozenset({"student", "teacher", "visual"} if self.visual or self.relation else {"student", "teacher"})
+
+    @property
+    def directions(self) -> dict[str, Direction]:
+        """Forward, at answers and visual tokens."""
+        return {name: "forward" for name, weight in (("answers", self.answers), ("visual", self.visual)) if weight}
+
+    def terms(self, routes: Routes, targets: Int[Tensor, " answers"]) -> Terms:
+        """Cross-entropy and `answers`."""
+        terms = {"ce": cross_entropy(routes.student, targets)}
+        if self.answers:
+            divergence = forward_kl(routes["student"], routes["teacher"], temperature=self.temperature)
+            terms["answers"] = self.answers * divergence
+        return terms
+
+    def row_terms(self, student: Inner, teacher: Inner, learned: nn.Module | None) -> RowTerms:
+        """`visual` and `relation`, the logits of one row at a time."""
+        found = [
+            of_logits(self._at_visual_tokens, ours, student.head, theirs, teacher.head)
+            if len(ours)
+            else ours.new_zeros(2)
+            for ours, theirs in side_by_side("visual", student, teacher, width=False)
+        ]
+        weights = {"visual": self.visual, "relation": self.relation}
+        values = torch.stack(found).unbind(dim=1)
+        return {name: weights[name] * value for name, value in zip(weights, values, strict=True) if weights[name]}
+
+    def _at_visual_tokens(
+        self, student: Float[Tensor, "n vocab"], teacher: Float[Tensor, "n vocab"]
+    ) -> Float[Tensor, " 2"]:
+        divergence = forward_kl(student, teacher, temperature=self.temperature).mean()
+        return torch.stack([divergence, relation(student, teacher)])
