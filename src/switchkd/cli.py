@@ -1,4 +1,4 @@
-"""The command line: `switchkd demo | train | evaluate | chat | doctor | init | convert | models`.
+"""The command line: `switchkd demo | train | evaluate | chat | doctor | study | init | convert | models`.
 
 The commands are in `switchkd.commands`. Exit codes: 0 done, 1 failed, 2 the command or its recipe cannot be understood, 130 interrupted.
 """
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # tyro has printed the help, or what it did not understand
         return int(stop.code or 0)
     if fields and not verb.takes_fields:
-        return fail(f"{fields[0]}: only train and doctor take fields of a recipe", 2)
+        return fail(f"{fields[0]}: only train, doctor and study take fields of a recipe", 2)
     try:
         _quiet()
         return verb.run(fields)

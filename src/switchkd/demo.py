@@ -1,10 +1,7 @@
 """The demo: one teacher, and two students that differ in the method alone, on the procedural world."""
 
 import json
-import os
-import shutil
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,9 +33,11 @@ def main(seed: int = 0, output: str | Path = "runs/demo") -> None:
     output = Path(output)
     _claim(output, seed)
     _say(f"demo with seed {seed} in {output}")
-    _once(output / "data", lambda folder: world.write(folder, train=TRAIN, validation=VALIDATION, test=TEST, seed=seed))
-    _once(output / "teacher", lambda folder: shutil.copytree(world.teacher_path(), folder, dirs_exist_ok=True))
-    _once(output / "student-init", world.write_student)
+    world.once(
+        output / "data", lambda folder: world.write(folder, train=TRAIN, validation=VALIDATION, test=TEST, seed=seed)
+    )
+    world.once(output / "teacher", world.write_teacher)
+    world.once(output / "student-init", world.write_student)
     results = {"teacher": output / "teacher.results.json"}
     evaluate(output / "teacher", output / "data" / "test.json", output=results["teacher"])
     recipe = demo_recipe(seed, output)
@@ -86,17 +85,6 @@ def _claim(output: Path, seed: int) -> None:
             )
     output.mkdir(parents=True, exist_ok=True)
     marker.write_text(f"{seed}\n")
-
-
-def _once(folder: Path, make: Callable[[Path], object]) -> None:
-    """Fill `folder` by `make`, complete or not at all, unless it is there already."""
-    if folder.exists():
-        return
-    staging = folder.with_name(f".{folder.name}")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir()
-    make(staging)
-    os.rename(staging, folder)
 
 
 def _say(line: str) -> None:

@@ -119,26 +119,36 @@ def estimate(
 
 
 def forecast(recipe: Recipe, stage: Stage) -> str:
-    """The estimate for the longest rows that a recipe allows, with an image each, or why there is none; reads configs and no weights."""
+    """`estimate_longest` for a reader, or why there is none."""
+    assert stage.method is not None
+    try:
+        memory = estimate_longest(recipe, stage)
+    except ValueError as reason:
+        return f"cannot be estimated: {reason}"
+    rows, length = stage.per_device_train_batch_size, recipe.data.max_length
+    rows_of = f"{rows} rows of {length} tokens with an image each (data.max_length, the longest there can be)"
+    return f"{memory}, for {rows_of}{left_out(stage.method)}"
+
+
+def estimate_longest(recipe: Recipe, stage: Stage) -> Memory:
+    """The estimate for the longest rows that a recipe allows, with an image each; reads configs and no weights.
+
+    Raises:
+        ValueError: where there is none, with the reason.
+    """
     paths = [recipe.student.path] + ([recipe.teacher.path] if recipe.teacher else [])
     configs = []
     for path in paths:
         try:
             configs.append(AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False))
         except (OSError, ValueError):
-            return (
-                f"cannot be estimated: {path} is no folder with the config.json of a model, and the Hugging Face cache has none of that "
-                "name (--dry-run downloads nothing)"
-            )
+            raise ValueError(
+                f"{path} is no folder with the config.json of a model, and the Hugging Face cache has none of that "
+                "name (nothing is downloaded for an estimate)"
+            ) from None
     rows = stage.per_device_train_batch_size or 1
     load = Load(rows=rows, length=recipe.data.max_length, answers=rows * recipe.data.max_length, images=rows)
-    try:
-        memory = estimate(recipe, stage, configs[0], configs[1] if recipe.teacher else None, load)
-    except ValueError as reason:
-        return f"cannot be estimated: {reason}"
-    assert stage.method is not None
-    rows_of = f"{rows} rows of {load.length} tokens with an image each (data.max_length, the longest there can be)"
-    return f"{memory}, for {rows_of}{left_out(stage.method)}"
+    return estimate(recipe, stage, configs[0], configs[1] if recipe.teacher else None, load)
 
 
 class _Live(TorchDispatchMode):

@@ -121,6 +121,8 @@ class Data:
     train: str
     #: Where image paths start; the data file's own folder if not given.
     image_root: str | None = None
+    #: Train on the first so many rows; on all of them if not given.
+    rows: int | None = None
     #: Tokens of a row, its visual tokens included; of a longer row, the end of the last answer is cut off.
     max_length: int = 2048
     #: An image with more pixels is refused before it is decoded.
@@ -130,6 +132,7 @@ class Data:
 
     def __post_init__(self) -> None:
         _require(bool(self.train), "train must name a file or a folder")
+        _require(self.rows is None or self.rows >= 1, f"rows must be at least 1, or none for all, got {self.rows}")
         _require(self.max_length >= 1, f"max_length must be at least 1 token, got {self.max_length}")
         _require(self.max_pixels >= 1, f"max_pixels must be at least 1, got {self.max_pixels}")
         _require(
@@ -342,8 +345,12 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: anything that cannot be run, with the field, what was found, and a suggestion.
     """
+    return build_recipe(read_yaml(Path(path)), str(path), overrides)
+
+
+def build_recipe(tree: dict[str, Any], source: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The same of a recipe in memory; `source` is what messages call it."""
     flags = parse_flags(overrides)
-    tree = read_yaml(Path(path))
     if tree.get("stages") is None and any(name.startswith("stages.") for name in flags):
         tree = {**tree, "stages": [{"name": "train"}]}
     # Names first: the knobs beside them belong to the new method.
@@ -355,7 +362,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     method, stages = tree.get("method"), tree.get("stages")
     if isinstance(method, dict) and isinstance(stages, list):
         tree = {**tree, "stages": [_inherit_method(stage, method) for stage in stages]}
-    recipe: Recipe = Builder(Recipe, {Method: METHODS}, str(path), flags.keys()).build(Recipe, tree)
+    recipe: Recipe = Builder(Recipe, {Method: METHODS}, source, flags.keys()).build(Recipe, tree)
     return recipe
 
 
@@ -389,5 +396,5 @@ def save_recipe(recipe: Recipe, path: str | Path) -> None:
 
 __all__ = [
     "Data", "Evaluate", "LearningRates", "LoRA", "Pairing", "Part", "Recipe", "RecipeError", "Stage", "Student", "Teacher", "Train",
-    "load_recipe", "recipe_to_dict", "save_recipe",
+    "build_recipe", "load_recipe", "recipe_to_dict", "save_recipe",
 ]  # fmt: skip

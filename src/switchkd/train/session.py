@@ -175,6 +175,12 @@ def stage_rows(session: Session, stage: Stage, directory: Path) -> Dataset:
     state = PartialState()
     with state.main_process_first():
         rows = load_rows(stage.data, recipe.data.image_root)
+        if recipe.data.rows is not None:
+            if recipe.data.rows > len(rows):
+                raise ValueError(
+                    f"data.rows asks for the first {recipe.data.rows} rows, and {stage.data} has {len(rows)}"
+                )
+            rows = rows.select(range(recipe.data.rows))
         rows = check_rows(
             rows,
             collator,

@@ -150,6 +150,11 @@ class Builder:
                 return None
             (kind,) = (option for option in get_args(kind) if option is not NoneType)
             return self.build(kind, value, at)
+        if origin is dict:
+            given = self._mapping(value, at, "must be a mapping")
+            return {str(key): self.build(get_args(kind)[1], item, f"{at}.{key}") for key, item in given.items()}
+        if kind is Any:
+            return value
         if origin is tuple:
             items = value if isinstance(value, list) else [value]
             return tuple(self.build(get_args(kind)[0], item, f"{at}.{index}") for index, item in enumerate(items))

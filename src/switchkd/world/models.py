@@ -1,5 +1,6 @@
 """The world's tiny models and their processor, all Hugging Face classes: SigLIP, MLP projector, Qwen2."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from transformers import (
 )
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from .assets import student_path
+from .assets import student_path, teacher_path
 from .draw import IMAGE_SIZE
 
 PATCH = 8
@@ -161,3 +162,8 @@ def write_student(directory: str | Path) -> None:
     """Save a student as it starts: it talks about pictures, and half of its eyes have been cut out."""
     LlavaForConditionalGeneration.from_pretrained(student_path()).save_pretrained(directory)
     AutoProcessor.from_pretrained(student_path()).save_pretrained(directory)
+
+
+def write_teacher(directory: str | Path) -> None:
+    """Copy the shipped teacher, a model with its processor."""
+    shutil.copytree(teacher_path(), directory, dirs_exist_ok=True)

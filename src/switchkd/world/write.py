@@ -1,7 +1,9 @@
 """Write the world to disk as other people's data come: PNG pictures and LLaVA JSON."""
 
 import json
-from collections.abc import Iterator
+import os
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 
@@ -37,6 +39,18 @@ def write(
             raise ValueError(f"{split}={number}: the number of pictures cannot be negative")
         if number:
             _write_split(directory, split, number, seed, difficulty)
+
+
+def once(folder: Path, make: Callable[[Path], object]) -> None:
+    """Fill `folder` by `make`, complete or not at all, unless it is there already."""
+    if folder.exists():
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = folder.with_name(f".{folder.name}")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir()
+    make(staging)
+    os.rename(staging, folder)
 
 
 def _write_split(directory: Path, split: Split, number: int, seed: int, difficulty: Difficulty) -> None:

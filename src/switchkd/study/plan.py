@@ -1,0 +1,190 @@
+"""A study's file: which arms, seeds and sizes of data; and the recipe of every cell."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from switchkd import world
+from switchkd.train.recipe import Recipe, build_recipe
+from switchkd.train.structure import Builder, RecipeError, lay_over, read_yaml, suggestion
+
+
+@dataclass(frozen=True)
+class World:
+    """The study draws its data: for every seed other pictures, questions and answers of the procedural world, of so many pictures."""
+
+    train: int = 1500
+    test: int = 60
+
+    def __post_init__(self) -> None:
+        if self.train < 1 or self.test < 1:
+            raise ValueError(
+                f"a study needs pictures to train on and to ask about, got train {self.train} and test {self.test}"
+            )
+
+
+@dataclass(frozen=True)
+class Study:
+    """A grid: every arm is trained once for each seed and each size of data.
+
+    All cells start from the same weights, and cells of one seed see the same rows in the same order for the same number of steps, except
+    where an arm says otherwise. Relative paths are relative to the current directory.
+    """
+
+    #: What all arms share.
+    recipe: str
+    #: Where everything is left.
+    output: str
+    #: Name of an arm → the fields of the recipe in which it differs, section by section; and its own `baseline`, if it has one.
+    arms: dict[str, dict[str, Any]]
+    #: The arm that the others are compared with, seed by seed.
+    baseline: str
+    #: Of the order of the data, and of the world's pictures where the study draws them.
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    #: Sizes of the data: train on the first so many rows. Empty: on all of them.
+    rows: tuple[int, ...] = ()
+    world: World | None = None
+    #: Cells at a time, as far as memory allows. 0: one for each GPU, or for each group of `threads` cores.
+    jobs: int = 0
+    #: CPU threads of a cell. The sums of a run depend on it in their last digits, so it belongs to the study.
+    threads: int = 1
+    #: The output of another study, whose world and finished cells this one uses and adds to: the same arm under the same name is not run
+    #: twice.
+    shared_with: str | None = None
+    #: Keep the weights of every trained student; otherwise they go when it has been evaluated.
+    keep_students: bool = False
+    #: What the file is called.
+    name: str = field(default="study")
+
+    def __post_init__(self) -> None:
+        if not self.arms:
+            raise ValueError("arms is empty: name at least one, as in `arms: {SFT: {method: {name: sft}}}`")
+        for arm, fields in self.arms.items():
+            if not fields:
+                raise ValueError(f"arm {arm} must name what differs, as in `{arm}: {{method: {{name: sft}}}}`")
+        for name in self.baselines.values():
+            if name not in self.arms:
+                raise ValueError(
+                    f"baseline {name!r} is no arm{suggestion(name, list(self.arms))} ({', '.join(self.arms)})"
+                )
+        slugs = [slug(arm) for arm in self.arms]
+        if double := {s for s in slugs if slugs.count(s) > 1 or not s}:
+            raise ValueError(f"arms need names that make different folders; these do not: {', '.join(sorted(double))}")
+        for what, values in (("seeds", self.seeds), ("rows", self.rows)):
+            if len(set(values)) != len(values):
+                raise ValueError(f"{what} names a value twice: {', '.join(map(str, values))}")
+        if not self.seeds:
+            raise ValueError("seeds is empty: nothing would be trained")
+        if any(size < 1 for size in self.rows):
+            raise ValueError(f"rows must be at least 1, got {', '.join(map(str, self.rows))}")
+        if self.jobs < 0 or self.threads < 1:
+            raise ValueError(f"jobs must not be negative and threads at least 1, got {self.jobs} and {self.threads}")
+
+    @property
+    def store(self) -> Path:
+        """Where cells, teachers' results and the world are."""
+        return Path(self.shared_with or self.output)
+
+    @property
+    def baselines(self) -> dict[str, str]:
+        """Arm → the arm it is compared with."""
+        return {arm: str(fields.get("baseline", self.baseline)) for arm, fields in self.arms.items()}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training of the grid."""
+
+    arm: str
+    seed: int
+    #: Rows trained on; None is all.
+    rows: int | None
+    #: Its `train.output` is the cell's folder.
+    recipe: Recipe
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the run."""
+        return Path(self.recipe.train.output)
+
+    def __str__(self) -> str:
+        size = "" if self.rows is None else f", {self.rows} rows"
+        return f"{self.arm}{size}, seed {self.seed}"
+
+
+def load_study(path: str | Path) -> Study:
+    """Read a study.
+
+    Raises:
+        RecipeError: anything that cannot be run, with the field, what was found, and a suggestion.
+    """
+    path = Path(path)
+    study: Study = Builder(Study, {}, str(path), ()).build(Study, {"name": path.stem} | read_yaml(path))
+    return study
+
+
+def cells(study: Study, overrides: Sequence[str] = ()) -> list[Cell]:
+    """All cells, seed by seed, so that an unfinished study compares all arms on fewer seeds.
+
+    `overrides` are `--section.field value` flags, laid over every arm.
+
+    Raises:
+        RecipeError: an arm whose recipe cannot be run, or that does not evaluate.
+    """
+    base = read_yaml(Path(study.recipe))
+    sizes: Sequence[int | None] = study.rows or [None]
+    return [
+        _cell(study, base, arm, seed, size, overrides) for seed in study.seeds for size in sizes for arm in study.arms
+    ]
+
+
+def _cell(study: Study, base: dict[str, Any], arm: str, seed: int, rows: int | None, overrides: Sequence[str]) -> Cell:
+    source = f"{study.name}: arm {arm}"
+    tree = base
+    if study.world:
+        for name, file in world_paths(study, seed).items():
+            tree = lay_over(tree, name, str(file))
+    for section, fields in study.arms[arm].items():
+        if section == "baseline":
+            continue
+        if (section == "method" and isinstance(fields, dict) and "name" in fields) or not isinstance(fields, dict):
+            tree = lay_over(tree, section, fields)
+        else:
+            for name, value in fields.items():
+                tree = lay_over(tree, f"{section}.{name}", value)
+    folder = Path(study.store, "cells", slug(arm), "all" if rows is None else str(rows), str(seed))
+    tree = lay_over(lay_over(tree, "train.seed", seed), "train.output", str(folder))
+    tree = tree if rows is None else lay_over(tree, "data.rows", rows)
+    recipe = build_recipe(tree, source, overrides)
+    if recipe.evaluate is None:
+        raise RecipeError(f"{source}: a study compares accuracies: add `evaluate: {{data: …}}` to {study.recipe}")
+    return Cell(arm, seed, rows, recipe)
+
+
+def world_paths(study: Study, seed: int) -> dict[str, Path]:
+    """The fields of a recipe that the study's own world fills."""
+    folder = study.store / "world"
+    return {
+        "teacher.path": folder / "teacher",
+        "student.path": folder / "student-init",
+        "data.train": folder / f"seed-{seed}" / "train.json",
+        "evaluate.data": folder / f"seed-{seed}" / "test.json",
+    }
+
+
+def write_world(study: Study) -> None:
+    """Draw the data of every seed and copy the models, unless they are there."""
+    assert study.world is not None
+    for seed in study.seeds:
+        draw = partial(world.write, train=study.world.train, validation=0, test=study.world.test, seed=seed)
+        world.once(world_paths(study, seed)["data.train"].parent, draw)
+    world.once(study.store / "world" / "teacher", world.write_teacher)
+    world.once(study.store / "world" / "student-init", world.write_student)
+
+
+def slug(name: str) -> str:
+    """`name` as the name of a folder."""
+    return re.sub(r"[^\w.]+", "-", name.lower()).strip("-.")

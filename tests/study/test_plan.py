@@ -1,0 +1,147 @@
+"""A study's file: the recipe of every cell, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from switchkd.methods import KD, SFT, SwitchKD
+from switchkd.study.plan import cells, load_study, world_paths, write_world
+from switchkd.train.recipe import load_recipe
+from switchkd.train.structure import RecipeError
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+ARMS = {
+    "SFT": {"method": {"name": "sft"}},
+    "SFT, longer": {"method": {"name": "sft"}, "train": {"max_steps": 7}},
+    "Switch-KD": {"method": {"name": "switch_kd", "align": 0.5}},
+}
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write a study of the demo's recipe; fields that are None are left out."""
+
+    def write(**fields):
+        tree = {
+            "recipe": str(RECIPES / "tiny.yaml"),
+            "output": str(tmp_path / "out"),
+            "arms": ARMS,
+            "baseline": "SFT",
+            **fields,
+        }
+        path = tmp_path / "mine.yaml"
+        path.write_text(
+            yaml.safe_dump({name: value for name, value in tree.items() if value is not None}, sort_keys=False)
+        )
+        return path
+
+    return write
+
+
+def test_every_arm_meets_every_seed_and_size_once(write):
+    study = load_study(write(seeds=[3, 4], rows=[8, 16]))
+    planned = cells(study)
+    assert [(c.seed, c.rows, c.arm) for c in planned] == [(s, r, a) for s in (3, 4) for r in (8, 16) for a in ARMS]
+    assert len({c.folder for c in planned}) == 12
+    for cell in planned:
+        assert (cell.recipe.train.seed, cell.recipe.data.rows) == (cell.seed, cell.rows)
+    assert study.name == "mine"
+    assert str(planned[0]) == "SFT, 8 rows, seed 3"
+
+
+def test_arms_differ_from_the_recipe_in_what_they_name(write):
+    base = load_recipe(RECIPES / "tiny.yaml")
+    sft, longer, switch = cells(load_study(write(seeds=[0])))
+    assert (sft.recipe.method, switch.recipe.method) == (SFT(), SwitchKD(align=0.5))
+    assert (sft.recipe.train.max_steps, longer.recipe.train.max_steps) == (base.train.max_steps, 7)
+    for cell in (sft, longer, switch):
+        assert (cell.recipe.student, cell.recipe.data, cell.recipe.teacher) == (base.student, base.data, base.teacher)
+
+
+def test_knobs_of_an_arm_without_a_name_are_laid_over_the_recipes_method(write):
+    (cell,) = cells(load_study(write(seeds=[0], arms={"τ = 1": {"method": {"temperature": 1.0}}}, baseline="τ = 1")))
+    assert cell.recipe.method == SwitchKD(temperature=1.0)
+
+
+def test_flags_are_laid_over_every_arm(write):
+    planned = cells(load_study(write(seeds=[0])), ["--train.max_steps", "2"])
+    assert [cell.recipe.train.max_steps for cell in planned] == [2, 2, 2]
+
+
+def test_stages_can_be_an_arms_own(write):
+    stages = [{"name": "one", "train": ["projector"], "method": {"name": "kd"}}, {"name": "two"}]
+    (cell,) = cells(load_study(write(seeds=[0], arms={"staged": {"stages": stages}}, baseline="staged")))
+    assert [stage.name for stage in cell.recipe.stages] == ["one", "two"]
+    assert cell.recipe.stages[0].method == KD()
+
+
+def test_a_world_has_other_data_for_every_seed_and_one_start(write):
+    study = load_study(write(seeds=[0, 1], world={"train": 2, "test": 1}, arms={"SFT": ARMS["SFT"]}))
+    first, second = (cell.recipe for cell in cells(study))
+    assert first.data.train != second.data.train
+    assert first.evaluate.data != second.evaluate.data
+    assert first.student == second.student
+    write_world(study)
+    texts = [Path(recipe.data.train).read_text() for recipe in (first, second)]
+    assert texts[0] != texts[1]
+    for name, path in world_paths(study, 1).items():
+        assert path.exists(), name
+    before = {path: path.stat().st_mtime_ns for path in Path(study.output).rglob("*")}
+    write_world(study)
+    assert {path: path.stat().st_mtime_ns for path in Path(study.output).rglob("*")} == before
+
+
+def test_an_arm_may_have_a_baseline_of_its_own(write):
+    arms = {**ARMS, "Switch-KD": {"baseline": "SFT, longer", **ARMS["Switch-KD"]}}
+    study = load_study(write(arms=arms))
+    assert study.baselines == {"SFT": "SFT", "SFT, longer": "SFT", "Switch-KD": "SFT, longer"}
+    assert cells(study)[2].recipe.method == SwitchKD(align=0.5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"arms": {}}, "arms is empty"),
+        ({"arms": {"SFT": {}}}, "arm SFT must name what differs"),
+        ({"arms": {"SFT": None}}, "arms.SFT: must be a mapping, got None"),
+        ({"baseline": "SFR"}, "baseline 'SFR' is no arm; did you mean `SFT`?"),
+        ({"arms": {**ARMS, "sft": ARMS["SFT"]}}, "different folders; these do not: sft"),
+        ({"seeds": [1, 1]}, "seeds names a value twice: 1, 1"),
+        ({"seeds": []}, "seeds is empty"),
+        ({"rows": [8, 0]}, "rows must be at least 1, got 8, 0"),
+        ({"jobs": -1}, "jobs must not be negative and threads at least 1, got -1 and 1"),
+        ({"sedes": [1]}, "has no `sedes`; did you mean `seeds`?"),
+        ({"recipe": None}, "the section `recipe` is missing"),
+        ({"world": {"train": 0}}, "got train 0 and test 60"),
+        ({"arms": [1]}, "arms: must be a mapping"),
+    ],
+)
+def test_what_cannot_be_a_study_is_refused(write, fields, message):
+    with pytest.raises(RecipeError) as error:
+        load_study(write(**fields))
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arm", "message"),
+    [
+        ({"method": {"name": "sftt"}}, "mine: arm A: method.name: 'sftt' is unknown; did you mean `sft`?"),
+        (
+            {"train": {"max_step": 3}},
+            "mine: arm A: train.max_step: `train` has no `max_step`; did you mean `max_steps`?",
+        ),
+        ({"evaluate": None}, "mine: arm A: a study compares accuracies: add `evaluate: {data: …}`"),
+    ],
+)
+def test_an_arm_that_cannot_run_is_refused_before_any_does(write, arm, message):
+    with pytest.raises(RecipeError) as error:
+        cells(load_study(write(arms={"SFT": ARMS["SFT"], "A": arm})))
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("file", sorted(RECIPES.glob("study-*.yaml")), ids=lambda file: file.stem)
+def test_shipped_studies_can_be_planned(file, monkeypatch):
+    monkeypatch.chdir(RECIPES.parent)
+    study = load_study(file)
+    assert len(cells(study)) == len(study.arms) * len(study.seeds) * max(1, len(study.rows))
