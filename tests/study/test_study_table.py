@@ -3,7 +3,7 @@
 import pytest
 
 from switchkd.study import table
-from switchkd.study.table import bootstrap, markdown_table, tabulate
+from switchkd.study.table import bootstrap, markdown_kinds, markdown_table, tabulate
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +30,7 @@ def test_mean_spread_difference_and_cost():
     assert (a.arm, a.mean, a.difference, a.low, a.cost) == ("A", 55, None, None, 1)
     assert a.sd == pytest.approx(50**0.5)  # (50 − 55)² + (60 − 55)², by n − 1 = 1
     # seed by seed +3 and +7; not 60 − 55 of other seeds
+    assert b.differences == (3, 7)
     assert (b.mean, b.difference, b.cost, b.cpu_seconds) == (60, 5, 2, 40)
 
 
@@ -101,3 +102,14 @@ def test_markdown():
         "| A\\| | 1 | 50.0 | – | – | – | 10 | 20 | 1.00 |",
         "| B | 1 | 53.0 | – | +3.0 | +0.0 … +0.0 | 10 | 20 | 1.00 |",
     ]
+
+
+def test_kinds_are_means_over_seeds():
+    cells = [cell("A", seed, 50) | {"kinds": {"count": count, "digit": 20.0}} for seed, count in ((0, 10.0), (1, 30.0))]
+    rows = tabulate(cells, [outcome(1)] * 2, {"A": "A"})
+    teachers = [{"kinds": {"count": 90.0, "digit": 100.0}}]
+    assert markdown_kinds(rows, cells, teachers).splitlines()[2:] == [
+        "| count | 90.0 | 20.0 |",
+        "| digit | 100.0 | 20.0 |",
+    ]
+    assert markdown_kinds(rows, [c | {"kinds": {}} for c in cells], []) == ""

@@ -110,6 +110,10 @@ class Cell:
         """The folder of the run."""
         return Path(self.recipe.train.output)
 
+    def beside(self, ending: str) -> Path:
+        """A file beside the folder, of the same name."""
+        return self.folder.with_name(f"{self.folder.name}.{ending}")
+
     def __str__(self) -> str:
         size = "" if self.rows is None else f", {self.rows} rows"
         return f"{self.arm}{size}, seed {self.seed}"

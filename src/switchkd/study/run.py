@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import shutil
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -14,7 +13,8 @@ from typing import Any
 
 from switchkd.study.jobs import Job, run_jobs
 from switchkd.study.plan import Cell, Study, cells, slug, write_world
-from switchkd.study.table import Outcome, Row, markdown_table, tabulate
+from switchkd.study.summary import record_file, summarise
+from switchkd.study.table import Row
 from switchkd.train.recipe import build_recipe, recipe_to_dict, save_recipe
 
 _log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ def run_study(study: Study, overrides: Sequence[str] = ()) -> list[Row]:
             _check(cell)
         if study.world:
             write_world(study)
-        open_cells = [cell for cell in planned if not _record(cell).exists()]
+        open_cells = [cell for cell in planned if not record_file(cell).exists()]
         teachers = _teachers(study, planned)
         _log.info("%d cells, %d of them to run", len(planned), len(open_cells))
         jobs = [_teacher_job(cell, file) for file, cell in teachers.items() if not file.exists()]
@@ -51,7 +51,7 @@ def run_study(study: Study, overrides: Sequence[str] = ()) -> list[Row]:
                 failed.append(f"{job.name}: exit code {end.code}, {job.log}")
             elif job.cell is not None:
                 _write_record(job.cell, asdict(end), keep=study.keep_students)
-        rows = _summarise(study, planned, teachers)
+        rows = summarise(study, [cell for cell in planned if record_file(cell).exists()], len(planned), teachers)
     if failed:
         raise RuntimeError(
             f"{len(failed)} of {len(jobs)} jobs failed; the same command runs them again. " + "; ".join(failed)
@@ -72,17 +72,8 @@ def _alone(output: Path) -> Iterator[int]:
         yield lock.fileno()
 
 
-def _beside(cell: Cell, ending: str) -> Path:
-    return cell.folder.with_name(f"{cell.folder.name}.{ending}")
-
-
-def _record(cell: Cell) -> Path:
-    """What marks a cell as finished."""
-    return _beside(cell, "json")
-
-
 def _check(cell: Cell) -> None:
-    file = _record(cell)
+    file = record_file(cell)
     if file.exists() and build_recipe(json.loads(file.read_text(encoding="utf-8"))["recipe"], str(file)) != cell.recipe:
         raise ValueError(
             f"{file}: the cell {cell} was finished with another recipe: choose another output, or remove it"
@@ -90,10 +81,10 @@ def _check(cell: Cell) -> None:
 
 
 def _job(cell: Cell) -> Job:
-    recipe = _beside(cell, "yaml")
+    recipe = cell.beside("yaml")
     recipe.parent.mkdir(parents=True, exist_ok=True)
     save_recipe(cell.recipe, recipe)
-    return Job(str(cell), ("train", str(recipe)), _beside(cell, "log"), resumed=cell.folder.exists(), cell=cell)
+    return Job(str(cell), ("train", str(recipe)), cell.beside("log"), resumed=cell.folder.exists(), cell=cell)
 
 
 def _teachers(study: Study, planned: Sequence[Cell]) -> dict[Path, Cell]:
@@ -124,90 +115,9 @@ def _write_record(cell: Cell, end: dict[str, Any], *, keep: bool) -> None:
     results = json.loads((cell.folder / "results.json").read_text(encoding="utf-8"))
     record = {"arm": cell.arm, "seed": cell.seed, "rows": cell.rows} | end
     record |= {"device": results["device"], "versions": results["versions"], "recipe": recipe_to_dict(cell.recipe)}
-    staging = _beside(cell, "json.new")
+    staging = cell.beside("json.new")
     staging.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    os.replace(staging, _record(cell))
+    os.replace(staging, record_file(cell))
     if not keep:  # the last checkpoint is the student once more
         for folder in [cell.folder / "student", *cell.folder.glob("*-*/checkpoint-*")]:
             shutil.rmtree(folder)
-
-
-def _summarise(study: Study, planned: Sequence[Cell], teachers: dict[Path, Cell]) -> list[Row]:
-    output, done = Path(study.output), [cell for cell in planned if _record(cell).exists()]
-    records = []
-    for cell in done:
-        record = json.loads(_record(cell).read_text(encoding="utf-8"))
-        del record["recipe"]
-        folder = _relative(cell.folder, output)
-        records.append(record | {"folder": folder} | _score(cell.folder / "results.json"))
-    _check_same_questions(done, records)
-    outcomes = [_outcome(cell.folder / "results.predictions.jsonl") for cell in done]
-    rows = tabulate(records, outcomes, study.baselines)
-    found = [
-        {
-            "teacher": cell.recipe.teacher.path if cell.recipe.teacher else None,
-            "seed": cell.seed,
-            "folder": _relative(file.parent, output),
-        }
-        | _score(file)
-        for file, cell in teachers.items()
-        if file.exists()
-    ]
-    summary = {
-        "name": study.name,
-        "baseline": study.baseline,
-        "arms": list(study.arms),
-        "seeds": list(study.seeds),
-        "rows": list(study.rows),
-        "planned": len(planned),
-        "cells": records,
-        "teachers": found,
-        "table": [asdict(row) for row in rows],
-    }
-    for name, text in (
-        ("study.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n"),
-        ("table.md", markdown_table(rows)),
-    ):
-        (output / f".{name}").write_text(text, encoding="utf-8")
-        os.replace(output / f".{name}", output / name)
-    return rows
-
-
-def _relative(folder: Path, output: Path) -> str:
-    return Path(os.path.relpath(folder, output)).as_posix()
-
-
-def _score(file: Path) -> dict[str, Any]:
-    results = json.loads(file.read_text(encoding="utf-8"))
-    mean = results["mean_over_kinds_percent"]
-    return {
-        "score": results["accuracy_percent"] if mean is None else mean,
-        "kinds": {kind: score["accuracy_percent"] for kind, score in results["kinds"].items()},
-        "data_fingerprint": results["data_fingerprint"],
-    }
-
-
-def _check_same_questions(done: Sequence[Cell], records: Sequence[dict[str, Any]]) -> None:
-    first: dict[int, tuple[Cell, str]] = {}
-    for cell, record in zip(done, records, strict=True):
-        other, fingerprint = first.setdefault(cell.seed, (cell, record["data_fingerprint"]))
-        if fingerprint != record["data_fingerprint"]:
-            raise ValueError(
-                f"{cell} and {other} were asked different questions: data fingerprints {record['data_fingerprint'][:12]} and "
-                f"{fingerprint[:12]}; the test data has changed, so remove the study's folder and begin anew"
-            )
-
-
-def _outcome(file: Path) -> Outcome:
-    """Right answers and questions of every picture, by kind."""
-    right: Counter[tuple[str, str]] = Counter()
-    asked: Counter[tuple[str, str]] = Counter()
-    for line in file.read_text(encoding="utf-8").splitlines():
-        answer = json.loads(line)
-        key = (answer["id"].rpartition("/")[0] or answer["id"], answer["kind"] or "")
-        right[key] += answer["right"]
-        asked[key] += 1
-    outcome: Outcome = {}
-    for (picture, kind), questions in asked.items():
-        outcome.setdefault(picture, {})[kind] = (right[picture, kind], questions)
-    return outcome

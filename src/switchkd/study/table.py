@@ -29,6 +29,8 @@ class Row:
     difference: float | None
     low: float | None
     high: float | None
+    #: The difference of every seed that both have.
+    differences: tuple[float, ...]
     #: Wall-clock and CPU seconds of a cell, training and evaluation, mean over the cells that were not interrupted.
     seconds: float | None
     cpu_seconds: float | None
@@ -106,6 +108,7 @@ def tabulate(cells: Sequence[dict[str, Any]], outcomes: Sequence[Outcome], basel
                 continue
             scores = [cells[index]["score"] for index in found.values()]
             both = [] if arm == baseline else [seed for seed in found if seed in base]
+            differences = tuple(cells[found[seed]]["score"] - cells[base[seed]]["score"] for seed in both)
             low, high = None, None
             if both:
                 low, high = bootstrap([outcomes[found[seed]] for seed in both], [outcomes[base[seed]] for seed in both])
@@ -118,11 +121,10 @@ def tabulate(cells: Sequence[dict[str, Any]], outcomes: Sequence[Outcome], basel
                     seeds=len(found),
                     mean=mean(scores),
                     sd=stdev(scores) if len(scores) > 1 else None,
-                    difference=mean(cells[found[seed]]["score"] - cells[base[seed]]["score"] for seed in both)
-                    if both
-                    else None,
+                    difference=mean(differences) if differences else None,
                     low=low,
                     high=high,
+                    differences=differences,
                     seconds=_mean(mine, "seconds"),
                     cpu_seconds=_mean(mine, "cpu_seconds"),
                     cost=cost / base_cost if cost and base_cost else None,
@@ -182,6 +184,27 @@ def rich_table(rows: Sequence[Row], *, title: str) -> Table:
 def markdown_table(rows: Sequence[Row]) -> str:
     """The table for a document."""
     places = _shown_columns(rows)
-    lines = [[_COLUMNS[place] for place in places], ["---" if place == 0 else "---:" for place in places]]
-    lines += [[_cells_of(row)[place].replace("|", "\\|") for place in places] for row in rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return _markdown(
+        [_COLUMNS[place] for place in places], [[_cells_of(row)[place] for place in places] for row in rows]
+    )
+
+
+def markdown_kinds(rows: Sequence[Row], cells: Sequence[dict[str, Any]], teachers: Sequence[dict[str, Any]]) -> str:
+    """Accuracy of each kind in percent, mean over the seeds: a column for every arm. Empty where no question names its kind.
+
+    `cells` and `teachers` as in `study.json`.
+    """
+    columns = {"teacher": [teacher["kinds"] for teacher in teachers]} if teachers else {}
+    for row in rows:
+        name = row.arm if row.rows is None else f"{row.arm}, {row.rows} rows"
+        columns[name] = [cell["kinds"] for cell in cells if (cell["arm"], cell["rows"]) == (row.arm, row.rows)]
+    kinds = sorted({kind for found in columns.values() for one in found for kind in one})
+    if not kinds:
+        return ""
+    lines = [[kind, *(f"{mean(one[kind] for one in found):.1f}" for found in columns.values())] for kind in kinds]
+    return _markdown(["kind", *columns], lines)
+
+
+def _markdown(head: list[str], body: list[list[str]]) -> str:
+    lines = [head, ["---", *("---:" for _ in head[1:])], *body]
+    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)

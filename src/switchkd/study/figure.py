@@ -1,0 +1,86 @@
+"""The study's picture: every arm's difference to its baseline, seed by seed, with its mean and confidence interval, as SVG."""
+
+import math
+from collections.abc import Sequence
+from html import escape
+
+from switchkd.study.table import Row
+
+WIDTH, LEFT, RIGHT, TOP, LINE = 860, 250, 190, 64, 30
+_INK, _MUTED, _GRID, _DOT, _MEAN = "#1b1f24", "#57606a", "#d8dee4", "#7aa6d8", "#0b4f9c"
+
+
+def figure(rows: Sequence[Row], *, title: str) -> str:
+    """An SVG with a line for every arm that has a difference.
+
+    Raises:
+        ValueError: if no arm has a difference.
+    """
+    shown = [row for row in rows if row.difference is not None and row.low is not None and row.high is not None]
+    if not shown:
+        raise ValueError("no arm has a difference to its baseline: there is nothing to draw")
+    values = [0.0]
+    for row in shown:
+        values += [row.low or 0, row.high or 0, *row.differences]
+    step = _step(max(values) - min(values))
+    first, last = math.floor(min(values) / step), math.ceil(max(values) / step)
+    if first == last:
+        last += 1
+    height = TOP + LINE * len(shown) + 52
+    bottom = TOP + LINE * len(shown)
+
+    def x(value: float) -> float:
+        return LEFT + (value - first * step) / ((last - first) * step) * (WIDTH - LEFT - RIGHT)
+
+    parts = [
+        f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>',
+        _text(16, 28, title, size=15, weight=600),
+    ]
+    for tick in range(first, last + 1):
+        at = x(tick * step)
+        ink = _MUTED if tick == 0 else _GRID
+        parts.append(f'<line x1="{at:.1f}" y1="{TOP - 8}" x2="{at:.1f}" y2="{bottom}" stroke="{ink}"/>')
+        parts.append(_text(at, bottom + 18, f"{tick * step:+g}" if tick else "0", anchor="middle", ink=_MUTED, size=12))
+    parts.append(
+        _text(
+            (LEFT + WIDTH - RIGHT) / 2,
+            bottom + 40,
+            "points of exact match, difference to the baseline",
+            anchor="middle",
+            ink=_MUTED,
+            size=12,
+        )
+    )
+    for place, row in enumerate(shown):
+        y = TOP + LINE * place + LINE / 2 - 4
+        name = row.arm if row.rows is None else f"{row.arm}, {row.rows} rows"
+        parts.append(_text(LEFT - 14, y + 4, name, anchor="end"))
+        parts.append(
+            f'<line x1="{x(row.low or 0):.1f}" y1="{y:.1f}" x2="{x(row.high or 0):.1f}" y2="{y:.1f}" stroke="{_MEAN}" stroke-width="2"/>'
+        )
+        for value in row.differences:
+            parts.append(f'<circle cx="{x(value):.1f}" cy="{y:.1f}" r="4" fill="{_DOT}" fill-opacity="0.75"/>')
+        parts.append(f'<circle cx="{x(row.difference or 0):.1f}" cy="{y:.1f}" r="6" fill="{_MEAN}"/>')
+        parts.append(
+            _text(WIDTH - RIGHT + 16, y + 4, f"{row.difference:+.1f}  [{row.low:+.1f}, {row.high:+.1f}]", size=13)
+        )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title)}" '
+        f'font-family="system-ui, sans-serif">\n' + "\n".join(parts) + "\n</svg>\n"
+    )
+
+
+def _step(span: float) -> float:
+    """A round distance between ticks that gives four to ten of them."""
+    rough = max(span, 1e-9) / 8
+    power = 10.0 ** math.floor(math.log10(rough))
+    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
+
+
+def _text(
+    x: float, y: float, text: str, *, size: int = 14, weight: int = 400, anchor: str = "start", ink: str = _INK
+) -> str:
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" font-weight="{weight}" text-anchor="{anchor}" fill="{ink}">'
+        f"{escape(text)}</text>"
+    )
