@@ -6,7 +6,7 @@ from dataclasses import asdict
 import pytest
 
 from switchkd.losses.chunks import CrossEntropyDBiLD
-from switchkd.methods import KD, METHODS, BiLD, FeatureKD, LLaVAKD, SwitchKD
+from switchkd.methods import KD, METHODS, AlignKD, BiLD, FeatureKD, LLaVAKD, SwitchKD
 
 REFUSED = [
     (KD, {"beta": -0.1}, r"kd: beta must lie between 0 \(forward KL\) and 1 \(reverse KL\), got -0.1"),
@@ -29,12 +29,16 @@ REFUSED = [
         "llava_kd: weights must be finite, not negative and not all 0",
     ),
     (LLaVAKD, {"relation": math.nan}, "llava_kd: weights must be finite, not negative"),
+    (AlignKD, {"focus": -1.0}, "align_kd: weights must be finite, not negative and not all 0, got .*'focus': -1.0"),
+    (AlignKD, dict.fromkeys(("soft", "attention", "projected", "focus"), 0), "align_kd: weights .* not all 0"),
+    (AlignKD, {"soft": math.inf}, "align_kd: weights must be finite"),
+    (AlignKD, {"top": 0}, "align_kd: top must be at least 1 visual token, got 0"),
     (SwitchKD, {"min_k": 1}, "switch_kd: need 2 <= min_k <= window, got min_k=1, window=128"),
     (SwitchKD, {"min_k": 9, "window": 8}, "switch_kd: need 2 <= min_k <= window, got min_k=9, window=8"),
 ]
 REFUSED += [
     (method, {"temperature": value}, f"{method.name}: temperature must be positive and finite, got {value}")
-    for method in (KD, BiLD, SwitchKD, FeatureKD, LLaVAKD)
+    for method in (KD, BiLD, SwitchKD, FeatureKD, LLaVAKD, AlignKD)
     for value in (0.0, -1.0, math.inf, math.nan)
 ]
 

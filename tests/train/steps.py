@@ -1,4 +1,4 @@
-"""A few training steps on tiny models, in this process or on several ranks: `torchrun … steps.py OUT BATCH ACCUMULATION`."""
+"""A few training steps on tiny models, in this process or on several ranks: `torchrun … steps.py OUT BATCH ACCUMULATION [METHOD]`."""
 
 import json
 import sys
@@ -8,7 +8,7 @@ import torch
 from tiny_models import IMAGE_TOKEN, VOCABULARY, tiny_llava
 from transformers import ProcessorMixin, TrainingArguments
 
-from switchkd.methods import Method, SwitchKD
+from switchkd.methods import METHODS, Method, SwitchKD
 from switchkd.models import Pair, Pathway
 from switchkd.train.run import MetricsFile
 from switchkd.train.trainer import DistillationTrainer
@@ -109,13 +109,15 @@ def make_trainer(
     )
 
 
-def train(output: Path, batch_size: int, accumulation: int) -> None:
-    """Train, and leave metrics and the student's weights in `output`."""
+def train(output: Path, batch_size: int, accumulation: int, name: str | None = None) -> None:
+    """Train with the method of that name, and leave metrics and weights of the student and of what is learned beside it in `output`."""
     output.mkdir(parents=True, exist_ok=True)
-    trainer = make_trainer(output, batch_size=batch_size, accumulation=accumulation)
+    method = METHODS[name]() if name else None
+    trainer = make_trainer(output, batch_size=batch_size, accumulation=accumulation, method=method)
     trainer.train()
     if trainer.is_world_process_zero():
         torch.save(trainer.pair.student.state_dict(), output / "student.pt")
+        torch.save(trainer.pair.learned and trainer.pair.learned.state_dict(), output / "learned.pt")
 
 
 def read_metrics(output: Path) -> list[dict]:
@@ -124,7 +126,7 @@ def read_metrics(output: Path) -> list[dict]:
 
 
 if __name__ == "__main__":
-    train(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    train(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:])
     if torch.distributed.is_initialized():  # or a rank can abort while the other still talks to it
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()

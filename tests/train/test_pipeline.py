@@ -17,6 +17,7 @@ from switchkd import pipeline
 from switchkd.doctor import examine
 from switchkd.train.progress import Progress
 from switchkd.train.recipe import load_recipe
+from switchkd.train.session import open_session
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +125,7 @@ def test_output_of_another_recipe_is_refused(files, finished):
 
 
 # every method is compared in test_trainer_loss.py; here one of each kind
-@pytest.mark.parametrize("method", ["sft", "kd", "bild", "switch_kd", "feature_kd"])
+@pytest.mark.parametrize("method", ["sft", "kd", "bild", "switch_kd", "align_kd"])
 def test_fused_and_plain_loss_give_the_same_run(fresh, method):
     here, flags = fresh
     text = (here / "recipe.yaml").read_text().replace("name: switch_kd, window: 32", f"name: {method}")
@@ -138,6 +139,7 @@ def test_fused_and_plain_loss_give_the_same_run(fresh, method):
         # the norm is twenty times larger than a loss; in float64 it is compared in test_trainer_loss.py
         left_out = {"grad_norm", "train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos"}
         found.append([{key: line[key] for key in line.keys() - left_out} for line in lines])
+        assert not (output / "student" / "learned.safetensors").exists()
     fused, plain = found
     assert len(fused) == 4  # three steps, and the end
     for one, other in zip(fused, plain, strict=True):
@@ -164,6 +166,28 @@ def test_options_of_speed_and_memory_change_nothing(fresh, monkeypatch):
         losses.append([line["loss"] for line in lines if "loss" in line])
     assert losses[0] == pytest.approx(losses[1], rel=0, abs=1e-6)
     assert compiled == [{"backend": "eager"}] * (3 + 2 + 3 + 3)  # layers of vision and language, student and teacher
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        (
+            "student.attn_implementation",
+            "sdpa",
+            "student.attn_implementation is sdpa, which keeps no attention weights",
+        ),
+        (
+            "teacher.attn_implementation",
+            "sdpa",
+            "teacher.attn_implementation is sdpa, which keeps no attention weights",
+        ),
+        ("train.torch_compile", "true", "train.torch_compile is true, and compiled layers do not show the attention"),
+    ],
+)
+def test_code_that_keeps_no_attention_weights_is_refused_where_they_are_compared(fresh, flag, value, message):
+    here, flags = fresh
+    with pytest.raises(ValueError, match=message):
+        open_session(load_recipe(here / "recipe.yaml", [*flags[:6], "--method.name", "align_kd", f"--{flag}", value]))
 
 
 def test_kernels_for_a_gpu_are_refused_without_one(fresh):

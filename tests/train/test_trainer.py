@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from doctor.cases import open_tiny
+from safetensors.torch import load_file
 from tiny_models import tiny_llava
 from train.ranks import run_on_two_ranks
 from train.steps import collate, make_trainer, read_metrics, rows, train
 
 from switchkd.losses import cross_entropy, dbild
-from switchkd.methods import SFT
+from switchkd.methods import SFT, AlignKD
 from switchkd.models import Pathway
 from switchkd.train import checkpoint, lora
 from switchkd.train.progress import Progress
@@ -53,6 +54,20 @@ def test_two_processes_are_the_same_step(whole, tmp_path, batch_size, accumulati
     assert_same_run(whole, tmp_path)
 
 
+def test_two_processes_learn_the_same_maps(tmp_path):
+    """Of align_kd; without an image, the maps of a rank still get a gradient."""
+    train(tmp_path / "whole", 4, 1, "align_kd")
+    run_on_two_ranks("steps.py", tmp_path / "ranks", 1, 2, "align_kd")
+    one, other = (
+        [torch.load(tmp_path / run / f"{n}.pt") for n in ("student", "learned")] for run in ("whole", "ranks")
+    )
+    for a, b in zip(one, other, strict=True):
+        assert max((a[name] - b[name]).abs().max() for name in a) < 1e-5
+    for a, b in zip(*(read_metrics(tmp_path / run) for run in ("whole", "ranks")), strict=True):
+        for name in ("loss", "ce", "soft", "attention", "projected", "focus"):
+            assert math.isclose(a[name], b[name], rel_tol=0, abs_tol=1e-6), name
+
+
 def test_the_first_loss_is_the_sum_of_the_terms_over_all_answer_tokens(whole, tmp_path):
     trainer = make_trainer(tmp_path)
     batches = list(trainer.get_train_dataloader())
@@ -67,8 +82,15 @@ def test_the_first_loss_is_the_sum_of_the_terms_over_all_answer_tokens(whole, tm
     assert first["answer_tokens"] == ce.numel()
 
 
-def test_resume_repeats_the_uninterrupted_run(tmp_path):
-    saving = {"save_strategy": "steps", "save_steps": 3, "optim": "adamw_torch", "learning_rate": 1e-3}
+@pytest.mark.parametrize("method", [None, AlignKD()], ids=["switch_kd", "align_kd"])
+def test_resume_repeats_the_uninterrupted_run(tmp_path, method):
+    saving = {
+        "method": method,
+        "save_strategy": "steps",
+        "save_steps": 3,
+        "optim": "adamw_torch",
+        "learning_rate": 1e-3,
+    }
     straight = make_trainer(tmp_path / "straight", steps=8, **saving)
     straight.train()
     # the killed run: 8 steps planned, stopped after the checkpoint of step 3
@@ -84,6 +106,13 @@ def test_resume_repeats_the_uninterrupted_run(tmp_path):
     ]
     for (name, a), b in zip(straight.pair.student.named_parameters(), resumed.pair.student.parameters(), strict=True):
         assert torch.equal(a, b), name
+    if method is not None:
+        start = make_trainer(tmp_path / "start", method=method).pair.learned.state_dict()
+        for name, learned in straight.pair.learned.state_dict().items():
+            assert torch.equal(learned, resumed.pair.learned.state_dict()[name])
+            assert not torch.equal(learned, start[name]), name
+        assert (newest / "learned.safetensors").exists()
+        assert not [name for name in load_file(newest / "model.safetensors") if "learned" in name or "width" in name]
 
 
 def fresh_student(seed):
@@ -142,8 +171,6 @@ def test_checkpoints_hold_the_student_only(tmp_path):
         "processor_config.json", "rng_state.pth", "scheduler.pt", "trainer_state.json",
     }  # fmt: skip
     student = sum(p.numel() for p in trainer.pair.student.parameters())
-    from safetensors.torch import load_file
-
     assert sum(tensor.numel() for tensor in load_file(folder / "model.safetensors").values()) == student
     assert not (tmp_path / ".saving").exists()
     restored = fresh_student(seed=5)

@@ -81,7 +81,7 @@ def _terms(method: Method, learner: Float[Tensor, "1 vocab"], teacher: Float[Ten
 
 def _inner(logits: Float[Tensor, "1 vocab"]) -> Inner:
     rows: dict[Look, list[Tensor]] = {look: [logits] for look in LOOKS}
-    return Inner(rows | {"attention": [logits[None]]}, Head(torch.eye(_VOCABULARY)))
+    return Inner(rows | {"attention": [logits[None, :, :1]]}, Head(torch.eye(_VOCABULARY)))
 
 
 def _routes(learner: Float[Tensor, "1 vocab"], teacher: Float[Tensor, "1 vocab"]) -> Routes:

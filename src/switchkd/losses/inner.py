@@ -21,8 +21,9 @@ def squared_error(
     In squared units of what is compared; at least float32. Nothing to compare gives 0.
     """
     if student.numel() == 0:
-        return at_least_float32(student).sum()
-    return (at_least_float32(student) - at_least_float32(teacher)).square().mean()
+        return student.sum()
+    ours, theirs = (at_least_float32(x.flatten(0, -2)) for x in (student, teacher))
+    return (ours - theirs).square().mean()
 
 
 def relation(student: Float[Tensor, "n _"], teacher: Float[Tensor, "n _"]) -> Float[Tensor, ""]:

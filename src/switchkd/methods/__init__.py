@@ -1,5 +1,6 @@
 """Methods: what is distilled. A new one is a loss, a frozen dataclass here, and a line in this table."""
 
+from switchkd.methods.align_kd import AlignKD
 from switchkd.methods.base import Direction, Method, RowTerms, Terms
 from switchkd.methods.bild import BiLD
 from switchkd.methods.feature_kd import FeatureKD
@@ -17,6 +18,7 @@ METHODS: dict[str, type[Method]] = {
         SwitchKD,
         FeatureKD,
         LLaVAKD,
+        AlignKD,
     )
 }
 
@@ -24,6 +26,7 @@ __all__ = [
     "KD",
     "METHODS",
     "SFT",
+    "AlignKD",
     "BiLD",
     "Direction",
     "FeatureKD",

@@ -87,7 +87,8 @@ def side_by_side(
     """
     pairs = list(zip(student[look], teacher[look], strict=True))
     for row, (ours, theirs) in enumerate(pairs):
-        for what, place in (("tokens", -2), ("channels", -1)) if width else (("tokens", -2),):
+        axes = ("texts", "tokens") if look == "attention" else ("tokens", "channels")
+        for what, place in zip(axes, (-2, -1) if width else (-2,), strict=False):
             if ours.shape[place] != theirs.shape[place]:
                 raise ValueError(
                     f"row {row} of a batch has {ours.shape[place]} {what} of {look!r} in the student and {theirs.shape[place]} in the "

@@ -121,9 +121,9 @@ class DistillationTrainer(Trainer):
         """The same with the method's terms about what is inside both models."""
         if hidden.student_inner is None or hidden.teacher_inner is None:
             return sums
-        sums = with_rows(
-            sums, self.method.row_terms(hidden.student_inner, hidden.teacher_inner, self.pair.learned), answers
-        )
+        with torch.autocast(answers.device.type, enabled=False):  # products and maps in the precision of what they get
+            values = self.method.row_terms(hidden.student_inner, hidden.teacher_inner, self.pair.learned)
+        sums = with_rows(sums, values, answers)
         if (
             self.pair.learned is not None
         ):  # a rank whose rows have no image must give these a gradient too, or DDP waits

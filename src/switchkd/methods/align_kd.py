@@ -1,0 +1,141 @@
+"""Align-KD (arXiv 2412.01282): soft targets, where the first layer's text looks, and what it looks at."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from switchkd.losses import cross_entropy, forward_kl, of_logits, squared_error
+from switchkd.methods.base import Direction, Method, RowTerms, Terms, check_temperature, side_by_side
+from switchkd.types import Inner, Need, Routes, Sizes
+
+
+class Maps(nn.Module):
+    """M_A from the student's heads to the teacher's, linear (a 1 × 1 convolution), and M_P from its width to the teacher's.
+
+    M_A begins as the mean of the heads, M_P as the identity where the widths are equal, else with orthonormal rows or columns that keep
+    the mean square of a channel.
+    """
+
+    def __init__(self, student: Sizes, teacher: Sizes) -> None:
+        super().__init__()
+        self.heads = nn.Linear(student.heads, teacher.heads)
+        self.width = nn.Linear(student.width, teacher.width)
+        nn.init.constant_(self.heads.weight, 1 / student.heads)
+        if student.width == teacher.width:
+            nn.init.eye_(self.width.weight)
+        else:
+            nn.init.orthogonal_(self.width.weight, gain=math.sqrt(max(teacher.width / student.width, 1)))
+        for layer in (self.heads, self.width):
+            nn.init.zeros_(layer.bias)
+
+    def attention(self, student: Float[Tensor, "heads texts tokens"]) -> Float[Tensor, "their_heads texts tokens"]:
+        """M_A A_S."""
+        mapped: Tensor = self.heads(student.movedim(0, -1).to(self.heads.weight.dtype))
+        return mapped.movedim(-1, 0)
+
+    def projected(self, student: Float[Tensor, "tokens width"]) -> Float[Tensor, "tokens their_width"]:
+        """M_P P_S."""
+        mapped: Tensor = self.width(student.to(self.width.weight.dtype))
+        return mapped
+
+
+@dataclass(frozen=True)
+class AlignKD(Method):
+    """L = CE(z_S, y) + α·KL(p_T ‖ p_S) at all text + β·MSE(M_A A_S, A_T) + γ·MSE(M_P P_S, P_T) + δ·the same of the tokens in focus.
+
+    `soft` is α: the cross-entropy with the teacher's soft targets, less their entropy, which is constant. `attention` is β: A is the first
+    layer's attention from text to visual tokens. `projected` is γ: P are the visual tokens as they enter the language model. `focus` is δ:
+    the `top` visual tokens that get most of the teacher's A. The maps M are learned; every term is a mean over a row.
+    """
+
+    name: ClassVar[str] = "align_kd"
+    soft: float = 1.0
+    attention: float = 1.0
+    projected: float = 1.0
+    focus: float = 1.0
+    top: int = 16
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_temperature(self.name, self.temperature)
+        if self.top < 1:
+            raise ValueError(f"align_kd: top must be at least 1 visual token, got {self.top}")
+        weights = self._weights()
+        if not all(0 <= weight < math.inf for weight in weights.values()) or not any(weights.values()):
+            raise ValueError(f"align_kd: weights must be finite, not negative and not all 0, got {weights}")
+
+    def _weights(self) -> dict[str, float]:
+        return {name: value for name, value in asdict(self).items() if name not in ("top", "temperature")}
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """Student and teacher, and what has a weight inside both."""
+        weights: dict[Need, float] = {
+            "student": 1,
+            "teacher": 1,
+            "text": self.soft,
+            "attention": self.attention + self.focus,
+            "projected": self.projected + self.focus,
+        }
+        return frozenset(need for need, weight in weights.items() if weight)
+
+    @property
+    def directions(self) -> dict[str, Direction]:
+        """Forward."""
+        return {"soft": "forward"} if self.soft else {}
+
+    def learned(self, student: Sizes, teacher: Sizes) -> nn.Module | None:
+        """M_A and M_P; None where only soft targets are learned from."""
+        return Maps(student, teacher) if self.needs & {"attention", "projected"} else None
+
+    def terms(self, routes: Routes, targets: Int[Tensor, " answers"]) -> Terms:
+        """Cross-entropy."""
+        return {"ce": cross_entropy(routes.student, targets)}
+
+    def row_terms(self, student: Inner, teacher: Inner, learned: nn.Module | None) -> RowTerms:
+        """All others, each at its weight."""
+        found: dict[str, list[Tensor]] = {}
+        if self.soft:
+            found["soft"] = [
+                of_logits(self._soft, ours, student.head, theirs, teacher.head)
+                for ours, theirs in side_by_side("text", student, teacher, width=False)
+            ]
+        if isinstance(learned, Maps):
+            found |= self._mapped(student, teacher, learned)
+        weights = self._weights()
+        return {name: weights[name] * torch.stack(values) for name, values in found.items() if weights[name]}
+
+    def _mapped(self, student: Inner, teacher: Inner, maps: Maps) -> dict[str, list[Tensor]]:
+        """The terms whose students are mapped to the teacher's sizes."""
+        found: dict[str, list[Tensor]] = {}
+        if self.attention:
+            found["attention"] = [
+                squared_error(maps.attention(ours), theirs)
+                for ours, theirs in side_by_side("attention", student, teacher)
+            ]
+        if self.projected or self.focus:
+            pairs = [
+                (maps.projected(ours), theirs)
+                for ours, theirs in side_by_side("projected", student, teacher, width=False)
+            ]
+            found["projected"] = [squared_error(ours, theirs) for ours, theirs in pairs]
+        if self.focus:
+            chosen = [_focus(attention, self.top) for attention in teacher["attention"]]
+            found["focus"] = [
+                squared_error(ours[tokens], theirs[tokens])
+                for (ours, theirs), tokens in zip(pairs, chosen, strict=True)
+            ]
+        return found
+
+    def _soft(self, student: Float[Tensor, "n vocab"], teacher: Float[Tensor, "n vocab"]) -> Float[Tensor, ""]:
+        return forward_kl(student, teacher, temperature=self.temperature).mean()
+
+
+def _focus(attention: Float[Tensor, "heads texts tokens"], top: int) -> Int[Tensor, " chosen"]:
+    """The visual tokens that get most attention of all text and heads."""
+    received = attention.sum(dim=(0, 1))
+    return received.topk(min(top, len(received))).indices

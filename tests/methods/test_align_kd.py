@@ -1,0 +1,131 @@
+"""align_kd: soft targets at all text, first-layer attention through a head map, projected visual tokens through a linear map."""
+
+import math
+
+import oracles
+import pytest
+import torch
+from methods.inner_cases import inner, look, make_pair, reached
+
+from switchkd.methods import AlignKD
+from switchkd.methods.align_kd import Maps
+from switchkd.types import Head, Inner, Sizes
+
+TERMS = ["soft", "attention", "projected", "focus"]
+
+
+def test_hand_computed():
+    # One text position, three ids, in units of log 2: teacher (1, 0, 0) → ½, ¼, ¼; student uniform: KL = log 3 − 1½ log 2.
+    # Two student heads and one of the teacher's, one text, three visual tokens. A_S = (.2 .4 .0), (.0 .2 .4), M_A their mean
+    # (.1 .3 .2); A_T = (.4 .3 .1): differences .3, 0, .1 → squares .09 + .01 over three.
+    # Projected: width 1 in both, M_P the identity: differences 1, 2, 3 → (1 + 4 + 9)/3. The top 2 of A_T are tokens 0 and 1: (1 + 4)/2.
+    unit = math.log(2)
+    looks = {
+        "student": ([[0.0, 0, 0]], [[[0.2, 0.4, 0.0]], [[0.0, 0.2, 0.4]]], [[1.0], [2.0], [3.0]]),
+        "teacher": ([[unit, 0, 0]], [[[0.4, 0.3, 0.1]]], [[0.0], [0.0], [0.0]]),
+    }
+    sides = [
+        Inner(
+            {
+                n: [torch.tensor(x, dtype=torch.float64)]
+                for n, x in zip(("text", "attention", "projected"), given, strict=True)
+            },
+            Head(torch.eye(3, dtype=torch.float64)),
+        )
+        for given in looks.values()
+    ]
+    maps = Maps(Sizes(width=1, heads=2), Sizes(width=1, heads=1)).double()
+    found = AlignKD(soft=2.0, attention=3.0, projected=1.0, focus=0.5, top=2).row_terms(*sides, maps)
+    expected = [2 * (math.log(3) - 1.5 * unit), 3 * 0.1 / 3, 14 / 3, 0.5 * 5 / 2]
+    assert list(found) == TERMS
+    assert [value.item() for value in found.values()] == pytest.approx(expected, abs=1e-12)
+
+
+def test_oracle():
+    method = AlignKD(soft=0.7, attention=5.0, projected=0.3, focus=0.2, top=3, temperature=2.0)
+    pair = make_pair(method)
+    with torch.no_grad():
+        for parameter in pair.learned.parameters():  # the biases too, which begin at 0
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)).double())
+    student, teacher = look(pair, method)
+    found = method.row_terms(student, teacher, pair.learned)
+    heads, width = pair.learned.heads, pair.learned.width
+    for row, tokens in enumerate((4, 8, 0)):
+        z_s, z_t = (side.head.logits(side["text"][row]) for side in (student, teacher))
+        assert z_s.shape == z_t.shape == (len(z_s), 90)
+        soft = sum(oracles.forward_kl(z_s, z_t, 2.0)) / len(z_s)
+        a_s, a_t = student["attention"][row].tolist(), teacher["attention"][row]
+        weight, bias = heads.weight.tolist(), heads.bias.tolist()
+        mapped = [
+            [
+                [sum(w * a_s[s][q][k] for s, w in enumerate(weight[t])) + bias[t] for k in range(tokens)]
+                for q in range(a_t.shape[1])
+            ]
+            for t in range(a_t.shape[0])
+        ]
+        flat = torch.tensor(mapped, dtype=torch.float64).view(-1, max(tokens, 1))
+        attention = oracles.squared_error(flat, a_t.reshape(-1, max(tokens, 1)))
+        p_s = (
+            torch.stack([width.weight @ x + width.bias for x in student["projected"][row]])
+            if tokens
+            else torch.zeros(0, 40)
+        )
+        p_t = teacher["projected"][row]
+        received = [sum(a_t[h, q, k].item() for h in range(2) for q in range(a_t.shape[1])) for k in range(tokens)]
+        chosen = sorted(range(tokens), key=lambda k, r=received: -r[k])[:3]
+        expected = {
+            "soft": 0.7 * soft,
+            "attention": 5.0 * attention,
+            "projected": 0.3 * oracles.squared_error(p_s, p_t),
+            "focus": 0.2 * oracles.squared_error(p_s[chosen], p_t[chosen]),
+        }
+        assert {name: value[row].item() for name, value in found.items()} == pytest.approx(expected, abs=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("term", "parts"),
+    [
+        ("soft", {"vision", "projector", "language"}),
+        # the first layer's attention is paid by its queries to its keys: of text, and of what P gave
+        ("attention", {"vision", "projector", "language", "learned"}),
+        ("projected", {"vision", "projector", "learned"}),
+        ("focus", {"vision", "projector", "learned"}),
+    ],
+)
+def test_where_each_term_reaches(term, parts):
+    method = AlignKD()
+    pair = make_pair(method)
+    assert reached(pair, method.row_terms(*look(pair, method), pair.learned)[term].sum()) == parts
+
+
+def test_the_maps_begin_as_mean_and_isometry():
+    maps = Maps(Sizes(width=24, heads=2), Sizes(width=40, heads=4))
+    rows, attention = torch.randn(2000, 24), torch.rand(2, 5, 3)
+    assert torch.allclose(maps.attention(attention), attention.mean(dim=0).expand(4, 5, 3))
+    assert maps.projected(rows).square().mean().item() == pytest.approx(rows.square().mean().item(), rel=1e-4)
+    assert torch.equal(Maps(Sizes(8, 2), Sizes(8, 2)).width.weight, torch.eye(8))
+
+
+def test_only_what_has_a_weight_is_asked_for_and_learned():
+    sizes = Sizes(8, 2)
+    assert AlignKD(attention=0, projected=0, focus=0).needs == {"student", "teacher", "text"}
+    assert AlignKD(attention=0, projected=0, focus=0).learned(sizes, sizes) is None
+    assert AlignKD(attention=0, focus=0, soft=0).needs == {"student", "teacher", "projected"}
+    assert AlignKD(soft=0, projected=0).needs == {"student", "teacher", "attention", "projected"}
+    assert AlignKD(soft=0).directions == {}
+    assert AlignKD().directions == {"soft": "forward"}
+
+
+def test_what_cannot_be_laid_side_by_side_is_refused():
+    with pytest.raises(
+        ValueError, match="visual tokens per image: 9 and 4, and the method compares projected one by one"
+    ):
+        make_pair(AlignKD(), image_size=24)
+    method = AlignKD(soft=0, projected=0, focus=0)
+    student, teacher = (inner("attention", [[[0.1, 0.2]] * texts]) for texts in (1, 2))
+    for side in (student, teacher):
+        side.rows["attention"][0] = side.rows["attention"][0].view(1, -1, 2)
+    with pytest.raises(
+        ValueError, match="row 0 of a batch has 1 texts of 'attention' in the student and 2 in the teacher"
+    ):
+        method.row_terms(student, teacher, method.learned(Sizes(8, 1), Sizes(8, 1)))
