@@ -3,10 +3,13 @@
 import re
 from dataclasses import fields
 from pathlib import Path
+from typing import get_args
 
 import pytest
+from shown_diffs import hold
 
 from switchkd.methods import METHODS
+from switchkd.types import Need
 from switchkd.world import KINDS
 from switchkd.world.scenes import DIFFICULTIES, THINGS
 
@@ -26,6 +29,17 @@ def test_every_method_has_a_row_with_its_knobs():
     assert found.keys() == METHODS.keys()
     for name, method in METHODS.items():
         assert [knob.name for knob in fields(method) if f"`{knob.name}`" not in found[name]] == []
+
+
+def test_the_method_that_is_shown_is_the_one_in_the_source():
+    hold("methods.md", "src/switchkd/methods/llava_kd.py")
+
+
+def test_every_need_is_explained():
+    page = (DOCS / "methods.md").read_text(encoding="utf-8").split("What `needs` may name")[1].split("\n\n")[1]
+    assert {need for route in get_args(Need) for need in get_args(route)} == set(
+        re.findall(r"(?<=[|,] )`(\w+)`(?=[ ,])", page)
+    )
 
 
 def test_the_world_has_a_row_for_every_kind_and_difficulty():

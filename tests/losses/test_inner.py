@@ -6,13 +6,27 @@ import oracles
 import pytest
 import torch
 
-from switchkd.losses import forward_kl, of_logits, relation
+from switchkd.losses import SummedLoss, forward_kl, of_logits, relation, with_rows
 from switchkd.types import Head
 
 
 def random(*shapes, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in shapes]
+
+
+def test_every_answer_token_carries_the_value_of_its_row():
+    # Rows with 3, 5 and 1 answers: 10 + (1·3 + 2·5 + 0·1) = 23.
+    sums = SummedLoss(torch.tensor(10.0), {"ce": torch.tensor(10.0)}, {"knee": torch.tensor(4.0)}, 9)
+    values = torch.tensor([1.0, 2.0, 0.0], requires_grad=True)
+    found = with_rows(sums, {"visual": values}, torch.tensor([3, 5, 1]))
+    assert found.loss.item() == 23
+    assert {name: value.item() for name, value in found.terms.items()} == {"ce": 10, "visual": 13}
+    assert (found.statistics, found.chunk) == (sums.statistics, 9)
+    found.loss.backward()
+    assert values.grad.tolist() == [3, 5, 1]
+    with pytest.raises(ValueError, match="ce is a term of the answers and of the rows: give each a name of its own"):
+        with_rows(sums, {"ce": values}, torch.tensor([3, 5, 1]))
 
 
 def test_relation_hand_computed():

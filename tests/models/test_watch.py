@@ -118,6 +118,23 @@ def test_both_models_are_watched_in_one_forward_each(part):
     assert torch.equal(inner.head.weight, getattr(pair, part).head.weight[: VOCABULARY - 6])
 
 
+def test_the_teacher_is_watched_while_it_reads_its_own_batch():
+    student, teacher = Pathway(tiny_llava(seed=2)), Pathway(tiny_llava(hidden=40, depth=3, seed=1))
+    needs = frozenset({"student", "teacher", "features", "text"})
+    pair, batch, theirs = (
+        Pair(student, teacher, needs=needs, vocabulary=VOCABULARY),
+        tiny_batch(),
+        tiny_batch(padding_side="left"),
+    )
+    theirs["pixel_values"] *= 2
+    batch["teacher"] = theirs
+    found = pair(batch, needs, lambda hidden: hidden).teacher_inner
+    alone = watched(teacher, theirs, frozenset({"features", "text"}))
+    for look in ("features", "text"):
+        for one, other in zip(found[look], alone[look], strict=True):
+            assert torch.equal(one, other)
+
+
 def test_heads_are_cut_to_the_ids_that_two_tokenizers_share():
     student, teacher = Pathway(tiny_llava(seed=2)), Pathway(tiny_llava(hidden=40, depth=3, seed=1))
     needs, ids = frozenset({"student", "teacher", "visual"}), ([7, 3, 90], [5, 4, 11])

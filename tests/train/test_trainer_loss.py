@@ -4,14 +4,16 @@ import logging
 
 import pytest
 import torch
-from tiny_models import tiny_llava
+from tiny_models import IMAGE_TOKEN, tiny_llava
 from train import sharded
 from train.ranks import run_on_two_ranks
 from train.steps import make_trainer, read_metrics, rows
+from transformers import TrainerCallback
 
 from switchkd.losses import ChunkLoss, CrossEntropyDBiLD
 from switchkd.methods import KD, METHODS, SFT, AlignKD, BiLD, FeatureKD, LLaVAKD, SwitchKD
 from switchkd.models import Pathway
+from switchkd.types import IGNORE_INDEX
 
 CASES = [SFT(), KD(), KD(beta=0.5, temperature=2.0), BiLD(), SwitchKD(window=32), SwitchKD(align=0.0, window=None)]
 #: With terms about the inside of both models, which are added to those on the answers.
@@ -60,6 +62,38 @@ def test_accumulated_row_terms_are_the_same_step(method, tmp_path):
     rounding = 1e-6 if "attention" in method.needs else 1e-9
     assert_same(runs[0], runs[1], rounding=rounding)
     assert_same(runs[0], runs[2], rounding=rounding)
+
+
+def test_row_terms_are_logged_as_means_over_answer_tokens(tmp_path):
+    trainer = make_trainer(tmp_path, method=FeatureKD(window=32), steps=1, data=rows(4))
+    batch = next(iter(trainer.get_train_dataloader()))
+    seen = [pathway.see(batch) for pathway in (trainer.pair.student.train(), trainer.pair.teacher)]
+    errors = iter((seen[0] - seen[1]).square().mean(dim=(1, 2)).tolist())  # one image or none in each row
+    values = [next(errors) if image else 0.0 for image in (batch["input_ids"] == IMAGE_TOKEN).any(dim=1)]
+    answers = (batch["labels"] != IGNORE_INDEX).sum(dim=1).tolist()
+    assert 0 in values
+    trainer.train()
+    expected = sum(value * count for value, count in zip(values, answers, strict=True)) / sum(answers)
+    assert read_metrics(tmp_path)[0]["features"] == pytest.approx(expected, abs=1e-9)
+
+
+def test_maps_that_no_row_needs_get_a_gradient_of_zero(tmp_path):
+    """Or DDP waits for it."""
+
+    class Skips(AlignKD):
+        def row_terms(self, student, teacher, learned):
+            return {}
+
+    seen = []
+
+    class Gradients(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
+            seen.extend(p.grad.abs().max().item() for p in model.learned.parameters())
+
+    trainer = make_trainer(tmp_path, method=Skips(), steps=1)
+    trainer.add_callback(Gradients())
+    trainer.train()
+    assert seen == [0, 0, 0, 0]
 
 
 def test_accumulated_and_tied(tmp_path):
