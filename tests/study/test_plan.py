@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from switchkd.methods import KD, SFT, SwitchKD
+from switchkd.methods import KD, METHODS, SFT, SwitchKD
 from switchkd.study.plan import cells, load_study, world_paths, write_world
 from switchkd.train.recipe import load_recipe
 from switchkd.train.structure import RecipeError
@@ -145,3 +145,12 @@ def test_shipped_studies_can_be_planned(file, monkeypatch):
     monkeypatch.chdir(RECIPES.parent)
     study = load_study(file)
     assert len(cells(study)) == len(study.arms) * len(study.seeds) * max(1, len(study.rows))
+
+
+def test_the_shipped_study_holds_every_method(monkeypatch):
+    monkeypatch.chdir(RECIPES.parent)
+    planned = cells(load_study(RECIPES / "study-tiny.yaml"))
+    used = {stage.method.name for cell in planned for stage in cell.recipe.resolved_stages()}
+    assert used >= set(METHODS) - {"llava_mod"}  # the gradient of forward KL
+    assert len({cell.arm for cell in planned}) == 11
+    assert len({cell.seed for cell in planned}) >= 5
