@@ -19,8 +19,16 @@ env: .venv/installed
 demo: env
 	$(BIN)/switchkd demo
 
+# Pages are tested in a Chromium, where there is one: .ci/run installs it
+CHROMIUM ?= $(shell command -v chromium chromium-headless-shell chromium-browser google-chrome | head -n 1)
+
 test: env
-	$(BIN)/python -m pytest -n auto
+ifeq ($(CHROMIUM),)
+	@echo 'there is no Chromium (name one in CHROMIUM): the tests marked browser are left out'
+	$(BIN)/python -m pytest -n auto -m 'not browser'
+else
+	CHROMIUM=$(CHROMIUM) $(BIN)/python -m pytest -n auto
+endif
 
 check: env
 	$(BIN)/ruff format --check .
