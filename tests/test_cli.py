@@ -59,7 +59,7 @@ def program(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     )
 
 
-@pytest.mark.parametrize("verb", ["demo", "train", "evaluate", "chat", "doctor", "init", "convert", "models"])
+@pytest.mark.parametrize("verb", ["demo", "train", "evaluate", "chat", "doctor", "init", "convert", "data", "models"])
 def test_the_help_of_every_verb_shows_an_example(verb, capsys):
     assert run(verb, "--help") == 0
     assert f"Example: switchkd {verb}" in capsys.readouterr().out

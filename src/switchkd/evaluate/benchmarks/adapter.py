@@ -1,0 +1,153 @@
+"""Between lmms-eval and this project: a task whose rows are ours, and a model whose answers are ours. Needs lmms-eval.
+
+What lmms-eval does on import or by default and is undone here: Pillow would accept images that are cut off, failures of a parser would be
+repeated for seconds, and rows would be read, with their images, three times.
+"""
+
+import contextlib
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import lmms_eval
+from datasets import DatasetDict
+from PIL import ImageFile
+
+_TRUNCATED = ImageFile.LOAD_TRUNCATED_IMAGES
+import lmms_eval.api.metrics  # noqa: E402  (tasks find their metrics by name once this is imported)
+from lmms_eval.api.instance import Instance  # noqa: E402
+from lmms_eval.api.model import lmms  # noqa: E402
+from lmms_eval.api.task import ConfigurableMessagesTask  # noqa: E402
+from lmms_eval.utils import load_yaml_config  # noqa: E402
+
+from switchkd.evaluate.benchmarks.base import Benchmark, Doc  # noqa: E402
+from switchkd.evaluate.benchmarks.data import Rows  # noqa: E402
+from switchkd.evaluate.generate import Answer, with_progress  # noqa: E402
+
+ImageFile.LOAD_TRUNCATED_IMAGES = _TRUNCATED
+
+
+def upstream_config(benchmark: Benchmark) -> dict[str, Any]:
+    """lmms-eval's configuration of the task, from the file that is installed with it."""
+    file = Path(lmms_eval.__file__).parent / "tasks" / benchmark.upstream
+    config: dict[str, Any] = load_yaml_config(str(file))
+    return config
+
+
+class Task(ConfigurableMessagesTask):
+    """lmms-eval's task of a benchmark, on rows that were loaded and checked before."""
+
+    def __init__(self, benchmark: Benchmark, upstream: Mapping[str, Any], data: Rows) -> None:
+        self.benchmark = benchmark
+        self.data = data
+        self.scored = 0
+        ours = {"task": benchmark.name, "process_docs": None, **benchmark.configure(upstream)}
+        super().__init__(config={**upstream, **ours})
+
+    def download(self, dataset_kwargs: Any = None) -> None:
+        """Nothing: the rows are there. None of lmms-eval's steps needs images."""
+        light = self.data.rows.select_columns(list(self.benchmark.columns))
+        self.dataset = self.dataset_no_image = DatasetDict({self.config.test_split: light})
+
+    def build_all_requests(self, **options: Any) -> None:
+        """One request for each row, with nothing read yet."""
+        split = self.config.test_split
+        self._instances = [
+            self.construct_requests(
+                number, "", metadata={"task": self.benchmark.name, "doc_id": number, "repeats": 1, "split": split}
+            )
+            for number in range(len(self.data))
+        ]
+
+    def process_results(self, doc: Doc, results: list[str], full_docs: Any = None) -> dict[str, Any]:
+        """lmms-eval's scoring of one answer, tried once."""
+        score = ConfigurableMessagesTask.process_results.__wrapped__
+        scored: dict[str, Any] = score(self, self.benchmark.prepare(doc), results)
+        self.scored += 1
+        return scored
+
+    def conversation(self, number: int) -> dict[str, Any]:
+        """The row as our models are asked it."""
+        doc = self.benchmark.prepare(self.data.doc(number))
+        parts, images = self.benchmark.ask(doc, self.doc_to_text(doc))
+        return {
+            "id": self.data.name(number),
+            "images": images,
+            "messages": [{"role": "user", "content": parts}],
+        }
+
+
+class Model(lmms):
+    """Any model that answers rows, as lmms-eval calls it. Whatever `answers` raises is passed on.
+
+    Args:
+        task: what is asked.
+        answers: given rows and the most tokens of an answer, one answer for each row.
+        batch_size: rows at a time.
+        max_new_tokens: longer answers are cut; by default what the task says.
+    """
+
+    is_simple = False
+
+    def __init__(
+        self,
+        task: Task,
+        answers: Callable[[list[dict[str, Any]], int], list[Answer]],
+        batch_size: int,
+        max_new_tokens: int | None,
+    ) -> None:
+        super().__init__()
+        self.task = task
+        self.answers = answers
+        self.batch_size = batch_size
+        settings = task.config.generation_kwargs
+        self.max_new_tokens = max_new_tokens or settings.get("max_new_tokens") or task.benchmark.max_new_tokens
+        self.stops: list[str] = settings["until"]
+        #: What was asked and answered, in order.
+        self.given: list[tuple[str, str, Answer]] = []
+        self._digest = hashlib.sha256()
+        self._stderr = sys.stderr  # ours, while lmms-eval's is kept from the terminal
+
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        """An answer to each request, up to the first of the task's stops."""
+        numbers = [request.doc_id for request in requests]
+        batches = [numbers[i : i + self.batch_size] for i in range(0, len(numbers), self.batch_size)]
+        with contextlib.redirect_stderr(self._stderr):
+            for batch in with_progress(batches, self.task.benchmark.title):
+                rows = [self.task.conversation(number) for number in batch]
+                given = self.answers(rows, self.max_new_tokens)
+                if len(given) != len(rows):
+                    raise RuntimeError(f"{len(rows)} questions were asked and {len(given)} answers came back")
+                for row, answer in zip(rows, given, strict=True):
+                    self._note(row, answer)
+        return [answer.text for _, _, answer in self.given]
+
+    def _note(self, row: dict[str, Any], answer: Answer) -> None:
+        text = answer.text.strip()
+        for stop in self.stops:
+            text = text.split(stop)[0]
+        parts = row["messages"][0]["content"]
+        prompt = "".join("<image>" if part["type"] == "image" else part["text"] for part in parts)
+        self.given.append((row["id"], prompt, Answer(text.strip(), answer.truncated)))
+        self._digest.update(hashlib.sha256(json.dumps(parts).encode()).digest())
+        for image in row["images"]:
+            self._digest.update(hashlib.sha256(image["bytes"]).digest())
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of what was asked: prompts and the bytes of every image."""
+        return self._digest.hexdigest()
+
+    def clean(self) -> None:
+        """Nothing: the model answers the next benchmark too."""
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        """Not asked for by any of the ten."""
+        raise NotImplementedError("the ten benchmarks generate")
+
+    def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
+        """Not asked for by any of the ten."""
+        raise NotImplementedError("the ten benchmarks ask once")

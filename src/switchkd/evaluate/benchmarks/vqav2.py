@@ -1,0 +1,54 @@
+"""VQAv2, validation split (test-dev is scored by the official server only): soft accuracy.
+
+An answer earns min(n/3, 1) for the n people who gave it, averaged over leaving one person out. People are told apart by `answer_id`:
+without it a unanimous right answer would score 0, so rows need it.
+"""
+
+from typing import Any
+
+from switchkd.evaluate.benchmarks.base import Benchmark, Doc, Example, check_question, is_text, open_answer
+
+#: So many people answered each question of VQAv2, TextVQA and VizWiz.
+PEOPLE = 10
+
+
+def check(doc: Doc) -> str | None:
+    """Whether people answered, and can be told apart."""
+    if problem := check_question(doc):
+        return problem
+    answers = doc["answers"]
+    if not isinstance(answers, list) or not any(is_text(answer.get("answer")) for answer in answers):
+        return f"`answers` must be a list of objects with an `answer`, not {answers!a}"
+    people = {answer.get("answer_id") for answer in answers}
+    if None in people or len(people) != len(answers):
+        return "`answers` need an `answer_id` each, all different: people are told apart by it"
+    return None
+
+
+def express(example: Example) -> list[dict[str, Any]]:
+    """An open question; all ten people give its one answer."""
+    answer = open_answer(example)
+    return [
+        {
+            "question_id": example.number,
+            "question": example.question,
+            "multiple_choice_answer": answer,
+            "answers": [
+                {"answer": answer, "answer_confidence": "yes", "answer_id": person} for person in range(1, PEOPLE + 1)
+            ],
+            "image": example.images[0],
+        }
+    ]
+
+
+VQAV2 = Benchmark(
+    name="vqav2",
+    title="VQAv2 (val)",
+    paper="https://arxiv.org/abs/1612.00837",
+    upstream="vqav2/vqav2_val.yaml",
+    published_rows=214354,
+    metric="exact_match",
+    columns=("question_id", "question", "answers"),
+    check=check,
+    express=express,
+)
