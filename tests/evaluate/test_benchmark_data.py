@@ -57,6 +57,13 @@ BAD = {
         {"answers": [{"answer": "red", "answer_id": 1}] * 10},
         r"row 0: `answers` need an `answer_id`",
     ),
+    "people without names": (
+        "vqav2",
+        1,
+        {"answers": None},
+        r"row 1: `answers` must be a list of objects with an `answer`, not None",
+    ),
+    "silence": ("vqav2", 1, {"answers": [{"answer": " ", "answer_id": 1}]}, r"row 1: `answers` holds no `answer`"),
     "nobody": ("textvqa", 0, {"answers": []}, r"row 0: `answers` must be a list of texts"),
     "no such choice": ("scienceqa", 1, {"answer": 2}, r"row 1: `answer` must be the index of one of the 2 choices"),
     "no such letter": ("mmbench_cn", 4, {"answer": "D"}, r"row 4: `answer` must be one of A, B, not 'D'"),
@@ -99,6 +106,10 @@ def test_files_that_are_missing_or_wrong_are_named(tmp_path):
     with pytest.raises(
         DataError, match=r"POPE needs the columns .*category.*; there is no category, but id, question_id"
     ):
+        data.load(BENCHMARKS["pope"], tmp_path, {})
+    paths = datasets.Dataset.from_list([row | {"image": "a.png"} for row in rows("pope")])
+    paths.to_parquet(tmp_path / "pope.parquet")
+    with pytest.raises(DataError, match=r"pope\.parquet: `image` must hold images with their bytes inside"):
         data.load(BENCHMARKS["pope"], tmp_path, {})
     (tmp_path / "pope").mkdir()
     with pytest.raises(DataError, match=r"there are both .*pope\.parquet and .*pope; keep one"):

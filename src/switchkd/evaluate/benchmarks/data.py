@@ -136,7 +136,8 @@ def checked(benchmark: Benchmark, data: Rows) -> Rows:
 
 def _present(rows: Dataset, name: str, where: str) -> list[bool]:
     """For each row whether the column holds an image's bytes."""
-    if not isinstance(rows.features[name], Image) and set(rows.features[name] or ()) != {"bytes", "path"}:
+    kind = rows.features[name]
+    if not isinstance(kind, Image) and not (isinstance(kind, dict) and set(kind) == {"bytes", "path"}):
         raise DataError(f"{where}: `{name}` must hold images with their bytes inside, as datasets.Image writes them")
     column = rows.with_format("arrow")[:][name]
     return list(pc.struct_field(column, "bytes").is_valid().to_pylist())

@@ -17,8 +17,10 @@ def check(doc: Doc) -> str | None:
     if problem := check_question(doc):
         return problem
     answers = doc["answers"]
-    if not isinstance(answers, list) or not any(is_text(answer.get("answer")) for answer in answers):
+    if not isinstance(answers, list) or not all(isinstance(answer, dict) for answer in answers):
         return f"`answers` must be a list of objects with an `answer`, not {answers!a}"
+    if not any(is_text(answer.get("answer")) for answer in answers):
+        return "`answers` holds no `answer`"
     people = {answer.get("answer_id") for answer in answers}
     if None in people or len(people) != len(answers):
         return "`answers` need an `answer_id` each, all different: people are told apart by it"
