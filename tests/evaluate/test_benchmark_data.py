@@ -1,6 +1,10 @@
 """What is asked of a benchmark's files, and the command line over them."""
 
 import json
+import re
+from dataclasses import fields
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
 
 import datasets
 import pytest
@@ -13,6 +17,7 @@ from switchkd import cli
 from switchkd.data.errors import DataError, SampleError
 from switchkd.evaluate.benchmarks import BENCHMARKS, data, run
 from switchkd.evaluate.benchmarks.adapter import upstream_config
+from switchkd.evaluate.benchmarks.results import BenchmarkResult, BenchmarkResults, Given
 from switchkd.evaluate.benchmarks.run import evaluate_benchmarks, named
 from switchkd.evaluate.generate import Answer
 
@@ -228,3 +233,23 @@ def test_the_command_fails_when_a_generation_fails(checkpoint, tmp_path, capsys,
 def test_the_command_takes_questions_or_benchmarks(arguments, message, capsys):
     assert cli.main(["evaluate", "model", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_without_lmms_eval_the_message_says_how_it_is_installed(parts, tmp_path, monkeypatch):
+    def version(package):
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr(run, "version", version)
+    with pytest.raises(ImportError, match=re.escape(" && ".join(run.INSTALL))):
+        ask(parts, "pope", tmp_path)
+
+
+def test_the_page_says_how_it_is_installed_and_what_results_hold():
+    page = (Path(__file__).parents[2] / "docs" / "benchmarks.md").read_text()
+    assert "\n".join(run.INSTALL) in page
+    names = {field.name for kind in (BenchmarkResults, BenchmarkResult, Given) for field in fields(kind)} - {"given"}
+    assert [name for name in [*names, *BENCHMARKS] if f"`{name}`" not in page] == []
+    for benchmark in BENCHMARKS.values():
+        (row,) = [line for line in page.splitlines() if re.match(rf"\| .*`{benchmark.name}`.* \|", line)]
+        written = row.replace("`A` to `D`", "`A`, `B`, `C`, `D`")
+        assert [column for column in benchmark.columns if f"`{column}`" not in written] == []
