@@ -14,6 +14,7 @@ env: .venv/installed
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) torch
 	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) --no-deps lmms-eval  # it names a hundred packages that scoring does not need
 	touch $@
 
 demo: env
