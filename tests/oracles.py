@@ -113,12 +113,21 @@ def bild(student: Tensor, teacher: Tensor, top_k: int, temperature: float) -> li
     return losses
 
 
-def dbild(student: Tensor, teacher: Tensor, temperature: float, window: int | None, min_k: int) -> list[float]:
+def dbild(
+    student: Tensor,
+    teacher: Tensor,
+    temperature: float,
+    window: int | None,
+    min_k: int,
+    top_k: int | None = None,
+    direction: str = "reverse",
+) -> list[float]:
     losses = []
     for s, t in zip(rows(student), rows(teacher), strict=True):
         loss = 0.0
         for leader in (t, s):
-            ids = order(leader)[: knee(leader, window, min_k)]
-            loss += kl(differences(s, ids, temperature), differences(t, ids, temperature))
+            ids = order(leader)[: knee(leader, window, min_k) if top_k is None else top_k]
+            ours, theirs = differences(s, ids, temperature), differences(t, ids, temperature)
+            loss += kl(ours, theirs) if direction == "reverse" else kl(theirs, ours)
         losses.append(loss)
     return losses

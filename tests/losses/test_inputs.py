@@ -63,6 +63,8 @@ def test_temperature(loss, temperature):
     ("call", "error", "message"),
     [
         (lambda: dbild(GOOD, GOOD, window=1), ValueError, "window must be at least 2 (two logits make the first pair), got 1"),
+        (lambda: dbild(GOOD, GOOD, top_k=1), ValueError, "top_k must be at least 2 (two logits make the first pair), got 1"),
+        (lambda: dbild(GOOD, GOOD, direction="both"), ValueError, "direction must be forward or reverse, got 'both'"),
         (lambda: dbild(GOOD, GOOD, min_k=1), ValueError, "min_k must be at least 2"),
         (lambda: dbild(GOOD[:, :1], GOOD[:, :1]), ValueError, "the vocabulary must be at least 2"),
         (lambda: bild(GOOD, GOOD, top_k=1), ValueError, "top_k must be at least 2"),

@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 import pytest
 
-from switchkd.losses.chunks import CrossEntropyDBiLD
+from switchkd.losses import Comparison, CrossEntropyDBiLD
 from switchkd.methods import KD, METHODS, AlignKD, BiLD, FeatureKD, LLaVAKD, SwitchKD
 
 REFUSED = [
@@ -35,6 +35,8 @@ REFUSED = [
     (AlignKD, {"top": 0}, "align_kd: top must be at least 1 visual token, got 0"),
     (SwitchKD, {"min_k": 1}, "switch_kd: need 2 <= min_k <= window, got min_k=1, window=128"),
     (SwitchKD, {"min_k": 9, "window": 8}, "switch_kd: need 2 <= min_k <= window, got min_k=9, window=8"),
+    (SwitchKD, {"top_k": 2}, "switch_kd: top_k must be at least 3, got 2: the probability of a single pair is always"),
+    (SwitchKD, {"direction": "backward"}, "switch_kd: direction must be forward or reverse, got 'backward'"),
 ]
 REFUSED += [
     (method, {"temperature": value}, f"{method.name}: temperature must be positive and finite, got {value}")
@@ -43,6 +45,7 @@ REFUSED += [
 ]
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize(("method", "knobs", "message"), REFUSED)
 def test_knobs_that_mean_nothing_are_refused(method, knobs, message):
     with pytest.raises(ValueError, match=message):
@@ -59,7 +62,16 @@ def test_every_method_is_found_by_its_name():
 
 
 def test_the_fused_loss_of_switch_kd_has_its_knobs():
-    method = SwitchKD(align=0.5, switch=2.0, temperature=1.5, window=None, min_k=4)
-    loss = method.chunk_loss()
+    knobs = {"temperature": 1.5, "window": None, "min_k": 4, "top_k": 9, "direction": "forward"}
+    loss = SwitchKD(align=0.5, switch=2.0, **knobs).chunk_loss()
     assert isinstance(loss, CrossEntropyDBiLD)
-    assert asdict(loss) == {**asdict(method), "kernels": "torch"}
+    assert asdict(loss) == {"align": 0.5, "switch": 2.0, "comparison": knobs, "kernels": "torch"}
+    assert SwitchKD().chunk_loss().comparison == Comparison()
+
+
+def test_align_only_and_switch_only():
+    aligned, switched = SwitchKD(switch=0), SwitchKD(align=0, direction="forward")
+    assert aligned.needs == {"student", "teacher"}
+    assert switched.needs == {"student", "teacher", "switch"}
+    assert aligned.directions == {"align": "reverse"}
+    assert switched.directions == {"switch": "forward"}

@@ -3,7 +3,7 @@
 `fused_loss` is the exception that saves the memory: from hidden states to sums, for any loss that is a `ChunkLoss`.
 """
 
-from switchkd.losses.bild import bild, dbild
+from switchkd.losses.bild import Comparison, bild, dbild
 from switchkd.losses.chunks import ChunkLoss, CrossEntropyDBiLD, PlainTerms
 from switchkd.losses.divergence import cross_entropy, forward_kl, jsd, reverse_kl
 from switchkd.losses.fused import SummedLoss, fused_loss, plain_loss, with_rows
@@ -13,6 +13,7 @@ from switchkd.types import Head
 
 __all__ = [
     "ChunkLoss",
+    "Comparison",
     "CrossEntropyDBiLD",
     "Head",
     "PlainTerms",

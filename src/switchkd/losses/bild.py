@@ -1,6 +1,7 @@
 """Bi-directional logits differences: BiLD, and its dynamic successor DBiLD, the loss of Switch-KD."""
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -8,9 +9,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from switchkd.losses.inputs import at_least_float32, check_at_least_two, check_pair, check_temperature
-from switchkd.losses.knee import check_selection, choose, leader_order
+from switchkd.losses.knee import choose, leader_order
 from switchkd.losses.memory import sparse_zeros
-from switchkd.losses.pairs import pair_reverse_kl
+from switchkd.losses.pairs import pair_forward_kl, pair_reverse_kl
+
+#: forward: KL(p_T ‖ p_X), the expectation is the teacher's. reverse: KL(p_X ‖ p_T), the learner's.
+Direction = Literal["forward", "reverse"]
 
 
 def bild(
@@ -57,6 +61,48 @@ def _forward_kl_on(
     return (log_t.exp() * (log_t - log_s)).sum(dim=-1)
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """Which logits `dbild` compares, and how: its knobs, see there."""
+
+    temperature: float = 3.0
+    window: int | None = 128
+    min_k: int = 3
+    top_k: int | None = None
+    direction: Direction = "reverse"
+
+    def __post_init__(self) -> None:
+        check_temperature(self.temperature)
+        check_at_least_two("min_k", self.min_k)
+        for name, size in (("window", self.window), ("top_k", self.top_k)):
+            if size is not None:
+                check_at_least_two(name, size)
+        if self.direction not in get_args(Direction):
+            raise ValueError(f"direction must be {' or '.join(get_args(Direction))}, got {self.direction!r}")
+
+    def choose(
+        self, leader: Float[Tensor, "n vocab"], maxima: Float[Tensor, "n blocks"] | None = None
+    ) -> tuple[Int[Tensor, "n k"], Int[Tensor, " n"]]:
+        """The ids that a leader compares, in its order, and how many of them: as `losses.knee.choose`, or its `top_k` largest."""
+        if self.top_k is None:
+            return choose(leader, self.window, self.min_k, maxima)
+        ids = leader_order(leader, self.top_k, maxima)[:, : self.top_k]
+        return ids, ids.new_full((len(ids),), ids.shape[1])
+
+    def divergence(
+        self,
+        ids: Int[Tensor, "n k"],
+        k: Int[Tensor, " n"],
+        student: Float[Tensor, "n vocab"],
+        teacher: Float[Tensor, "n vocab"],
+    ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n k"]]:
+        """The KL on the first k of `ids`, and its gradient with respect to the student's logits there, 0 beyond k; float64."""
+        a, b = (z.gather(1, ids).double() / self.temperature for z in (student, teacher))
+        kl = pair_reverse_kl if self.direction == "reverse" else pair_forward_kl
+        divergence, gradient = kl(a, b, k)
+        return divergence, gradient / self.temperature
+
+
 def dbild(
     student: Float[Tensor, "n vocab"],
     teacher: Float[Tensor, "n vocab"],
@@ -64,12 +110,14 @@ def dbild(
     temperature: float = 3.0,
     window: int | None = 128,
     min_k: int = 3,
+    top_k: int | None = None,
+    direction: Direction = "reverse",
 ) -> Float[Tensor, " n"]:
     """KL(p_X ‖ p_T) on the teacher's top k_T + KL(p_X ‖ p_T) on X's own top k_X (Switch-KD, arXiv 2604.14629).
 
     X is the student, or the switch pathway. p = softmax(d/τ) over all differences d_ij = z_i − z_j with i < j in the
     leader's order, and k is the `knee` of the leader's logits at that position. Order and knee are not differentiated.
-    Direction: reverse KL, both times. T² policy: no τ² factor.
+    Direction: reverse KL, both times, unless `direction` is forward: KL(p_T ‖ p_X). T² policy: no τ² factor.
     Time and memory are linear in k (see `pair_reverse_kl`), so that even the whole vocabulary is affordable.
 
     Args:
@@ -79,19 +127,20 @@ def dbild(
         window: where the knee is sought; None, or more than there are tokens, means the whole vocabulary.
         min_k: the least k, or the window where that is smaller.
             With k = 2 there is one pair, whose probability is always 1: nothing is learned.
+        top_k: a fixed k in place of the knee, as in `bild`; `window` and `min_k` are then not read. None: the knee.
+        direction: of the KL, both times. With top_k and forward this is `bild`.
 
     Returns:
         Nats per position, float32 (float64 for float64 logits).
 
     Raises:
-        ValueError: wrong shapes, non-finite logits, a temperature that is not positive, window, min_k or vocabulary
-            below 2, a teacher that requires grad.
+        ValueError: wrong shapes, non-finite logits, a temperature that is not positive, window, min_k, top_k or vocabulary
+            below 2, another direction, a teacher that requires grad.
         TypeError: logits that are not floating point.
     """
     check_pair(student, teacher)
-    check_temperature(temperature)
-    check_selection(student, window, min_k)
-    return _DBiLD.apply(student, teacher, temperature, window, min_k)
+    check_at_least_two("the vocabulary", student.shape[1])
+    return _DBiLD.apply(student, teacher, Comparison(temperature, window, min_k, top_k, direction))
 
 
 class _DBiLD(torch.autograd.Function):
@@ -102,54 +151,21 @@ class _DBiLD(torch.autograd.Function):
         ctx: Any,
         student: Float[Tensor, "n vocab"],
         teacher: Float[Tensor, "n vocab"],
-        temperature: float,
-        window: int | None,
-        min_k: int,
+        comparison: Comparison,
     ) -> Float[Tensor, " n"]:
         precision = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
-        loss_t, ids_t, gradient_t = reverse_kl_led_by(teacher, student, teacher, temperature, window, min_k)
-        loss_s, ids_s, gradient_s = reverse_kl_led_by(student, student, teacher, temperature, window, min_k)
+        (ids_t, k_t), (ids_s, k_s) = comparison.choose(teacher), comparison.choose(student)
+        loss_t, gradient_t = comparison.divergence(ids_t, k_t, student, teacher)
+        loss_s, gradient_s = comparison.divergence(ids_s, k_s, student, teacher)
         ctx.save_for_backward(ids_t, gradient_t.to(precision), ids_s, gradient_s.to(precision))
         ctx.vocab, ctx.dtype = student.shape[1], student.dtype
         return (loss_t + loss_s).to(precision)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Float[Tensor, " n"]) -> tuple[Float[Tensor, "n vocab"], None, None, None, None]:
+    def backward(ctx: Any, upstream: Float[Tensor, " n"]) -> tuple[Float[Tensor, "n vocab"], None, None]:
         ids_t, gradient_t, ids_s, gradient_s = ctx.saved_tensors
         gradient = sparse_zeros(len(upstream), ctx.vocab, like=gradient_t)
         for ids, led in ((ids_t, gradient_t), (ids_s, gradient_s)):
             gradient.scatter_add_(1, ids, led * upstream[:, None])
-        return gradient.to(ctx.dtype), None, None, None, None
-
-
-def reverse_kl_led_by(
-    leader: Float[Tensor, "n vocab"],
-    student: Float[Tensor, "n vocab"],
-    teacher: Float[Tensor, "n vocab"],
-    temperature: float,
-    window: int | None,
-    min_k: int,
-) -> tuple[Float[Tensor, " n"], Int[Tensor, "n k"], Float[Tensor, "n k"]]:
-    """KL(p_X ‖ p_T) on the leader's top k: one of the two halves of `dbild`, without its checks.
-
-    Returns:
-        The divergence per position, the ids compared (in the leader's order, as many as the longest k asks for) and the
-        divergence's gradient with respect to the student's logits at these ids, 0 beyond a position's own k; float64.
-    """
-    ids, k = choose(leader, window, min_k)
-    divergence, gradient = reverse_kl_at(ids, k, student, teacher, temperature)
-    return divergence, ids, gradient
-
-
-def reverse_kl_at(
-    ids: Int[Tensor, "n k"],
-    k: Int[Tensor, " n"],
-    student: Float[Tensor, "n vocab"],
-    teacher: Float[Tensor, "n vocab"],
-    temperature: float,
-) -> tuple[Float[Tensor, " n"], Float[Tensor, "n k"]]:
-    """KL(p_X ‖ p_T) on the first k of `ids` and its gradient with respect to the student's logits there; float64."""
-    a, b = (z.gather(1, ids).double() / temperature for z in (student, teacher))
-    divergence, gradient = pair_reverse_kl(a, b, k)
-    return divergence, gradient / temperature
+        return gradient.to(ctx.dtype), None, None

@@ -9,14 +9,13 @@ import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor
 
-from switchkd.losses.bild import reverse_kl_at
+from switchkd.losses.bild import Comparison
 from switchkd.losses.head import Sparse
-from switchkd.losses.inputs import check_temperature
+from switchkd.losses.inputs import check_at_least_two
 from switchkd.losses.kernels import Scan, scan, softmax_gradient_
-from switchkd.losses.knee import check_selection, choose
 from switchkd.types import Route, Routes
 
-#: What `choose` gives for one leader: its ids, and how many of them take part (each leader has its own longest k).
+#: What `Comparison.choose` gives for one leader: its ids, and how many of them take part (each leader has its own longest k).
 Choice = tuple[Int[Tensor, "n _"], Int[Tensor, " n"]]
 
 
@@ -92,7 +91,7 @@ class PlainTerms(ChunkLoss):
 class CrossEntropyDBiLD(ChunkLoss):
     """CE(z_S, y) + λ1·DBiLD(z_T, z_S) + λ2·DBiLD(z_T, z_SW), with every gradient written out (Switch-KD, arXiv 2604.14629).
 
-    Logits are [tokens, vocabulary] of one chunk; sums over its tokens, in nats. Direction: reverse KL(p_X ‖ p_T), as in `dbild`.
+    Logits are [tokens, vocabulary] of one chunk; sums over its tokens, in nats. Direction: that of `comparison`, as in `dbild`.
 
     Term for term the sums of `cross_entropy` and `dbild`, but the softmax overwrites the student's logits and becomes their gradient, the
     sparse gradient of the align term is added in place, that of the switch term stays sparse, and the teacher's order serves both. Where
@@ -100,27 +99,20 @@ class CrossEntropyDBiLD(ChunkLoss):
 
     Args:
         align: λ1, 0 without this term.
-        switch: λ2, 0 without this term. With both 0 this is plain cross-entropy, and the three that follow are not read.
-        temperature: τ > 0.
-        window: where the knee is sought; None is the whole vocabulary.
-        min_k: the least k, or the window where that is smaller.
+        switch: λ2, 0 without this term. With both 0 this is plain cross-entropy.
+        comparison: the knobs of `dbild`.
         kernels: "triton" passes over the logits with the kernels of `losses.kernels`, on CUDA; same values, see there.
     """
 
     align: float
     switch: float
-    temperature: float
-    window: int | None
-    min_k: int
+    comparison: Comparison = field(default_factory=Comparison)
     kernels: Literal["torch", "triton"] = "torch"
-
-    def __post_init__(self) -> None:
-        check_temperature(self.temperature)
 
     @classmethod
     def cross_entropy_alone(cls) -> "CrossEntropyDBiLD":
         """Without its two other terms, and what they need."""
-        return cls(align=0, switch=0, temperature=1, window=None, min_k=2)
+        return cls(align=0, switch=0)
 
     def __call__(
         self, logits: Routes, targets: Int[Tensor, " n"], *, student: bool, switch: bool
@@ -129,7 +121,7 @@ class CrossEntropyDBiLD(ChunkLoss):
         terms, statistics, sparse = {}, {}, {}
         scans = self._scans(logits)
         if self.align or self.switch:
-            check_selection(logits["teacher"], self.window, self.min_k)
+            check_at_least_two("the vocabulary", logits["teacher"].shape[1])
             by_teacher = self._choose(logits, "teacher", logits["teacher"], scans)
             statistics["knee_teacher"] = _sum(by_teacher[1])
         learners: list[tuple[str, Route, float]] = [("align", "student", self.align), ("switch", "switch", self.switch)]
@@ -147,7 +139,7 @@ class CrossEntropyDBiLD(ChunkLoss):
         if student and "student" in sparse:
             _add_(logits, sparse["student"])
         gradients = ChunkGradients(logits.student if student else None, sparse.get("switch") if switch else None)
-        return ChunkSums(terms, statistics), gradients
+        return ChunkSums(terms, statistics if self.comparison.top_k is None else {}), gradients
 
     def _scans(self, logits: Routes) -> dict[Route, Scan]:
         """What one pass of a kernel finds in the logits of each pathway that is read; nothing with plain torch."""
@@ -162,13 +154,13 @@ class CrossEntropyDBiLD(ChunkLoss):
         # a scan is over all of the student's rows, in their own order
         other_rows = leader == "student" and not (logits.ids is None and logits.compared is None)
         maxima = scans[leader].maxima if leader in scans and not other_rows else None
-        return choose(spoken, self.window, self.min_k, maxima)
+        return self.comparison.choose(spoken, maxima)
 
     def _dbild(
         self, leaders: tuple[Choice, Choice], learner: Float[Tensor, "n vocab"], teacher: Float[Tensor, "n vocab"]
     ) -> tuple[Float[Tensor, ""], Sparse]:
         """`dbild` summed over the tokens, and its gradient at the ids that the leaders chose."""
-        found = [reverse_kl_at(*chosen, learner, teacher, self.temperature) for chosen in leaders]
+        found = [self.comparison.divergence(*chosen, learner, teacher) for chosen in leaders]
         loss = torch.stack([_sum(divergence) for divergence, _ in found]).sum()
         gradient = torch.cat([values for _, values in found], dim=1).to(learner.dtype)
         return loss, Sparse(torch.cat([ids for ids, _ in leaders], dim=1), gradient)

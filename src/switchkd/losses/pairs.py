@@ -1,9 +1,9 @@
-"""The reverse KL between two models' pairwise logit differences, in O(k) instead of O(k²)."""
+"""The KL between two models' pairwise logit differences, both ways, in O(k) instead of O(k²)."""
 
 import math
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -53,6 +53,36 @@ def pair_reverse_kl(
     divergence = ((E - log_z_a).squeeze(-1) + log_z_b).clamp(min=0)
     gradient = R * (d - E) + C * (d + E) - seconds_d - firsts_d
     return divergence, gradient
+
+
+def pair_forward_kl(
+    student: Float[Tensor, "n k"], teacher: Float[Tensor, "n k"], lengths: Int[Tensor, " n"]
+) -> tuple[Float[Tensor, " n"], Float[Tensor, "n k"]]:
+    """KL(Q ‖ P) over the pairs i < j and its gradient in a; P, Q, arguments, return value and precision as in `pair_reverse_kl`.
+
+    With e = b − a, and R and C the marginals of P and of Q,
+
+        KL      = Σ_i e_i (R^Q_i − C^Q_i) − log Z_b + log Z_a
+        ∂KL/∂a_i = (R^P_i − C^P_i) − (R^Q_i − C^Q_i)
+    """
+    a, b = student.double(), teacher.double()
+    outside = torch.arange(a.shape[1], device=a.device) >= lengths[:, None]
+    log_z_a, slope_a = _log_z_and_gradient(a, outside)
+    log_z_b, slope_b = _log_z_and_gradient(b, outside)
+    e = (b - a - (b - a)[:, :1]).masked_fill(outside, 0)  # a shift changes nothing, and small numbers keep their digits
+    divergence = ((e * slope_b).sum(dim=-1) - log_z_b + log_z_a).clamp(min=0)
+    return divergence, slope_a - slope_b
+
+
+def _log_z_and_gradient(
+    z: Float[Tensor, "n k"], outside: Bool[Tensor, "n k"]
+) -> tuple[Float[Tensor, " n"], Float[Tensor, "n k"]]:
+    """log Σ_{i<j} exp(z_i − z_j), and R − C, its gradient."""
+    first, second = z.masked_fill(outside, -math.inf), (-z).masked_fill(outside, -math.inf)
+    log_z = _log_z(first, second)
+    R = (first + _after(second) - log_z[:, None]).exp()
+    C = (second + _before(first) - log_z[:, None]).exp()
+    return log_z, R - C
 
 
 def _log_z(first: Float[Tensor, "n k"], second: Float[Tensor, "n k"]) -> Float[Tensor, " n"]:

@@ -1,13 +1,13 @@
 """Switch-KD (arXiv 2604.14629): align the student's answers, and what the teacher would answer through the student's eyes."""
 
 import math
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import asdict, dataclass
+from typing import ClassVar, get_args
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from switchkd.losses import CrossEntropyDBiLD, cross_entropy, dbild, knee
+from switchkd.losses import Comparison, CrossEntropyDBiLD, cross_entropy, dbild, knee
 from switchkd.methods.base import Direction, Method, Terms, check_temperature
 from switchkd.types import Need, Route, Routes
 
@@ -16,8 +16,9 @@ from switchkd.types import Need, Route, Routes
 class SwitchKD(Method):
     """L = CE(z_S, y) + λ1·DBiLD(z_T, z_S) + λ2·DBiLD(z_T, z_SW), with z_SW = L_T(P_T(V_S(x)), t).
 
-    `align` is λ1, `switch` is λ2; `temperature`, `window` and `min_k` are those of `switchkd.losses.dbild`. Reverse KL both ways, no T²
-    factor. A weight of 0 leaves its pathway out; the switch term trains the student's vision encoder and nothing else.
+    `align` is λ1, `switch` is λ2; the others are those of `switchkd.losses.dbild`. Reverse KL from both leaders unless `direction` is
+    forward, no T² factor. A weight of 0 leaves its pathway out: `switch: 0` is align-only, `align: 0` switch-only. The switch term trains
+    the student's vision encoder and nothing else.
     """
 
     name: ClassVar[str] = "switch_kd"
@@ -26,6 +27,9 @@ class SwitchKD(Method):
     temperature: float = 3.0
     window: int | None = 128
     min_k: int = 3
+    #: A fixed k in place of the knee.
+    top_k: int | None = None
+    direction: Direction = "reverse"
 
     def __post_init__(self) -> None:
         if not (0 <= self.align < math.inf and 0 <= self.switch < math.inf):
@@ -37,6 +41,13 @@ class SwitchKD(Method):
         check_temperature(self.name, self.temperature)
         if self.min_k < 2 or (self.window is not None and self.window < self.min_k):
             raise ValueError(f"switch_kd: need 2 <= min_k <= window, got min_k={self.min_k}, window={self.window}")
+        if self.direction not in get_args(Direction):
+            raise ValueError(f"switch_kd: direction must be forward or reverse, got {self.direction!r}")
+        if self.top_k is not None and self.top_k < 3:
+            raise ValueError(
+                f"switch_kd: top_k must be at least 3, got {self.top_k}: the probability of a single pair is always 1, so 2 logits teach "
+                "nothing; leave it out to compare as many as the knee says"
+            )
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -45,8 +56,8 @@ class SwitchKD(Method):
 
     @property
     def directions(self) -> dict[str, Direction]:
-        """Reverse, from both leaders."""
-        return {name: "reverse" for name, weight in (("align", self.align), ("switch", self.switch)) if weight}
+        """The same from both leaders, reverse by default."""
+        return {name: self.direction for name, weight in (("align", self.align), ("switch", self.switch)) if weight}
 
     def terms(self, routes: Routes, targets: Int[Tensor, " answers"]) -> Terms:
         """Cross-entropy, `align` and `switch`, each at its weight."""
@@ -58,12 +69,12 @@ class SwitchKD(Method):
         return terms
 
     def _dbild(self, routes: Routes, learner: Route) -> Float[Tensor, " answers"]:
-        return dbild(
-            routes[learner], routes["teacher"], temperature=self.temperature, window=self.window, min_k=self.min_k
-        )
+        return dbild(routes[learner], routes["teacher"], **asdict(self._comparison))
 
     def statistics(self, routes: Routes) -> Terms:
-        """The knee k of each leader: a k stuck at `min_k` means that almost no logits are compared."""
+        """The knee k of each leader: a k stuck at `min_k` means that almost no logits are compared. None where k is fixed."""
+        if self.top_k is not None:
+            return {}
         weights: dict[Route, float] = {"teacher": 1, "student": self.align, "switch": self.switch}
         return {
             f"knee_{who}": knee(routes[who], window=self.window, min_k=self.min_k).float()
@@ -73,4 +84,8 @@ class SwitchKD(Method):
 
     def chunk_loss(self) -> CrossEntropyDBiLD:
         """The same terms and statistics, every gradient written out."""
-        return CrossEntropyDBiLD(self.align, self.switch, self.temperature, self.window, self.min_k)
+        return CrossEntropyDBiLD(self.align, self.switch, self._comparison)
+
+    @property
+    def _comparison(self) -> Comparison:
+        return Comparison(self.temperature, self.window, self.min_k, self.top_k, self.direction)
