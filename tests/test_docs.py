@@ -1,5 +1,6 @@
 """The pages name what there is, and their links lead somewhere."""
 
+import json
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -9,6 +10,8 @@ import pytest
 from shown_diffs import hold
 
 from switchkd.methods import METHODS
+from switchkd.study.figure import figure
+from switchkd.study.table import Row, markdown_kinds, markdown_table
 from switchkd.types import Need
 from switchkd.world import KINDS
 from switchkd.world.scenes import DIFFICULTIES, THINGS
@@ -60,3 +63,15 @@ def test_every_page_is_in_the_table_of_contents():
 def test_links_lead_to_files(page):
     links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "benchmarks" / "results").glob("study-*.json")))
+def test_the_tables_of_studies_are_those_of_their_results(name):
+    study = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+    rows = [Row(**{**row, "differences": tuple(row["differences"])}) for row in study["table"]]
+    page = (DOCS / "studies.md").read_text()
+    assert markdown_table(rows) in page
+    if name == "study-tiny":
+        assert markdown_kinds(rows, study["cells"], study["teachers"]) in page
+    drawn = (DOCS / f"{name}.svg").read_text()
+    assert drawn == figure(rows, title=f"{name}: difference to {study['baseline']}, each seed, mean and 95 % interval")
