@@ -23,6 +23,8 @@ ALLOWED = {
     "doctor": {"train", "methods", "models", "data", "losses"},
     "study": {"train", "world"},
     "pipeline": {"doctor", "evaluate", "train"},
+    "probe": {"report", "evaluate", "train", "methods", "models", "data", "losses"},
+    "reporting": {"probe", "report", "train", "data"},
     "demo": {"pipeline", "evaluate", "report", "train", "methods", "world"},
     "cli": {"commands", "train"},
     "commands": {
@@ -33,6 +35,7 @@ ALLOWED = {
         "evaluate",
         "report",
         "study",
+        "reporting",
         "train",
         "methods",
         "models",

@@ -38,7 +38,7 @@ def compare(results: Mapping[str, Path], *, difference: tuple[str, str] | None =
     """
     if not results:
         raise ValueError("there are no results to compare")
-    loaded = {name: _load(path) for name, path in results.items()}
+    loaded = {name: load_results(path) for name, path in results.items()}
     first = next(iter(results))
     for name, result in loaded.items():
         if result["data_fingerprint"] != loaded[first]["data_fingerprint"]:
@@ -59,7 +59,12 @@ def compare(results: Mapping[str, Path], *, difference: tuple[str, str] | None =
     return Comparison(tuple(columns), {kind: tuple(row) for kind, row in rows.items()}, difference is not None)
 
 
-def _load(path: Path) -> dict[str, Any]:
+def load_results(path: str | Path) -> dict[str, Any]:
+    """What an evaluation wrote.
+
+    Raises:
+        ValueError: naming the file, if that is not what it holds.
+    """
     needed = {"data_fingerprint", "kinds", "mean_over_kinds_percent", "accuracy_percent"}
     try:
         result = json.loads(Path(path).read_text(encoding="utf-8"))

@@ -44,12 +44,34 @@ A student trained with `switchkd`. It is a plain Hugging Face model: `AutoModelF
 """
 
 
-def add_results(directory: str | Path, accuracy: Mapping[str, float], *, data: str) -> None:
-    """Append a table of exact-match accuracies, in percent, to the model card in `directory`."""
+def add_results(
+    directory: str | Path,
+    accuracy: Mapping[str, float],
+    *,
+    data: str,
+    baseline: tuple[str, Mapping[str, float]] | None = None,
+) -> None:
+    """Write a table of exact-match accuracies, in percent, into the model card in `directory`, in place of one that is there.
+
+    `baseline` is another model's name and its accuracies on the same questions: the table then has their difference, in points.
+    """
     card = Path(directory) / "README.md"
-    rows = "\n".join(f"| {kind} | {value:.1f} |" for kind, value in accuracy.items())
-    text = card.read_text(encoding="utf-8").split("\n## Results\n")[0]
-    card.write_text(
-        f"{text}\n## Results\n\nExact match in percent on `{json.dumps(data)[1:-1]}`:\n\n| kind | accuracy |\n|---|---|\n{rows}\n",
-        encoding="utf-8",
+    name, base = baseline or ("", {})
+    head = f" points over {_text(name)} |" if baseline else ""
+    rows = "\n".join(
+        f"| {_text(kind)} | {value:.1f} |"
+        + (f" {value - base[kind]:+.1f} |" if kind in base else " – |" * bool(baseline))
+        for kind, value in accuracy.items()
     )
+    text = card.read_text(encoding="utf-8").split("\n## Results\n")[0]
+    table = f"| kind | accuracy |{head}\n|---|---:|{'---:|' * bool(baseline)}\n{rows}\n"
+    card.write_text(
+        f"{text}\n## Results\n\nExact match in percent on `{json.dumps(data)[1:-1]}`:\n\n{table}", encoding="utf-8"
+    )
+
+
+def _text(name: str) -> str:
+    """A name from somewhere, as Markdown shows it as it is and in its cell."""
+    for character in "\\|`*[]<>":
+        name = name.replace(character, f"\\{character}")
+    return " ".join(name.split())

@@ -1,0 +1,141 @@
+"""What is read from folders, and what is refused."""
+
+import json
+
+import pytest
+from report.run_folders import LOSSES, write_fake_run, write_results, write_study
+
+from switchkd.report.choose import changed, for_attention, to_picture, varied
+from switchkd.report.gather import gather
+
+
+def test_a_folder_of_runs_is_its_runs_and_what_was_only_evaluated(tmp_path):
+    write_fake_run(tmp_path / "sft", "100000")
+    write_fake_run(tmp_path / "switch-kd", "110000", method="switch_kd")
+    write_results(tmp_path / "teacher.results.json", "111111", model="teacher")
+    evidence = gather([tmp_path])
+    assert [model.name for model in evidence.models] == ["teacher", "sft", "switch-kd"]
+    assert evidence.baseline == "sft"
+    teacher, sft, switch = evidence.models
+    assert teacher.recipe is None
+    assert switch.method == "switch_kd"
+    assert sft.curves["ce"] == [(line["step"], line["ce"]) for line in LOSSES]
+    assert sft.cost == {"steps": 3, "train seconds": 6, "evaluation seconds": 3.5, "questions": 6}
+    assert changed(switch, sft) == (["colour-1"], [])
+    assert changed(sft, switch) == ([], ["colour-1"])
+    assert evidence == gather([tmp_path / "teacher.results.json", tmp_path / "sft", tmp_path / "switch-kd"])
+
+
+def test_stages_follow_one_another(tmp_path):
+    run = write_fake_run(tmp_path / "run", None)
+    second = run / "2-tune"
+    second.mkdir()
+    (second / "metrics.jsonl").write_text('{"step": 5, "loss": 1.0}\n{"step": 7, "train_runtime": 2.0}\n')
+    (run / "10-last").mkdir()
+    (run / "10-last" / "metrics.jsonl").write_text('{"step": 1, "loss": 0.5}\n')
+    (model,) = gather([run]).models
+    assert model.stages == (("1-train", 3), ("2-tune", 10), ("10-last", 11))
+    assert model.curves["loss"][-2:] == [(8, 1.0), (11, 0.5)]
+    assert model.cost == {"steps": 11, "train seconds": 8}
+    assert "evaluate" in model.missing["results"]
+
+
+def test_a_single_model_has_no_baseline_and_another_can_be_named(tmp_path):
+    runs = [write_fake_run(tmp_path / name, "100000", method="kd") for name in ("a", "b")]
+    assert gather(runs[:1]).baseline is None
+    assert gather(runs).baseline == "a"
+    assert gather(runs, "b").baseline == "b"
+    with pytest.raises(ValueError, match="there is no c to be the baseline; there are a, b"):
+        gather(runs, "c")
+
+
+def test_folders_of_one_name_are_told_apart(tmp_path):
+    runs = [write_fake_run(tmp_path / top / "run", None) for top in ("one", "two")]
+    assert [model.name for model in gather(runs).models] == ["one/run", "two/run"]
+    with pytest.raises(ValueError, match="given twice"):
+        gather([runs[0], runs[0]])
+
+
+def test_the_public_benchmarks_are_read(tmp_path):
+    run = write_fake_run(tmp_path / "run", None)
+    entry = {"title": "MME", "percent": 61.5}
+    (run / "benchmarks.json").write_text(json.dumps({"benchmarks": {"mme": entry}, "average": 60.0}))
+    assert gather([run]).models[0].benchmarks == {"average of ten": 60.0, "MME": 61.5}
+    (run / "benchmarks.json").write_text(json.dumps({"benchmarks": {"mme": entry}, "average": None}))
+    assert gather([run]).models[0].benchmarks == {"MME": 61.5}
+    (run / "benchmarks.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"benchmarks\.json: holds no results of the benchmarks"):
+        gather([run])
+
+
+def test_a_study_is_its_table_and_the_runs_of_one_seed(tmp_path):
+    evidence = gather([write_study(tmp_path, {"SFT": [40.0, 50.0], "Switch-KD": [45.0, 57.0]})])
+    study = evidence.study
+    assert study is not None
+    assert (study.baseline, study.shown, study.planned, study.teachers) == ("SFT", (None, 0), 5, (100.0,))
+    assert [line.difference for line in study.table] == [None, 6.0]
+    assert [cell.seconds for cell in study.cells] == [10.0, None, 10.0, None]  # seed 1 was interrupted
+    assert [model.name for model in evidence.models] == ["teacher", "SFT", "Switch-KD"]
+    assert evidence.models[1].cost == {"run seconds": 10, "cpu seconds": 9, "peak memory MiB": 300}
+    with pytest.raises(ValueError, match="give it alone"):
+        gather([tmp_path, tmp_path])
+    with pytest.raises(ValueError, match="leave --baseline out"):
+        gather([tmp_path], "Switch-KD")
+
+
+def test_sizes_of_a_study_begin_with_the_largest(tmp_path):
+    study = json.loads((write_study(tmp_path, {"SFT": [40.0], "KD": [45.0]}) / "study.json").read_text())
+    less = [cell | {"rows": rows, "folder": "gone"} for rows in (200, 1000) for cell in study["cells"]]
+    (tmp_path / "study.json").write_text(json.dumps(study | {"cells": [*less, *study["cells"]]}))
+    found = gather([tmp_path]).study
+    assert found is not None
+    assert found.sizes == [None, 1000, 200]
+    (tmp_path / "study.json").write_text(json.dumps(study | {"cells": less}))
+    evidence = gather([tmp_path])
+    assert evidence.study is not None
+    assert evidence.study.shown == (1000, 0)
+    assert [model.name for model in evidence.models] == ["teacher"]  # the runs' folders are gone
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("recipe.yaml", "[", r"recipe\.yaml: cannot be read as a recipe"),
+        ("recipe.yaml", "3", "it holds no fields"),
+        ("results.json", "{}", "holds no results"),
+        ("results.predictions.jsonl", '{"id": 1}', r"predictions\.jsonl, line 1: no prediction"),
+        ("study.json", "{}", r"study\.json: is not a study"),
+        ("study.json", '{"cells": [], "table": [], "arms": ["a"], "seeds": [], "name": "", "baseline": "a"}', "no run of this study"),
+        ("study.json", '{"cells": [], "table": [], "arms": [], "seeds": [], "name": "", "baseline": "a"}', "a is not among its arms"),
+    ],
+)  # fmt: skip
+def test_files_that_cannot_be_read_are_named(tmp_path, file, text, message):
+    write_fake_run(tmp_path / "run", "100000")
+    (tmp_path / "run" / file).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        gather([tmp_path / "run"])
+
+
+def test_paths_without_runs_and_other_questions_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="no such file or folder"):
+        gather([tmp_path / "none"])
+    with pytest.raises(ValueError, match="holds no run"):
+        gather([tmp_path])
+    write_fake_run(tmp_path / "a", "100000")
+    write_fake_run(tmp_path / "b", "100000")
+    file = tmp_path / "b" / "results.json"
+    file.write_text(file.read_text().replace("f" * 64, "e" * 64))
+    with pytest.raises(ValueError, match="b answers other questions than a"):
+        gather([tmp_path / "a", tmp_path / "b"])
+
+
+def test_shown_questions_are_of_all_kinds(tmp_path):
+    write_fake_run(tmp_path / "sft", "000011")
+    write_fake_run(tmp_path / "switch-kd", "111101", method="switch_kd")
+    evidence = gather([tmp_path])
+    sft, switch = evidence.models
+    won, lost = changed(switch, sft)
+    assert (won, lost) == (["colour-0", "colour-1", "count-0", "count-1"], ["shape-0"])
+    assert {name.split("-")[0] for name in varied(won, switch.answers, 2)} == {"colour", "count"}
+    assert for_attention(evidence, 3) == [*varied(won, switch.answers, 2), "shape-0"]
+    assert set(to_picture(evidence)) == {*won, *lost}

