@@ -106,7 +106,7 @@ def radar(scores: Mapping[str, Mapping[str, float | None]], keys: Mapping[str, i
         for model, row in scores.items()
     ]
     layout = _layout({}, {}, height=400)
-    layout["margin"] = {"l": 64, "r": 64, "t": 30, "b": 24}
+    layout["margin"] = {"l": 80, "r": 80, "t": 30, "b": 24}
     layout["polar"] = {
         "bgcolor": "rgba(0,0,0,0)",
         "radialaxis": {"range": [0, 100], "gridcolor": _GRID, "angle": 90, "tickangle": 90, "tickfont": {"size": 10}},
