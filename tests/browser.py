@@ -22,7 +22,7 @@ def executable() -> str:
 
 @dataclass
 class Visit:
-    """A page that is open, the addresses it asked for, and its console's errors and warnings."""
+    """A page that is open, the addresses it asked for, and its errors."""
 
     page: Page
     asked: list[str] = field(default_factory=list)
@@ -54,10 +54,7 @@ def visit(browser: Browser, address: str, size: tuple[int, int] = LAPTOP) -> Ite
     visit = Visit(context.new_page())
     visit.page.on("request", lambda request: visit.asked.append(request.url))
     visit.page.on("pageerror", lambda error: visit.complaints.append(str(error)))
-    visit.page.on(
-        "console",
-        lambda said: visit.complaints.append(said.text) if said.type in ("error", "warning") else None,
-    )
+    visit.page.on("console", lambda said: visit.complaints.append(said.text) if said.type == "error" else None)
     visit.page.goto(address)
     yield visit
     context.close()

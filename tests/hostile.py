@@ -1,0 +1,61 @@
+"""Fifty texts that try to be more than text where they are shown: markup, scripts, templates, Markdown, control characters."""
+
+_RUN = "window.hostile=1"
+
+#: If one of them runs, `window.hostile` is there; if one becomes an element, it is a script, or its class or id is `hostile`.
+HOSTILE = [
+    f"<script>{_RUN}</script>",
+    f"</script><script>{_RUN}</script>",
+    f"</textarea><script>{_RUN}</script>",
+    f"</title><script>{_RUN}</script>",
+    f"</style><script>{_RUN}</script>",
+    f"--><script>{_RUN}</script>",
+    f"]]><script>{_RUN}</script>",
+    f"<SCRIPT SRC=data:text/javascript,{_RUN}></SCRIPT>",
+    f"<script type=module>{_RUN}</script>",
+    f"<scr<script>ipt>{_RUN}</scr</script>ipt>",
+    f"<img class=hostile src=x onerror={_RUN}>",
+    f'"><img class=hostile src=x onerror="{_RUN}">',
+    f"'><img class=hostile src=x onerror='{_RUN}'>",
+    f"`><img class=hostile src=x onerror=`{_RUN}`>",
+    f"<svg class=hostile onload={_RUN}></svg>",
+    f"<svg class=hostile><script>{_RUN}</script></svg>",
+    f"<math class=hostile><mtext><script>{_RUN}</script></mtext></math>",
+    f"<iframe class=hostile srcdoc='<script>parent.{_RUN}</script>'></iframe>",
+    f"<iframe class=hostile src=javascript:{_RUN}></iframe>",
+    f"<object class=hostile data=javascript:{_RUN}></object>",
+    f"<embed class=hostile src=javascript:{_RUN}>",
+    f"<a class=hostile href=javascript:{_RUN}>click</a>",
+    f"<body class=hostile onload={_RUN}>",
+    f"<details class=hostile open ontoggle={_RUN}>",
+    f"<input class=hostile autofocus onfocus={_RUN}>",
+    f"<video class=hostile><source onerror={_RUN}></video>",
+    f"<form class=hostile action=javascript:{_RUN}><button>send</button></form>",
+    f"<template class=hostile><script>{_RUN}</script></template>",
+    f"<noscript class=hostile><script>{_RUN}</script></noscript>",
+    "<base class=hostile href=http://elsewhere.invalid/>",
+    "<link class=hostile rel=stylesheet href=http://elsewhere.invalid/style.css>",
+    "<meta class=hostile http-equiv=refresh content='0;url=http://elsewhere.invalid/'>",
+    "<style class=hostile>body {display: none}</style>",
+    "<div id=hostile style='position: fixed; inset: 0'>over all</div>",
+    "<b class=hostile>bold</b>",
+    "![picture](http://elsewhere.invalid/picture.png)",
+    f"[link](javascript:{_RUN})",
+    "# Heading\n\n| a | b |\n| - | - |\n| 1 | 2 |",
+    "<!-- a comment",
+    f"{{{{constructor.constructor('{_RUN}')()}}}}",
+    f"${{{_RUN}}}",
+    f"#{{{_RUN}}}",
+    f"{{% print('{_RUN}') %}}",
+    f"<%= {_RUN} %>",
+    f"\\x3cscript\\x3e{_RUN}\\x3c/script\\x3e",
+    f"&lt;script&gt;{_RUN}&lt;/script&gt;",
+    f"\u202e<script>{_RUN}</script>\u202c",
+    f"＜script＞{_RUN}＜/script＞",
+    f"+ADw-script+AD4-{_RUN}+ADw-/script+AD4-",
+    f"javascript:{_RUN}//\u2028'\"`;{_RUN};",
+]
+
+#: What to evaluate in a page that shows them: how many became elements. Data in a page's own scripts may hold them, escaped.
+ELEMENTS = """[...document.querySelectorAll('.hostile, #hostile, script')].filter(
+    e => e.tagName != 'SCRIPT' || e.text.trim() == 'window.hostile=1' || e.src.startsWith('data:')).length"""
