@@ -6,7 +6,7 @@ from dataclasses import asdict
 import pytest
 
 from switchkd.losses import Comparison, CrossEntropyDBiLD
-from switchkd.methods import KD, METHODS, AlignKD, BiLD, FeatureKD, LLaVAKD, SwitchKD
+from switchkd.methods import KD, METHODS, AlignKD, BiLD, FeatureKD, LLaVAKD, LLaVAMoD, SwitchKD
 
 REFUSED = [
     (KD, {"beta": -0.1}, r"kd: beta must lie between 0 \(forward KL\) and 1 \(reverse KL\), got -0.1"),
@@ -33,6 +33,7 @@ REFUSED = [
     (AlignKD, dict.fromkeys(("soft", "attention", "projected", "focus"), 0), "align_kd: weights .* not all 0"),
     (AlignKD, {"soft": math.inf}, "align_kd: weights must be finite"),
     (AlignKD, {"top": 0}, "align_kd: top must be at least 1 visual token, got 0"),
+    (LLaVAMoD, {"mimic": 0.0}, "llava_mod: mimic must be positive and finite, got 0.0; without it, use method sft"),
     (SwitchKD, {"min_k": 1}, "switch_kd: need 2 <= min_k <= window, got min_k=1, window=128"),
     (SwitchKD, {"min_k": 9, "window": 8}, "switch_kd: need 2 <= min_k <= window, got min_k=9, window=8"),
     (SwitchKD, {"top_k": 2}, "switch_kd: top_k must be at least 3, got 2: the probability of a single pair is always"),
@@ -40,7 +41,7 @@ REFUSED = [
 ]
 REFUSED += [
     (method, {"temperature": value}, f"{method.name}: temperature must be positive and finite, got {value}")
-    for method in (KD, BiLD, SwitchKD, FeatureKD, LLaVAKD, AlignKD)
+    for method in (KD, BiLD, SwitchKD, FeatureKD, LLaVAKD, LLaVAMoD, AlignKD)
     for value in (0.0, -1.0, math.inf, math.nan)
 ]
 

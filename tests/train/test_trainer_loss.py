@@ -11,16 +11,17 @@ from train.steps import make_trainer, read_metrics, rows
 from transformers import TrainerCallback
 
 from switchkd.losses import ChunkLoss, CrossEntropyDBiLD
-from switchkd.methods import KD, METHODS, SFT, AlignKD, BiLD, FeatureKD, LLaVAKD, SwitchKD
+from switchkd.methods import KD, METHODS, SFT, AlignKD, BiLD, FeatureKD, LLaVAKD, LLaVAMoD, SwitchKD
 from switchkd.models import Pathway
 from switchkd.types import IGNORE_INDEX
 
 CASES = [SFT(), KD(), KD(beta=0.5, temperature=2.0), BiLD(), SwitchKD(window=32), SwitchKD(align=0.0, window=None)]
+CASES += [LLaVAMoD(temperature=2.0)]
 #: With terms about the inside of both models, which are added to those on the answers.
 RIVALS = [FeatureKD(window=32), LLaVAKD(temperature=2.0), AlignKD(top=3, attention=20.0, projected=0.05, focus=0.05)]
 CASES += RIVALS
 #: Terms and statistics of each.
-LINES = {"sft": 1, "kd": 2, "bild": 2, "feature_kd": 5, "llava_kd": 4, "align_kd": 5}
+LINES = {"sft": 1, "kd": 2, "bild": 2, "feature_kd": 5, "llava_kd": 4, "llava_mod": 2, "align_kd": 5}
 
 
 def test_every_method_is_compared():

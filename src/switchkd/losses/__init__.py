@@ -5,7 +5,7 @@
 
 from switchkd.losses.bild import Comparison, bild, dbild
 from switchkd.losses.chunks import ChunkLoss, CrossEntropyDBiLD, PlainTerms
-from switchkd.losses.divergence import cross_entropy, forward_kl, jsd, reverse_kl
+from switchkd.losses.divergence import cross_entropy, forward_kl, jsd, reverse_kl, soft_cross_entropy
 from switchkd.losses.fused import SummedLoss, fused_loss, plain_loss, with_rows
 from switchkd.losses.inner import of_logits, relation, squared_error
 from switchkd.losses.knee import knee
@@ -29,6 +29,7 @@ __all__ = [
     "plain_loss",
     "relation",
     "reverse_kl",
+    "soft_cross_entropy",
     "squared_error",
     "with_rows",
 ]

@@ -61,6 +61,18 @@ def forward_kl(
     return _kl(log_t, log_s)
 
 
+def soft_cross_entropy(
+    student: Float[Tensor, "n vocab"], teacher: Float[Tensor, "n vocab"], *, temperature: float = 1.0
+) -> Float[Tensor, " n"]:
+    """−Σ_v p_T log p_S, p = softmax(z/τ): the mimic loss of LLaVA-MoD (arXiv 2408.15881).
+
+    Direction: the expectation is the teacher's. It is `forward_kl` and the teacher's entropy, a constant: the gradient is the same, the
+    value is not 0 where the two are equal. T² policy: no τ² factor. Arguments, return value and errors are those of `forward_kl`.
+    """
+    log_s, log_t = _log_probabilities(student, teacher, temperature)
+    return -(log_t.exp() * log_s).sum(dim=-1)
+
+
 def reverse_kl(
     student: Float[Tensor, "n vocab"], teacher: Float[Tensor, "n vocab"], *, temperature: float = 1.0
 ) -> Float[Tensor, " n"]:

@@ -6,6 +6,7 @@ from switchkd.methods.bild import BiLD
 from switchkd.methods.feature_kd import FeatureKD
 from switchkd.methods.kd import KD
 from switchkd.methods.llava_kd import LLaVAKD
+from switchkd.methods.llava_mod import LLaVAMoD
 from switchkd.methods.sft import SFT
 from switchkd.methods.switch_kd import SwitchKD
 
@@ -18,6 +19,7 @@ METHODS: dict[str, type[Method]] = {
         SwitchKD,
         FeatureKD,
         LLaVAKD,
+        LLaVAMoD,
         AlignKD,
     )
 }
@@ -31,6 +33,7 @@ __all__ = [
     "Direction",
     "FeatureKD",
     "LLaVAKD",
+    "LLaVAMoD",
     "Method",
     "RowTerms",
     "SwitchKD",
