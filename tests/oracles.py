@@ -121,13 +121,19 @@ def dbild(
     min_k: int,
     top_k: int | None = None,
     direction: str = "reverse",
+    softmax: str = "all",
+    t_squared: bool = False,
 ) -> list[float]:
     losses = []
     for s, t in zip(rows(student), rows(teacher), strict=True):
         loss = 0.0
         for leader in (t, s):
             ids = order(leader)[: knee(leader, window, min_k) if top_k is None else top_k]
-            ours, theirs = differences(s, ids, temperature), differences(t, ids, temperature)
-            loss += kl(ours, theirs) if direction == "reverse" else kl(theirs, ours)
-        losses.append(loss)
+            groups = [ids] if softmax == "all" else [ids[i:] for i in range(len(ids) - 1)]
+            for group in groups:
+                ours, theirs = differences(s, group, temperature), differences(t, group, temperature)
+                if softmax == "row":  # of the group, the pairs of its first
+                    ours, theirs = ours[: len(group) - 1], theirs[: len(group) - 1]
+                loss += (kl(ours, theirs) if direction == "reverse" else kl(theirs, ours)) / len(groups)
+        losses.append(temperature**2 * loss if t_squared else loss)
     return losses

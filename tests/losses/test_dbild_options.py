@@ -1,4 +1,4 @@
-"""The readings of DBiLD that are not the default: a fixed k, and forward KL."""
+"""The readings of DBiLD that are not the default: a fixed k, forward KL, a softmax for each row, a factor of τ²."""
 
 import math
 from dataclasses import replace
@@ -17,6 +17,10 @@ OPTIONS = [
     {"top_k": 8},
     {"direction": "forward"},
     {"direction": "forward", "top_k": 5, "temperature": 1.0},
+    {"softmax": "row"},
+    {"softmax": "row", "direction": "forward"},
+    {"softmax": "row", "top_k": 3, "t_squared": True},
+    {"t_squared": True, "temperature": 2.0},
 ]
 
 
@@ -26,7 +30,17 @@ def pair(positions=6, vocab=60, scale=3.0, seed=0):
     return student.requires_grad_(), teacher
 
 
-def definition(student, teacher, temperature=3.0, window=128, min_k=3, top_k=None, direction="reverse"):
+def definition(
+    student,
+    teacher,
+    temperature=3.0,
+    window=128,
+    min_k=3,
+    top_k=None,
+    direction="reverse",
+    softmax="all",
+    t_squared=False,
+):
     """All pairs written out, for autograd."""
     losses = []
     for s, t in zip(student, teacher, strict=True):
@@ -34,10 +48,12 @@ def definition(student, teacher, temperature=3.0, window=128, min_k=3, top_k=Non
         for leader in (t.tolist(), s.tolist()):
             ids = oracles.order(leader)[: oracles.knee(leader, window, min_k) if top_k is None else top_k]
             i, j = torch.triu_indices(len(ids), len(ids), offset=1)
-            log_s, log_t = (((z[ids][i] - z[ids][j]) / temperature).log_softmax(0) for z in (s, t))
-            log_p, log_q = (log_s, log_t) if direction == "reverse" else (log_t, log_s)
-            loss = loss + (log_p.exp() * (log_p - log_q)).sum()
-        losses.append(loss)
+            groups = [i >= 0] if softmax == "all" else [i == row for row in range(len(ids) - 1)]
+            for group in groups:
+                log_s, log_t = (((z[ids][i] - z[ids][j])[group] / temperature).log_softmax(0) for z in (s, t))
+                log_p, log_q = (log_s, log_t) if direction == "reverse" else (log_t, log_s)
+                loss = loss + (log_p.exp() * (log_p - log_q)).sum() / len(groups)
+        losses.append(temperature**2 * loss if t_squared else loss)
     return torch.stack(losses)
 
 
@@ -53,6 +69,20 @@ def test_hand_computed_forward_kl_on_a_fixed_k():
     student_led = -(8 * math.log(128) + math.log(2048) + 8 * math.log(16)) / 17 + math.log(50 * 64 / 17)
     found = dbild(student, teacher, temperature=1.0, top_k=3, direction="forward")
     assert found.item() == pytest.approx(teacher_led + student_led, abs=1e-13)
+
+
+def test_hand_computed_softmax_by_row():
+    # In units of log 2, τ = 1, k = 3, both lead with ids 0, 1, 2. Row 0 has the pairs (0,1), (0,2), row 1 the pair (1,2) alone: 0.
+    # Student (3, 2, 1): its row is 1, 2 → 2, 4 of 6: ⅓, ⅔. Teacher (3, 1, 1): 2, 2 → ½, ½.
+    # KL(p_S‖p_T) = ⅓ log ⅔ + ⅔ log 4/3 = 5/3 log 2 − log 3; the mean of two rows is half of it, two leaders make it whole again.
+    student = torch.tensor([[3.0, 2, 1]], dtype=torch.float64) * math.log(2)
+    teacher = torch.tensor([[3.0, 1, 1]], dtype=torch.float64) * math.log(2)
+    expected = 5 / 3 * math.log(2) - math.log(3)
+    found = dbild(student, teacher, temperature=1.0, top_k=3, softmax="row")
+    assert found.item() == pytest.approx(expected, abs=1e-13)
+    # At τ = 2 with the logits doubled the distributions are the same, and τ² is 4.
+    found = dbild(2 * student, 2 * teacher, temperature=2.0, top_k=3, softmax="row", t_squared=True)
+    assert found.item() == pytest.approx(4 * expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)

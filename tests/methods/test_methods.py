@@ -38,6 +38,7 @@ REFUSED = [
     (SwitchKD, {"min_k": 9, "window": 8}, "switch_kd: need 2 <= min_k <= window, got min_k=9, window=8"),
     (SwitchKD, {"top_k": 2}, "switch_kd: top_k must be at least 3, got 2: the probability of a single pair is always"),
     (SwitchKD, {"direction": "backward"}, "switch_kd: direction must be forward or reverse, got 'backward'"),
+    (SwitchKD, {"softmax": "rows"}, "switch_kd: softmax must be all or row, got 'rows'"),
 ]
 REFUSED += [
     (method, {"temperature": value}, f"{method.name}: temperature must be positive and finite, got {value}")
@@ -64,6 +65,7 @@ def test_every_method_is_found_by_its_name():
 
 def test_the_fused_loss_of_switch_kd_has_its_knobs():
     knobs = {"temperature": 1.5, "window": None, "min_k": 4, "top_k": 9, "direction": "forward"}
+    knobs |= {"softmax": "row", "t_squared": True}
     loss = SwitchKD(align=0.5, switch=2.0, **knobs).chunk_loss()
     assert isinstance(loss, CrossEntropyDBiLD)
     assert asdict(loss) == {"align": 0.5, "switch": 2.0, "comparison": knobs, "kernels": "torch"}

@@ -3,7 +3,7 @@
 `fused_loss` is the exception that saves the memory: from hidden states to sums, for any loss that is a `ChunkLoss`.
 """
 
-from switchkd.losses.bild import Comparison, bild, dbild
+from switchkd.losses.bild import Comparison, Softmax, bild, dbild
 from switchkd.losses.chunks import ChunkLoss, CrossEntropyDBiLD, PlainTerms
 from switchkd.losses.divergence import cross_entropy, forward_kl, jsd, reverse_kl, soft_cross_entropy
 from switchkd.losses.fused import SummedLoss, fused_loss, plain_loss, with_rows
@@ -17,6 +17,7 @@ __all__ = [
     "CrossEntropyDBiLD",
     "Head",
     "PlainTerms",
+    "Softmax",
     "SummedLoss",
     "bild",
     "cross_entropy",

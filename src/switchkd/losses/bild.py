@@ -11,10 +11,12 @@ from torch.autograd.function import once_differentiable
 from switchkd.losses.inputs import at_least_float32, check_at_least_two, check_pair, check_temperature
 from switchkd.losses.knee import choose, leader_order
 from switchkd.losses.memory import sparse_zeros
-from switchkd.losses.pairs import pair_forward_kl, pair_reverse_kl
+from switchkd.losses.pairs import pair_forward_kl, pair_reverse_kl, row_kl
 
 #: forward: KL(p_T ‖ p_X), the expectation is the teacher's. reverse: KL(p_X ‖ p_T), the learner's.
 Direction = Literal["forward", "reverse"]
+#: What one softmax is over: all pairs i < j, or for each i those with j > i.
+Softmax = Literal["all", "row"]
 
 
 def bild(
@@ -70,6 +72,8 @@ class Comparison:
     min_k: int = 3
     top_k: int | None = None
     direction: Direction = "reverse"
+    softmax: Softmax = "all"
+    t_squared: bool = False
 
     def __post_init__(self) -> None:
         check_temperature(self.temperature)
@@ -79,6 +83,8 @@ class Comparison:
                 check_at_least_two(name, size)
         if self.direction not in get_args(Direction):
             raise ValueError(f"direction must be {' or '.join(get_args(Direction))}, got {self.direction!r}")
+        if self.softmax not in get_args(Softmax):
+            raise ValueError(f"softmax must be {' or '.join(get_args(Softmax))}, got {self.softmax!r}")
 
     def choose(
         self, leader: Float[Tensor, "n vocab"], maxima: Float[Tensor, "n blocks"] | None = None
@@ -98,8 +104,13 @@ class Comparison:
     ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n k"]]:
         """The KL on the first k of `ids`, and its gradient with respect to the student's logits there, 0 beyond k; float64."""
         a, b = (z.gather(1, ids).double() / self.temperature for z in (student, teacher))
-        kl = pair_reverse_kl if self.direction == "reverse" else pair_forward_kl
-        divergence, gradient = kl(a, b, k)
+        reverse = self.direction == "reverse"
+        if self.softmax == "row":
+            divergence, gradient = row_kl(a, b, k, reverse=reverse)
+        else:
+            divergence, gradient = (pair_reverse_kl if reverse else pair_forward_kl)(a, b, k)
+        if self.t_squared:
+            return self.temperature**2 * divergence, self.temperature * gradient
         return divergence, gradient / self.temperature
 
 
@@ -112,12 +123,14 @@ def dbild(
     min_k: int = 3,
     top_k: int | None = None,
     direction: Direction = "reverse",
+    softmax: Softmax = "all",
+    t_squared: bool = False,
 ) -> Float[Tensor, " n"]:
     """KL(p_X ‖ p_T) on the teacher's top k_T + KL(p_X ‖ p_T) on X's own top k_X (Switch-KD, arXiv 2604.14629).
 
     X is the student, or the switch pathway. p = softmax(d/τ) over all differences d_ij = z_i − z_j with i < j in the
     leader's order, and k is the `knee` of the leader's logits at that position. Order and knee are not differentiated.
-    Direction: reverse KL, both times, unless `direction` is forward: KL(p_T ‖ p_X). T² policy: no τ² factor.
+    Direction: reverse KL, both times, unless `direction` is forward: KL(p_T ‖ p_X). T² policy: no τ² factor, unless `t_squared`.
     Time and memory are linear in k (see `pair_reverse_kl`), so that even the whole vocabulary is affordable.
 
     Args:
@@ -129,6 +142,9 @@ def dbild(
             With k = 2 there is one pair, whose probability is always 1: nothing is learned.
         top_k: a fixed k in place of the knee, as in `bild`; `window` and `min_k` are then not read. None: the knee.
         direction: of the KL, both times. With top_k and forward this is `bild`.
+        softmax: `all` makes one distribution of all pairs i < j, `row` one of the pairs of every i, and takes their mean over i (see
+            `row_kl`); both are readings of the paper.
+        t_squared: multiply by τ², which keeps the size of gradients when the temperature changes.
 
     Returns:
         Nats per position, float32 (float64 for float64 logits).
@@ -140,7 +156,7 @@ def dbild(
     """
     check_pair(student, teacher)
     check_at_least_two("the vocabulary", student.shape[1])
-    return _DBiLD.apply(student, teacher, Comparison(temperature, window, min_k, top_k, direction))
+    return _DBiLD.apply(student, teacher, Comparison(temperature, window, min_k, top_k, direction, softmax, t_squared))
 
 
 class _DBiLD(torch.autograd.Function):

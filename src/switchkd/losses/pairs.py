@@ -74,6 +74,40 @@ def pair_forward_kl(
     return divergence, slope_a - slope_b
 
 
+def row_kl(
+    student: Float[Tensor, "n k"], teacher: Float[Tensor, "n k"], lengths: Int[Tensor, " n"], *, reverse: bool
+) -> tuple[Float[Tensor, " n"], Float[Tensor, "n k"]]:
+    """The mean over i < k of KL(P_i ‖ Q_i), or of KL(Q_i ‖ P_i), and its gradient in a: one softmax for every row i of the pairs.
+
+    P_ij = exp(−a_j) / Σ_{j'>i} exp(−a_j') over j > i, because a_i cancels; Q_ij likewise. With g_j = b_j − a_j, S_i = log Σ_{j>i} exp(−a_j)
+    of P and T_i of Q, E_i = Σ_{j>i} P_ij g_j and C_m = Σ_{i<m} P_im:
+
+        KL(P_i ‖ Q_i) = E_i − S_i + T_i       ∂Σ_i/∂a_m = Σ_{i<m} P_im E_i − g_m C_m
+        KL(Q_i ‖ P_i) = −Σ_{j>i} Q_ij g_j − T_i + S_i       ∂Σ_i/∂a_m = C^Q_m − C^P_m
+
+    divided by k − 1; the last row has one pair and is 0. Arguments, return value, precision and the log domain are those of
+    `pair_reverse_kl`, and so is the cost: O(k).
+    """
+    a, b = student.double(), teacher.double()
+    places = torch.arange(a.shape[1], device=a.device)
+    outside, no_row = places >= lengths[:, None], places >= lengths[:, None] - 1
+    ours, theirs = (-a).masked_fill(outside, -math.inf), (-b).masked_fill(outside, -math.inf)
+    log_s, log_t = (_after(x).masked_fill(no_row, 0) for x in (ours, theirs))
+    ours_by_row, theirs_by_row = ((-x).masked_fill(no_row, -math.inf) for x in (log_s, log_t))
+    g = b - a if reverse else a - b
+    least = g.masked_fill(outside, math.inf).amin(dim=-1, keepdim=True)
+    g = (g - least).masked_fill(outside, 0)  # a shift changes nothing but E_i, and g ≥ 0 has a logarithm
+    expected, normal = (ours, log_s) if reverse else (theirs, log_t)
+    E = (_after(expected + g.log()) - normal).exp().masked_fill(no_row, 0)
+    gap = log_t - log_s if reverse else log_s - log_t
+    divergence = (E + least + gap).clamp(min=0).masked_fill(no_row, 0).sum(dim=-1)
+    C = (ours + _before(ours_by_row)).exp()
+    moved = ours + _before(ours_by_row + E.log()) if reverse else theirs + _before(theirs_by_row)
+    gradient = moved.exp() - (g * C if reverse else C)
+    rows = lengths - 1
+    return divergence / rows, gradient / rows[:, None]
+
+
 def _log_z_and_gradient(
     z: Float[Tensor, "n k"], outside: Bool[Tensor, "n k"]
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n k"]]:

@@ -7,7 +7,7 @@ from typing import ClassVar, get_args
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from switchkd.losses import Comparison, CrossEntropyDBiLD, cross_entropy, dbild, knee
+from switchkd.losses import Comparison, CrossEntropyDBiLD, Softmax, cross_entropy, dbild, knee
 from switchkd.methods.base import Direction, Method, Terms, check_temperature
 from switchkd.types import Need, Route, Routes
 
@@ -17,8 +17,8 @@ class SwitchKD(Method):
     """L = CE(z_S, y) + λ1·DBiLD(z_T, z_S) + λ2·DBiLD(z_T, z_SW), with z_SW = L_T(P_T(V_S(x)), t).
 
     `align` is λ1, `switch` is λ2; the others are those of `switchkd.losses.dbild`. Reverse KL from both leaders unless `direction` is
-    forward, no T² factor. A weight of 0 leaves its pathway out: `switch: 0` is align-only, `align: 0` switch-only. The switch term trains
-    the student's vision encoder and nothing else.
+    forward, no T² factor unless `t_squared`. A weight of 0 leaves its pathway out: `switch: 0` is align-only, `align: 0` switch-only. The
+    switch term trains the student's vision encoder and nothing else.
     """
 
     name: ClassVar[str] = "switch_kd"
@@ -30,6 +30,9 @@ class SwitchKD(Method):
     #: A fixed k in place of the knee.
     top_k: int | None = None
     direction: Direction = "reverse"
+    #: One over all differences of the compared logits, or one for each of them against those below it.
+    softmax: Softmax = "all"
+    t_squared: bool = False
 
     def __post_init__(self) -> None:
         if not (0 <= self.align < math.inf and 0 <= self.switch < math.inf):
@@ -43,6 +46,8 @@ class SwitchKD(Method):
             raise ValueError(f"switch_kd: need 2 <= min_k <= window, got min_k={self.min_k}, window={self.window}")
         if self.direction not in get_args(Direction):
             raise ValueError(f"switch_kd: direction must be forward or reverse, got {self.direction!r}")
+        if self.softmax not in get_args(Softmax):
+            raise ValueError(f"switch_kd: softmax must be all or row, got {self.softmax!r}")
         if self.top_k is not None and self.top_k < 3:
             raise ValueError(
                 f"switch_kd: top_k must be at least 3, got {self.top_k}: the probability of a single pair is always 1, so 2 logits teach "
@@ -88,4 +93,6 @@ class SwitchKD(Method):
 
     @property
     def _comparison(self) -> Comparison:
-        return Comparison(self.temperature, self.window, self.min_k, self.top_k, self.direction)
+        return Comparison(
+            self.temperature, self.window, self.min_k, self.top_k, self.direction, self.softmax, self.t_squared
+        )
