@@ -80,7 +80,7 @@ def test_help_is_quick_because_it_loads_no_model_library():
 
 
 WRONG = {
-    "nothing": ([], 2, ["Missing subcommand", "demo, train, evaluate, chat, doctor, study, init,"]),
+    "nothing": ([], 2, ["Missing subcommand", "demo, train, evaluate, report, chat, doctor, study,"]),
     "a verb": (["trian", TINY], 2, ["no command trian", "did you mean `train`"]),
     "a flag of a verb": (["train", TINY, "--dry-rn"], 2, ["--dry-rn", "--dry-run"]),
     "a value of a flag": (["evaluate", "a", "b", "--batch-size", "x"], 2, ["--batch-size", "'x'"]),

@@ -1,0 +1,137 @@
+"""The page in a browser: what is on it, where it asks for it, and that nothing on it is more than text."""
+
+import inspect
+import re
+
+import pytest
+from browser import LAPTOP, PHONE, visit
+from hostile import ELEMENTS, HOSTILE
+from panels import Blind, Broken, Pretender, bomb, loops_are_closed  # noqa: F401
+from PIL import Image
+
+from switchkd import world
+from switchkd.evaluate.generate import answers
+from switchkd.evaluate.panel import seat
+from switchkd.evaluate.web import Page
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.usefixtures("loops_are_closed", "unchecked_shapes"),
+    pytest.mark.filterwarnings("ignore::pandas.errors.Pandas4Warning"),  # gradio's
+]
+
+QUESTION = "Where is the circle, top, middle or bottom?"
+
+
+@pytest.fixture
+def picture(tmp_path):
+    world.write(tmp_path / "data", train=1, validation=1, test=1, seed=0)
+    return next((tmp_path / "data").rglob("*.png"))
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    # what checks shapes hides from gradio that `ask` is a generator
+    monkeypatch.setattr(Page, "ask", inspect.unwrap(Page.ask))
+    pages = []
+
+    def open_page(members):
+        pages.append(Page(members, max_new_tokens=8))
+        return pages[-1].open()
+
+    yield open_page
+    for page in pages:
+        page.close()
+
+
+def ask(page, picture, question):
+    page.locator("input[type=file]").set_input_files(picture)
+    page.get_by_label("Question").fill(question)
+    page.get_by_role("button", name="Ask").click()
+
+
+def test_three_models_answer_and_show_where_they_look(browser, serve, picture, tmp_path):
+    world.write_student(tmp_path / "student")
+    teacher, student = str(world.teacher_path()), str(tmp_path / "student")
+    members = seat([f"teacher={teacher}", f"SFT={student}", f"Switch-KD={student}"])
+    address = serve(members)
+    content = [{"type": "image", "text": None}, {"type": "text", "text": QUESTION}]
+    row = {
+        "id": "0",
+        "images": [{"bytes": None, "path": str(picture)}],
+        "messages": [{"role": "user", "content": content}],
+    }
+    for size in (LAPTOP, PHONE):
+        with visit(browser, address, size) as seen:
+            ask(seen.page, picture, QUESTION)
+            seen.page.get_by_text("one scale for all models").wait_for()
+            for member in members:
+                (expected,) = answers(member.model, member.processor, [row], max_new_tokens=8)
+                said = seen.page.get_by_label(member.name)
+                assert said.input_value() == expected.text
+                assert re.fullmatch(
+                    rf"{member.name} · \d+\.\d\d s( ?, cut before its end)?",
+                    seen.page.get_by_text(f"{member.name} ·").inner_text(),
+                )
+            seen.page.wait_for_function(
+                "[...document.images].length == 4 && [...document.images].every(i => i.naturalWidth > 1)"
+            )
+            widths = seen.page.evaluate("[...document.images].map(i => i.naturalWidth)")
+            assert sorted(widths) == [48, 448, 448, 448]
+            notes = [box.input_value() for box in seen.page.locator(".note textarea").all()]
+            assert all("of its attention is on the picture; the brightest spot gets" in note for note in notes)
+            assert len(notes) == 3
+            assert seen.elsewhere(address) == seen.complaints == []
+            assert seen.sideways() == 0
+
+
+@pytest.mark.parametrize("start", range(0, len(HOSTILE), 10))  # a page of all would take half a minute
+def test_hostile_names_answers_and_messages_stay_text(browser, serve, picture, caplog, start):
+    kinds = (Pretender, Broken, Blind)
+    members = [kinds[number % 3](text, text) for number, text in enumerate(HOSTILE[start : start + 10])]
+    address = serve(members)
+    with visit(browser, address) as seen:
+        scripts = seen.page.evaluate("document.scripts.length")
+        ask(seen.page, picture, HOSTILE[start])
+        seen.page.get_by_text("one scale for all models").wait_for()
+        answered = [box.input_value() for box in seen.page.locator(".answer textarea").all()]
+        assert answered == ["" if isinstance(member, Broken) else member.text for member in members]
+        notes = [box.input_value() for box in seen.page.locator(".note textarea").all()]
+        assert [f"No map of its attention: {member.text}" for member in members if isinstance(member, Blind)] == notes[
+            2::3
+        ]
+        (wrong,) = [box.input_value() for box in seen.page.locator(".wrong textarea").all()]
+        assert all(f"{m.name}: RuntimeError: {m.text}" in wrong for m in members if isinstance(m, Broken))
+        labels = [text.strip() for text in seen.page.locator(".answer label").all_text_contents()]
+        assert labels == [m.name if isinstance(m, Broken) else f"{m.name} · 0.12 s" for m in members]
+        assert seen.page.evaluate("document.scripts.length") == scripts
+        assert seen.page.evaluate(ELEMENTS) == 0
+        assert seen.page.evaluate("window.hostile") is None
+        assert seen.elsewhere(address) == seen.complaints == []
+
+
+def test_what_cannot_be_asked_is_a_message_on_the_page(browser, serve, tmp_path):
+    files = {
+        "bomb.png": (bomb, "image 'bomb.png' declares 8000 x 8000 = 64,000,000 pixels, limit 50,000,000"),
+        "text.png": (
+            lambda file: file.write_text("<script>window.hostile=1</script>"),
+            "image 'text.png' cannot be read",
+        ),
+    }
+    with visit(browser, serve([Pretender("one")])) as seen:
+        seen.page.get_by_role("button", name="Ask").click()
+        wrong = seen.page.get_by_label("This did not work")
+        wrong.wait_for()
+        assert wrong.input_value() == "There is no picture yet: choose one, drop it or paste it."
+        for name, (write, message) in files.items():
+            write(tmp_path / name)
+            ask(seen.page, tmp_path / name, "Is it?")
+            seen.page.wait_for_function(
+                "m => document.querySelector('.wrong textarea')?.value.startsWith(m)", arg=message
+            )
+        Image.new("RGB", (8, 8)).save(tmp_path / "good.png")
+        ask(seen.page, tmp_path / "good.png", "Is it?")
+        wrong.wait_for(state="hidden")
+        seen.page.get_by_text("one scale for all models").wait_for()
+        assert "Traceback" not in seen.page.content()
+        assert seen.page.evaluate("window.hostile") is None
