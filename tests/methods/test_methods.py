@@ -38,6 +38,8 @@ REFUSED = [
     (SwitchKD, {"min_k": 9, "window": 8}, "switch_kd: need 2 <= min_k <= window, got min_k=9, window=8"),
     (SwitchKD, {"top_k": 2}, "switch_kd: top_k must be at least 3, got 2: the probability of a single pair is always"),
     (SwitchKD, {"direction": "backward"}, "switch_kd: direction must be forward or reverse, got 'backward'"),
+    (SwitchKD, {"switch_warmup": 1.5}, "switch_kd: switch_warmup is a share of the steps, from 0 to 1, got 1.5"),
+    (SwitchKD, {"switch_warmup": 0.1, "switch": 0.0}, "switch_warmup is 0.1, but switch is 0, so there is nothing"),
     (SwitchKD, {"softmax": "rows"}, "switch_kd: softmax must be all or row, got 'rows'"),
 ]
 REFUSED += [
@@ -78,3 +80,12 @@ def test_align_only_and_switch_only():
     assert switched.needs == {"student", "teacher", "switch"}
     assert aligned.directions == {"align": "reverse"}
     assert switched.directions == {"switch": "forward"}
+
+
+def test_the_switch_warms_up_in_equal_parts():
+    method = SwitchKD(switch=2.0, switch_warmup=0.4)
+    weights = [method.at(step / 10).switch for step in range(1, 11)]
+    assert weights == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0])
+    assert method.at(0.1).needs == method.needs
+    assert SwitchKD().at(0.001) == SwitchKD()
+    assert KD().at(0.001) == KD()

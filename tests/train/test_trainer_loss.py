@@ -183,3 +183,15 @@ def test_sharded_over_two_ranks_the_loss_and_every_gradient_are_those_of_one_pro
         torch.testing.assert_close(found["gradients"][name], gradient, rtol=0, atol=1e-10, msg=name)
     assert "the student's head is sharded (DTensor)" in found["refusal"]
     assert "leave the head to FSDP's root" in found["refusal"]
+
+
+@pytest.mark.parametrize("loss", ["fused", "plain"])
+def test_the_switch_weighs_more_from_step_to_step_while_it_warms_up(tmp_path, loss):
+    still = {"learning_rate": 0.0, "loss": loss, "steps": 4}
+    cold, warm = (
+        trained(tmp_path / str(share), method=SwitchKD(window=32, switch_warmup=share), **still)[0]
+        for share in (0.5, 0.0)
+    )
+    for step, share in enumerate((0.5, 1.0, 1.0, 1.0)):
+        assert cold[step]["switch"] == pytest.approx(share * warm[step]["switch"], rel=1e-6)
+        assert cold[step]["align"] == pytest.approx(warm[step]["align"], rel=1e-6)

@@ -62,6 +62,10 @@ class Method(ABC):
         """Which way the divergences among the terms point. The doctor holds it against a pair of known distributions."""
         return {}
 
+    def at(self, progress: float) -> "Method":
+        """The method as it is at a step of a stage, `progress` from above 0 (first step) to 1 (last): itself, unless a weight changes."""
+        return self
+
     def statistics(self, routes: Routes) -> Terms:
         """What else is worth a line in the log, per answer token; not part of the loss."""
         return {}

@@ -1,7 +1,7 @@
 """Switch-KD (arXiv 2604.14629): align the student's answers, and what the teacher would answer through the student's eyes."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import ClassVar, get_args
 
 from jaxtyping import Float, Int
@@ -33,6 +33,8 @@ class SwitchKD(Method):
     #: One over all differences of the compared logits, or one for each of them against those below it.
     softmax: Softmax = "all"
     t_squared: bool = False
+    #: Over this share of a stage's steps λ2 rises to `switch`, in equal parts from step to step.
+    switch_warmup: float = 0.0
 
     def __post_init__(self) -> None:
         if not (0 <= self.align < math.inf and 0 <= self.switch < math.inf):
@@ -48,6 +50,12 @@ class SwitchKD(Method):
             raise ValueError(f"switch_kd: direction must be forward or reverse, got {self.direction!r}")
         if self.softmax not in get_args(Softmax):
             raise ValueError(f"switch_kd: softmax must be all or row, got {self.softmax!r}")
+        if not 0 <= self.switch_warmup <= 1:
+            raise ValueError(f"switch_kd: switch_warmup is a share of the steps, from 0 to 1, got {self.switch_warmup}")
+        if self.switch_warmup and not self.switch:
+            raise ValueError(
+                f"switch_kd: switch_warmup is {self.switch_warmup}, but switch is 0, so there is nothing to warm up"
+            )
         if self.top_k is not None and self.top_k < 3:
             raise ValueError(
                 f"switch_kd: top_k must be at least 3, got {self.top_k}: the probability of a single pair is always 1, so 2 logits teach "
@@ -63,6 +71,12 @@ class SwitchKD(Method):
     def directions(self) -> dict[str, Direction]:
         """The same from both leaders, reverse by default."""
         return {name: self.direction for name, weight in (("align", self.align), ("switch", self.switch)) if weight}
+
+    def at(self, progress: float) -> "SwitchKD":
+        """With the λ2 of this step."""
+        if progress >= self.switch_warmup:
+            return self
+        return replace(self, switch=self.switch * progress / self.switch_warmup, switch_warmup=0.0)
 
     def terms(self, routes: Routes, targets: Int[Tensor, " answers"]) -> Terms:
         """Cross-entropy, `align` and `switch`, each at its weight."""

@@ -96,11 +96,12 @@ class DistillationTrainer(Trainer):
 
     def _sum(self, hidden: Hidden, targets: Tensor) -> SummedLoss:
         """The method's terms, from hidden states to sums over the answer tokens."""
+        method = self.method.at((self.state.global_step + 1) / max(self.state.max_steps, 1))
         if self.loss == "plain":
-            sums = plain_loss(PlainTerms(self.method.terms, self.method.statistics), targets, hidden)
+            sums = plain_loss(PlainTerms(method.terms, method.statistics), targets, hidden)
         else:
             sums = fused_loss(
-                self.method.chunk_loss(),
+                method.chunk_loss(),
                 targets,
                 hidden.student,
                 hidden.student_head,
