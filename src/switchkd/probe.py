@@ -108,7 +108,7 @@ def probe(run: Path, asked: Asked, counted: Sequence[str], shown: Sequence[str])
     """
     student = run / STUDENT
     if not student.is_dir():
-        return Probe(notes=(f"{STUDENT}/ was not kept: train again, a study with `keep_students: true`",))
+        return Probe(notes=(f"{STUDENT}/ was not kept: train again, a study with keep_students: true",))
     try:
         recipe = load_recipe(run / "recipe.yaml")
         if recipe.teacher is None:

@@ -41,6 +41,7 @@ def _axis(title: str = "", **more: Any) -> dict[str, Any]:
         "zerolinecolor": "#9aa5b1",
         "linecolor": "#9aa5b1",
         "automargin": True,
+        "exponentformat": "power",
         **more,
     }
 

@@ -279,7 +279,15 @@ def examples(evidence: Evidence) -> Values:
 
 
 def _seconds(value: float) -> str:
-    return f"{value:.1f} s" if value < 100 else f"{value / 60:.1f} min" if value < 6000 else f"{value / 3600:.1f} h"
+    return (
+        f"{value:.1f} s"
+        if value < 100
+        else f"{value:.0f} s"
+        if value < 600
+        else f"{value / 60:.1f} min"
+        if value < 6000
+        else f"{value / 3600:.1f} h"
+    )
 
 
 _COSTS: dict[str, Callable[[float], str]] = {
