@@ -44,6 +44,7 @@ def test_the_table_and_the_results(finished):
     (teacher,) = written["teachers"]
     assert 0 <= teacher["score"] <= 100
     assert written["planned"] == 2
+    assert written["baselines"] == {"SFT": "SFT", "Switch-KD": "SFT"}
     table = (cells(study)[0].folder.parents[3] / "table.md").read_text()
     assert table.startswith("| arm | rows | seeds |")
     assert "\n| kind | teacher | SFT, 8 rows | Switch-KD, 8 rows |\n" in table

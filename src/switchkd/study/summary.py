@@ -49,6 +49,7 @@ def summarise(study: Study, done: Sequence[Cell], planned: int, teachers: dict[P
     summary = {
         "name": study.name,
         "baseline": study.baseline,
+        "baselines": study.baselines,
         "arms": list(study.arms),
         "seeds": list(study.seeds),
         "rows": list(study.rows),
