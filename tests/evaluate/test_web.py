@@ -8,6 +8,7 @@ import pytest
 from panels import Blind, Broken, Pretender, bomb, loops_are_closed  # noqa: F401
 from PIL import Image
 
+from switchkd import cli
 from switchkd.evaluate import web
 from switchkd.evaluate.web import Page
 
@@ -124,3 +125,37 @@ def test_without_gradio_the_message_names_the_extra(monkeypatch):
     spec = importlib.util.spec_from_file_location("again", web.__file__)
     with pytest.raises(ImportError, match=r"needs gradio \(No module named 'gradio'\): pip install 'switchkd\[web\]'"):
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
+def test_the_command_serves_its_models_until_it_is_interrupted(monkeypatch, picture, capsys):
+    seen = []
+
+    class Interrupted:
+        def wait(self):
+            raise KeyboardInterrupt
+
+    def open_page(page, port):
+        seen.append(([member.name for member in page.members], page.max_new_tokens, port))
+        return "http://127.0.0.1:7999/"
+
+    monkeypatch.setattr("switchkd.evaluate.panel.seat", lambda models: [Pretender(name) for name in models])
+    monkeypatch.setattr("switchkd.commands.ask.Event", Interrupted)
+    monkeypatch.setattr(Page, "open", open_page)
+    monkeypatch.setattr(Page, "close", lambda page: seen.append("closed"))
+    flags = ["--image", str(picture), "--question", "Is it?", "--port", "7999"]
+    assert cli.main(["chat", "--web", "a=one", "two", *flags]) == 0
+    assert seen == [(["a=one", "two"], 256, 7999), "closed"]
+    assert "http://127.0.0.1:7999/ (Ctrl-C ends)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["one", "two"], "2 models cannot talk in the terminal: ask one, or all on a page with --web"),
+        (["one", "--port", "7999"], "--port is that of the page: add --web"),
+        ([], "chat with which model?"),
+    ],
+)
+def test_what_the_terminal_cannot_do_is_refused(arguments, message, capsys):
+    assert cli.main(["chat", *arguments]) == 2
+    assert message in capsys.readouterr().err
