@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from report.run_folders import write_results
-from report.test_page import text_of
+from report.test_report_page import text_of
 from train.run_files import write_run
 
 from switchkd import cli, pipeline, probe
