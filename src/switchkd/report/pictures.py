@@ -35,10 +35,11 @@ def overlay(picture: bytes, attention: Sequence[Sequence[float]]) -> Image.Image
     scale = SIDE / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     values = np.asarray(attention, dtype=np.float64)
-    heat = Image.fromarray(np.uint8(np.round(255 * (values - values.min()) / (np.ptp(values) or 1))))
+    shares = (values - values.min()) / (np.ptp(values) or 1)
+    heat = Image.fromarray(np.round(255 * shares).astype(np.uint8))
     grey = image.convert("L").resize(size, Image.Resampling.NEAREST if scale > 2 else Image.Resampling.BICUBIC)
     warm = _COLOURS[np.asarray(heat.resize(size, Image.Resampling.BICUBIC))]
-    return Image.fromarray(np.uint8(0.4 * np.asarray(grey, dtype=np.float64)[..., None] + 0.6 * warm))
+    return Image.fromarray((0.4 * np.asarray(grey, dtype=np.float64)[..., None] + 0.6 * warm).astype(np.uint8))
 
 
 def _ramp() -> np.ndarray:
