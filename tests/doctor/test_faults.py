@@ -427,6 +427,8 @@ def test_directions_are_found_at_any_temperature_and_width(tmp_path):
     made += [BiLD(top_k, temperature) for top_k in (3, 8, 64) for temperature in (1.0, 20.0)]
     made += [SwitchKD(window=window, min_k=min_k) for window in (8, 128, None) for min_k in (3, 8)]
     made += [SwitchKD(align=0.0, switch=0.1), SwitchKD(align=5.0, switch=0.0, temperature=20.0)]
+    made += [SwitchKD(softmax=softmax, direction=way) for softmax in ("all", "row") for way in ("forward", "reverse")]
+    made += [SwitchKD(softmax="row", top_k=k, temperature=20.0, t_squared=True) for k in (3, 64)]
     for one in made:
         lines = list(method.directions(replace(opened, method=one)))
         assert [line.level for line in lines] == ["ok" for _ in one.directions], (one, lines)

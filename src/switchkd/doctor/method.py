@@ -60,9 +60,9 @@ def directions(opened: OpenStage) -> Iterator[Finding]:
 
 
 def _narrow() -> Float[Tensor, "1 vocab"]:
-    """Small steps below the favourite, so that ranks are defined."""
+    """Small steps below the favourite, so that ranks are defined. Both models know its id, and only this one ranks it first."""
     logits = _broad()
-    logits[0, 0] += _PEAK
+    logits[0, 1] += _PEAK  # not id 0: a softmax of differences for each row says nothing about what both rank first
     return logits
 
 

@@ -151,7 +151,7 @@ def dbild(
 
     Raises:
         ValueError: wrong shapes, non-finite logits, a temperature that is not positive, window, min_k, top_k or vocabulary
-            below 2, another direction, a teacher that requires grad.
+            below 2, another direction or softmax, a teacher that requires grad.
         TypeError: logits that are not floating point.
     """
     check_pair(student, teacher)
