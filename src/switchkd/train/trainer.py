@@ -96,7 +96,7 @@ class DistillationTrainer(Trainer):
 
     def _sum(self, hidden: Hidden, targets: Tensor) -> SummedLoss:
         """The method's terms, from hidden states to sums over the answer tokens."""
-        method = self.method.at((self.state.global_step + 1) / max(self.state.max_steps, 1))
+        method = self._method_now()
         if self.loss == "plain":
             sums = plain_loss(PlainTerms(method.terms, method.statistics), targets, hidden)
         else:
@@ -118,12 +118,15 @@ class DistillationTrainer(Trainer):
                 sums = sums._replace(statistics=sums.statistics | {"dropped_mass": dropped.sum()})
         return sums
 
+    def _method_now(self) -> Method:
+        return self.method.at((self.state.global_step + 1) / max(self.state.max_steps, 1))
+
     def _with_rows(self, sums: SummedLoss, hidden: Hidden, answers: Tensor) -> SummedLoss:
         """The same with the method's terms about what is inside both models."""
         if hidden.student_inner is None or hidden.teacher_inner is None:
             return sums
         with torch.autocast(answers.device.type, enabled=False):  # products and maps in the precision of what they get
-            values = self.method.row_terms(hidden.student_inner, hidden.teacher_inner, self.pair.learned)
+            values = self._method_now().row_terms(hidden.student_inner, hidden.teacher_inner, self.pair.learned)
         sums = with_rows(sums, values, answers)
         if (
             self.pair.learned is not None
