@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import socket
 
 import pytest
 from browser import LAPTOP, PHONE, visit
@@ -37,7 +38,10 @@ def serve(monkeypatch):
 
     def open_page(members):
         pages.append(Page(members, max_new_tokens=8))
-        return pages[-1].open()
+        with socket.socket() as any_port:  # one that no test beside this one asks for
+            any_port.bind(("127.0.0.1", 0))
+            port = any_port.getsockname()[1]
+        return pages[-1].open(port)
 
     yield open_page
     for page in pages:
@@ -68,21 +72,34 @@ def test_three_models_answer_and_show_where_they_look(browser, serve, picture, t
             for member in members:
                 (expected,) = answers(member.model, member.processor, [row], max_new_tokens=8)
                 said = seen.page.get_by_label(member.name)
+                label = seen.page.get_by_text(f"{member.name} ·")
+                label.wait_for()
                 assert said.input_value() == expected.text
-                assert re.fullmatch(
-                    rf"{member.name} · \d+\.\d\d s( ?, cut before its end)?",
-                    seen.page.get_by_text(f"{member.name} ·").inner_text(),
-                )
+                assert re.fullmatch(rf"{member.name} · \d+\.\d\d s( ?, cut before its end)?", label.inner_text())
             seen.page.wait_for_function(
                 "[...document.images].length == 4 && [...document.images].every(i => i.naturalWidth > 1)"
             )
             widths = seen.page.evaluate("[...document.images].map(i => i.naturalWidth)")
             assert sorted(widths) == [48, 448, 448, 448]
+            seen.page.wait_for_function(
+                "[...document.querySelectorAll('.note textarea')].filter(note => note.value).length == 3"
+            )
             notes = [box.input_value() for box in seen.page.locator(".note textarea").all()]
             assert all("of its attention is on the picture; the brightest spot gets" in note for note in notes)
             assert len(notes) == 3
             assert seen.elsewhere(address) == seen.complaints == []
             assert seen.sideways() == 0
+
+
+def settled(page, selector, texts):
+    """Wait until the elements hold these texts, in order; a page that never does fails the test."""
+    page.wait_for_function(
+        """([selector, texts]) => {
+            const found = [...document.querySelectorAll(selector)].map(e => (e.value ?? e.textContent).trim());
+            return JSON.stringify(found) == JSON.stringify(texts.map(text => text.trim()));
+        }""",
+        arg=[selector, texts],
+    )
 
 
 @pytest.mark.parametrize("start", range(0, len(HOSTILE), 10))  # a page of all would take half a minute
@@ -94,16 +111,17 @@ def test_hostile_names_answers_and_messages_stay_text(browser, serve, picture, c
         scripts = seen.page.evaluate("document.scripts.length")
         ask(seen.page, picture, HOSTILE[start])
         seen.page.get_by_text("one scale for all models").wait_for()
-        answered = [box.input_value() for box in seen.page.locator(".answer textarea").all()]
-        assert answered == ["" if isinstance(member, Broken) else member.text for member in members]
+        # cards are drawn one after the other, the last ones behind the scale
+        settled(seen.page, ".answer textarea", ["" if isinstance(m, Broken) else m.text for m in members])
+        settled(
+            seen.page, ".answer label", [m.name if isinstance(m, Broken) else f"{m.name} · 0.12 s" for m in members]
+        )
         notes = [box.input_value() for box in seen.page.locator(".note textarea").all()]
         assert [f"No map of its attention: {member.text}" for member in members if isinstance(member, Blind)] == notes[
             2::3
         ]
         (wrong,) = [box.input_value() for box in seen.page.locator(".wrong textarea").all()]
         assert all(f"{m.name}: RuntimeError: {m.text}" in wrong for m in members if isinstance(m, Broken))
-        labels = [text.strip() for text in seen.page.locator(".answer label").all_text_contents()]
-        assert labels == [m.name if isinstance(m, Broken) else f"{m.name} · 0.12 s" for m in members]
         assert seen.page.evaluate("document.scripts.length") == scripts
         assert seen.page.evaluate(ELEMENTS) == 0
         assert seen.page.evaluate("window.hostile") is None

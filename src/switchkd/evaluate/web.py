@@ -135,9 +135,13 @@ class Page:
         """Serve the page to this computer alone, until `close`, and return its address. By default on the first free port from 7860.
 
         Raises:
-            OSError: if the port is taken.
+            OSError: if the port is taken, or all of the first hundred.
         """
-        if port is not None and not _free(port):
+        if port is None:  # gradio's own search leaves a socket open for each port that is taken
+            port = next(filter(_free, range(7860, 7960)), None)
+            if port is None:
+                raise OSError("no port from 7860 to 7959 is free: choose one with --port")
+        elif not _free(port):
             raise OSError(f"port {port} is taken: choose another with --port, or leave it out for one that is free")
         _, address, _ = self.blocks.launch(
             server_name="127.0.0.1",
