@@ -11,6 +11,7 @@ from shown_diffs import hold
 
 from switchkd.methods import METHODS
 from switchkd.study.figure import figure
+from switchkd.study.summary import title
 from switchkd.study.table import Row, markdown_kinds, markdown_table
 from switchkd.types import Need
 from switchkd.world import KINDS
@@ -74,4 +75,4 @@ def test_the_tables_of_studies_are_those_of_their_results(name):
     if name == "study-tiny":
         assert markdown_kinds(rows, study["cells"], study["teachers"]) in page
     drawn = (DOCS / f"{name}.svg").read_text()
-    assert drawn == figure(rows, title=f"{name}: difference to {study['baseline']}, each seed, mean and 95 % interval")
+    assert drawn == figure(rows, title=title(name, study["baselines"]))

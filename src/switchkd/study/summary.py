@@ -3,7 +3,7 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -64,13 +64,17 @@ def summarise(study: Study, done: Sequence[Cell], planned: int, teachers: dict[P
         "table.md": markdown_table(rows) + (f"\n{kinds}" if kinds else ""),
     }
     if any(row.difference is not None for row in rows):
-        texts["figure.svg"] = figure(
-            rows, title=f"{study.name}: difference to {study.baseline}, each seed, mean and 95 % interval"
-        )
+        texts["figure.svg"] = figure(rows, title=title(study.name, study.baselines))
     for name, text in texts.items():
         (output / f".{name}").write_text(text, encoding="utf-8")
         os.replace(output / f".{name}", output / name)
     return rows
+
+
+def title(name: str, baselines: Mapping[str, str]) -> str:
+    """What stands above a study's picture. `baselines`: arm → the arm it is compared with."""
+    names = set(baselines.values())
+    return f"{name}: difference to {names.pop() if len(names) == 1 else 'the baseline of each arm'}, each seed, mean and 95 % interval"
 
 
 def _relative(folder: Path, output: Path) -> str:
