@@ -55,6 +55,7 @@ def visit(browser: Browser, address: str, size: tuple[int, int] = LAPTOP) -> Ite
     visit.page.on("request", lambda request: visit.asked.append(request.url))
     visit.page.on("pageerror", lambda error: visit.complaints.append(str(error)))
     visit.page.on("console", lambda said: visit.complaints.append(said.text) if said.type == "error" else None)
+    visit.page.on("dialog", lambda dialog: (visit.complaints.append(dialog.message), dialog.dismiss()))
     visit.page.goto(address)
     yield visit
     context.close()
