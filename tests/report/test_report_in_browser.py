@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 from browser import LAPTOP, PHONE, visit
+from hostile import ELEMENTS, HOSTILE
 from report.run_folders import KINDS, write_fake_run, write_questions, write_results, write_study
 
 from switchkd.report.gather import gather
@@ -14,68 +15,27 @@ from switchkd.reporting import report
 
 pytestmark = pytest.mark.browser
 
-#: What would run, load or show something if it were read as markup, as a script or as plotly's small HTML.
+#: Beside what is hostile to every page: what plotly's small HTML, its hover texts, this page's JSON or a script's objects could take amiss.
 PAYLOADS = [
-    "<script>alert(1)</script>",
-    "</script><script>alert(1)</script>",
-    "<ScRiPt>alert(1)</sCrIpT>",
-    "<script src=//evil.test/x.js></script>",
-    "</style><script>alert(1)</script>",
-    "</title><script>alert(1)</script>",
-    "</textarea><script>alert(1)</script>",
-    "--><script>alert(1)</script>",
-    "]]><script>alert(1)</script>",
+    *HOSTILE,
     "<!--<script>",
-    "<img src=x onerror=alert(1)>",
-    "<img src=//evil.test/x.png>",
-    "<svg onload=alert(1)>",
-    "<svg><script>alert(1)</script></svg>",
-    "<svg/onload=alert(1)//",
-    "<math><mi//xlink:href='data:x,<script>alert(1)</script>'>",
-    "<iframe src=javascript:alert(1)>",
-    "<iframe srcdoc='<script>alert(1)</script>'>",
-    "<object data=//evil.test/x>",
-    "<embed src=//evil.test/x>",
-    "<body onload=alert(1)>",
-    "<input autofocus onfocus=alert(1)>",
-    "<details open ontoggle=alert(1)>",
-    "<video><source onerror=alert(1)></video>",
-    "<audio src=x onerror=alert(1)>",
-    "<marquee onstart=alert(1)>x</marquee>",
-    "<a href=javascript:alert(1)>x</a>",
-    "<a href='//evil.test'>x</a>",
-    "<link rel=stylesheet href=//evil.test/x.css>",
-    "<style>@import '//evil.test/x.css';</style>",
-    "<style>*{display:none}</style>",
-    "<meta http-equiv=refresh content='0;url=//evil.test'>",
-    "<base href=//evil.test/>",
-    "<form action=//evil.test><button>x</button></form>",
-    "<template><script>alert(1)</script></template>",
-    "<noscript><p title='</noscript><img src=x onerror=alert(1)>'>",
     "<b>bold</b><br><sub>x</sub>",
-    '"><script>alert(1)</script>',
-    "'><script>alert(1)</script>",
-    '" onmouseover="alert(1)',
-    "' onmouseover='alert(1)",
-    "` onmouseover=alert(1)",
-    "javascript:alert(1)",
+    "<img src=//evil.test/x.png>",
+    "<a href='//evil.test'>x</a>",
+    "<style>@import '//evil.test/x.css';</style>",
+    "<audio src=x onerror=window.hostile=1>",
+    "<marquee onstart=window.hostile=1>x</marquee>",
+    "' onmouseover='window.hostile=1",
+    '" onmouseover="window.hostile=1',
     "{{ 7 * 7 }}",
-    "{% for x in y %}",
-    "${alert(1)}",
     "%{x} %{fullData.name} %{customdata}",
     "</b></span></td></table>",
-    "&lt;script&gt;alert(1)&lt;/script&gt;",
-    "&#60;script&#62;alert(1)&#60;/script&#62;",
-    "\\u003cscript\\u003ealert(1)\\u003c/script\\u003e",
-    "<<script>alert(1)//<</script>",
-    "<scr\x00ipt>alert(1)</scr\x00ipt>",
-    "\u202e<script>alert(1)</script>",
-    "$\\href{javascript:alert(1)}{x}$",
+    "\\u003cscript\\u003ewindow.hostile=1\\u003c/script\\u003e",
+    "<scr\x00ipt>window.hostile=1</scr\x00ipt>",
+    "$\\href{javascript:window.hostile=1}{x}$",
     "__proto__",
     "constructor",
-    "';alert(1);//",
-    '";alert(1);//',
-    "\ud83d<img src=x onerror=alert(1)>",
+    "\ud83d<img src=x onerror=window.hostile=1>",
     "x" * 3000,
     "a\nb\tc\rd",
     "",
@@ -111,6 +71,8 @@ def check(page, own: int = OWN_SCRIPTS) -> None:
         })"""
     )
     assert found == {"scripts": own, "active": 0, "handlers": 0, "links": 0, "images": 0, "styles": 0}
+    assert page.evaluate(ELEMENTS) == 0
+    assert page.evaluate("window.hostile") is None
 
 
 def hover(page) -> None:
@@ -126,9 +88,8 @@ def hover(page) -> None:
 def test_hostile_texts_stay_texts(browser, tmp_path):
     """In ids, kinds, questions, answers, recipe values, logged terms, models' names, arms, notes and paths."""
     assert len(PAYLOADS) >= 50
-    dialogs: list[str] = []
     seen = ""
-    for turn in range(0, len(PAYLOADS), 16):
+    for turn in range(0, len(PAYLOADS), 24):
         text, folder = texts_of(turn), tmp_path / str(turn)
         write_fake_run(folder / "a", "100101", texts=text)
         write_fake_run(folder / "b", "011011", method="switch_kd", texts=text)
@@ -156,15 +117,13 @@ def test_hostile_texts_stay_texts(browser, tmp_path):
         )  # fmt: skip
         page = write_page(evidence, folder / "report.html")
         with visit(browser, page.as_uri()) as opened:
-            opened.page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
             hover(opened.page)
             check(opened.page)
             assert opened.elsewhere(page.as_uri()) == []
             assert opened.complaints == []
             assert opened.sideways() == 0
             seen += opened.page.inner_text("body")
-    assert dialogs == []
-    for payload in ("<script>alert(1)</script>", "{{ 7 * 7 }}", "&lt;script&gt;alert(1)&lt;/script&gt;"):
+    for payload in (HOSTILE[0], "{{ 7 * 7 }}", "&lt;script&gt;window.hostile=1&lt;/script&gt;"):
         assert payload in seen  # shown as it is
 
 
@@ -178,17 +137,14 @@ def test_hostile_arms_of_a_study_stay_texts(browser, tmp_path):
         tmp_path / "report.html",
     )
     with visit(browser, page.as_uri()) as opened:
-        dialogs: list[str] = []
-        opened.page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
         opened.page.evaluate("document.querySelectorAll('details').forEach(fold => { fold.open = true; })")
         hover(opened.page)
         check(opened.page)
-        assert dialogs == []
         assert opened.elsewhere(page.as_uri()) == []
         assert opened.complaints == []
         assert opened.sideways() == 0
         ticks = opened.page.eval_on_selector_all(".ytick text", "nodes => nodes.map(node => node.textContent)")
-        assert any("<script>alert" in tick for tick in ticks)  # plotly shows the name, it does not read it
+        assert any("<script>window" in tick for tick in ticks)  # plotly shows the name, it does not read it
 
 
 @pytest.mark.parametrize("size", [LAPTOP, PHONE])
