@@ -76,7 +76,19 @@ def test_a_study_is_its_table_and_the_runs_of_one_seed(tmp_path):
     assert [line.difference for line in study.table] == [None, 6.0]
     assert [cell.seconds for cell in study.cells] == [10.0, None, 10.0, None]  # seed 1 was interrupted
     assert [model.name for model in evidence.models] == ["teacher", "SFT", "Switch-KD"]
-    assert evidence.models[1].cost == {"run seconds": 10, "cpu seconds": 9, "peak memory MiB": 300}
+    logged = {"steps": 3, "train seconds": 6, "evaluation seconds": 3.5, "questions": 6}
+    measured = {"run seconds": 10, "cpu seconds": 9, "peak memory MiB": 300}
+    assert evidence.models[1].cost == logged | measured
+    tree = json.loads((tmp_path / "study.json").read_text())
+    tree["cells"] = [cell | {"resumed": True} for cell in tree["cells"]]
+    (tmp_path / "study.json").write_text(json.dumps(tree))
+    cost = gather([tmp_path]).models[1].cost
+    assert cost == {
+        "steps": 3,
+        "evaluation seconds": 3.5,
+        "questions": 6,
+        "peak memory MiB": 300,
+    }  # no part's time as a whole's
     with pytest.raises(ValueError, match="give it alone"):
         gather([tmp_path, tmp_path])
     with pytest.raises(ValueError, match="leave --baseline out"):

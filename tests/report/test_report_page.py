@@ -85,7 +85,7 @@ def test_what_was_computed_is_shown_with_what_it_is(probed):
     assert "sft teacher 5.0 5 3 – 9 50.0" in text
     assert "sft student 75.0 0.500 0.250" in text
     assert "same first choice, % forward KL(p T ‖ p) reverse KL(p ‖ p T )" in text
-    assert "sft, switch-kd : there is no switch: it does not fit" in text
+    assert "sft · switch-kd : there is no switch: it does not fit" in text
     assert "what shape-0? → yes" in text
     # one teacher for both runs, then each student, with its share of attention
     assert text.count("teacher 40 % student sft , 30 % student switch-kd , 30 %") == 2
@@ -170,6 +170,37 @@ def test_a_study_is_a_table_with_intervals(tmp_path):
     assert dots == [[5.0, 7.0], [6.0]]
 
 
+def test_arms_with_a_baseline_of_their_own_are_held_against_it_everywhere(tmp_path):
+    small, distilled = "student of 1 layer, SFT", "student of 1 layer, Switch-KD"
+    folder = write_study(tmp_path, {"Switch-KD": [60.0, 62.0], small: [30.0, 32.0], distilled: [41.0, 45.0]})
+    tree = json.loads((folder / "study.json").read_text())
+    tree["baselines"] = {"Switch-KD": "Switch-KD", small: "Switch-KD", distilled: small}
+    tree["table"][2] |= {"difference": 12.0, "low": 11.0, "high": 13.0}
+    (folder / "study.json").write_text(json.dumps(tree))
+    page = render(gather([folder]))
+    text = text_of(page)
+    assert f"{distilled} against {small} 43.0 ± 1.0 +12.0 [+11.0, +13.0]" in text
+    assert f"{distilled} against {small} 43.0 +12.0 43.0 +12.0" in text  # each kind too
+    assert f"{small} 31.0 −30.0" in text
+    assert "but of a method that is against another, to that one" in text
+    assert "difference to what each is compared with" in text
+    # their costs are 1.5 and 2 times what they are compared with, so 1.5 and 3 times the study's baseline
+    points = [f for f in drawn(page).values() if "cost" in f["layout"]["xaxis"].get("title", {}).get("text", "")]
+    assert {trace["name"]: trace["x"] for trace in points[0]["data"]} == {
+        "Switch-KD": [1.0],
+        small: [1.5],
+        distilled: [3.0],
+    }
+    forest = next(figure for figure in drawn(page).values() if "ticktext" in figure["layout"]["yaxis"])
+    assert forest["layout"]["yaxis"]["ticktext"] == [small, "student of 1 layer,<br>Switch-KD"]
+    assert [trace["x"] for trace in forest["data"] if trace["name"] == distilled] == [[11.0, 13.0], [12.0]]
+
+
+def test_what_no_run_logged_has_no_column(tmp_path):
+    write_results(tmp_path / "a.json", "100000")
+    assert "per step" not in text_of(render(gather([tmp_path / "a.json"])))
+
+
 def test_differences_have_a_sign_and_one_decimal():
     assert [signed(value) for value in (1.25, -1.25, 0.04, -0.04, 10)] == ["+1.2", "−1.2", "0.0", "0.0", "+10.0"]
 
@@ -184,6 +215,8 @@ def test_long_curves_are_averaged():
 def test_plotly_is_given_no_markup():
     assert figures.plain("<a href='x'>\n&lt;b</a>") == "&lt;a href=&#x27;x&#x27;&gt; &amp;lt;b&lt;/a&gt;"
     assert len(figures.plain("x" * 100)) == 60
+    assert figures.wrapped("<b> & 'x'") == "&lt;b&gt; &amp; &#x27;x&#x27;"
+    assert figures.wrapped("<" * 200).count("<br>") == 1
 
 
 def test_attention_is_bright_where_the_map_is_largest():

@@ -4,6 +4,7 @@ plotly reads names, ticks and hover texts as a small HTML with links; whatever c
 """
 
 import html
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,6 +26,11 @@ def plain(text: str, longest: int = 60) -> str:
     """`text` as plotly shows it as it is: no markup, one line, not longer than `longest`."""
     text = " ".join(text.split())
     return html.escape(text if len(text) <= longest else text[: longest - 1] + "…")
+
+
+def wrapped(text: str) -> str:
+    """The same on at most two lines, for names at an axis, which differ at their ends as often as at their beginnings."""
+    return "<br>".join(map(html.escape, textwrap.wrap(text, 24, max_lines=2, placeholder=" …", break_on_hyphens=False)))
 
 
 def style(index: int) -> dict[str, Any]:
@@ -157,7 +163,8 @@ def differences(
 
 
 def _symbol(index: int) -> str:
-    return ("circle", "square", "triangle-up")[max(0, index) // len(COLOURS) % 3]
+    """Goes with the dash, so that the legend can show both."""
+    return ("circle", "square", "triangle-up")[_DASHES.index(style(index)["dash"])]
 
 
 def losses(models: Sequence[Model], keys: Mapping[str, int]) -> dict[str, Figure]:
@@ -279,7 +286,7 @@ def forest(study: Study, rows: int | None, keys: Mapping[str, int]) -> Figure | 
         ]
     ticks: dict[str, Any] = {
         "tickvals": list(range(len(lines))),
-        "ticktext": [plain(line.arm, 22) for line in lines],
+        "ticktext": [wrapped(line.arm) for line in lines],
         "zeroline": False,
     }
     x = _axis("difference in points", zeroline=True, zerolinewidth=2)
@@ -289,11 +296,12 @@ def forest(study: Study, rows: int | None, keys: Mapping[str, int]) -> Figure | 
 
 def scores_against_cost(study: Study, rows: int | None, keys: Mapping[str, int]) -> Figure:
     """Mean score against cost, one point per arm."""
+    costs = _costs(study, rows)
     data = [
         {
             "type": "scatter",
             "mode": "markers",
-            "x": [_short(line.cost)],
+            "x": [_short(costs[line.arm])],
             "y": [_short(line.mean)],
             "name": plain(line.arm),
             "error_y": {"type": "data", "array": [line.sd or 0], "color": "rgba(31,41,51,0.4)", "thickness": 1.5},
@@ -302,10 +310,24 @@ def scores_against_cost(study: Study, rows: int | None, keys: Mapping[str, int])
             "hovertemplate": "%{y:.1f} % at %{x:.2f} times the cost<extra>%{fullData.name}</extra>",
         }
         for line in study.table
-        if line.rows == rows and line.cost is not None
+        if line.rows == rows and line.arm in costs
     ]
     layout = _layout(_axis("cost, times the baseline's", rangemode="tozero"), _axis("mean of kinds, %"), 360)
     return {"data": data, "layout": layout}
+
+
+def _costs(study: Study, rows: int | None) -> dict[str, float]:
+    """Arm → its cost in times the study's baseline's, through the arms that it and its own baselines are compared with."""
+    own = {line.arm: line.cost for line in study.table if line.rows == rows and line.cost is not None}
+    found = {}
+    for arm in own:
+        cost, other, passed = 1.0, arm, set()
+        while other != study.baseline and other in own and other not in passed:
+            passed.add(other)
+            cost, other = cost * own[other], study.against(other)
+        if other == study.baseline and other in own:
+            found[arm] = cost
+    return found
 
 
 def figure_keys(evidence: Evidence) -> dict[str, int]:

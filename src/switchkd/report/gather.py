@@ -241,7 +241,7 @@ def read_study(folder: Path) -> tuple[Study, list[Model]]:
     seed = min(seed for seed in arms_of if arms_of[seed] == max(arms_of.values()))
     shown = {cell.arm: (cell, where) for cell, where in cells if (cell.rows, cell.seed) == (rows, seed)}
     models = [
-        replace(read_run(where, arm), cost=_cell_cost(cell))
+        _with_cost(read_run(where, arm), cell)
         for arm, (cell, where) in sorted(shown.items(), key=lambda item: study.arms.index(item[0]))
         if (where / "recipe.yaml").exists()
     ]
@@ -281,6 +281,9 @@ def _line(entry: Mapping[str, Any]) -> Line:
     )
 
 
-def _cell_cost(cell: Cell) -> dict[str, float]:
+def _with_cost(run: Model, cell: Cell) -> Model:
+    """The run with what the study measured of it; no time where it was interrupted, as what was logged is that of a part."""
     cost = {"run seconds": cell.seconds, "cpu seconds": cell.cpu_seconds, "peak memory MiB": cell.peak_mib}
-    return {name: value for name, value in cost.items() if value is not None}
+    known = {name: value for name, value in cost.items() if value is not None}
+    own = {name: value for name, value in run.cost.items() if name != "train seconds" or cell.seconds is not None}
+    return replace(run, cost=own | known)

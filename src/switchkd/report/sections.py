@@ -24,12 +24,18 @@ def direction(value: float) -> str:
     return "same" if round(value, 1) == 0 else "up" if value > 0 else "down"
 
 
-def grid(scores: Mapping[str, Mapping[str, float | None]], baseline: str | None, counts: Mapping[str, int]) -> Values:
-    """Models × what they were scored on; every score but the baseline's with its difference to it."""
+def grid(
+    scores: Mapping[str, Mapping[str, float | None]],
+    baseline: str | None,
+    counts: Mapping[str, int],
+    against: Mapping[str, str] | None = None,
+) -> Values:
+    """Models × what they were scored on; every score but the baseline's with its difference to it, or to what it is `against`."""
     columns = list(dict.fromkeys(name for row in scores.values() for name in row))
     rows = []
     for model, row in scores.items():
-        base = scores.get(baseline, {}) if baseline is not None and model != baseline else {}
+        other_model = (against or {}).get(model, baseline)
+        base = scores.get(other_model, {}) if other_model is not None and model != baseline else {}
         cells = []
         for column in columns:
             value, other = row.get(column), base.get(column)
@@ -42,7 +48,8 @@ def grid(scores: Mapping[str, Mapping[str, float | None]], baseline: str | None,
                     "main": column in (MEAN, TEN),
                 }
             )
-        rows.append({"name": model, "is_baseline": model == baseline, "cells": cells})
+        named = other_model if other_model != baseline else None
+        rows.append({"name": model, "is_baseline": model == baseline, "against": named, "cells": cells})
     return {
         "columns": [{"name": name, "questions": counts.get(name), "main": name in (MEAN, TEN)} for name in columns],
         "rows": rows,
@@ -311,14 +318,15 @@ _COST_NAMES = {
 def cost(evidence: Evidence) -> Values:
     """Time and memory, as far as they were recorded."""
     known = [name for name in _COSTS if any(name in model.cost for model in evidence.models)]
+    stepped = any(model.cost.get("train seconds") and model.cost.get("steps") for model in evidence.models)
     rows = []
     for model in evidence.models:
         cells = [_COSTS[name](model.cost[name]) if name in model.cost else "–" for name in known]
         steps, seconds = model.cost.get("steps"), model.cost.get("train seconds")
-        per_step = f"{1000 * seconds / steps:.0f} ms" if steps and seconds else "–"
+        per_step = [f"{1000 * seconds / steps:.0f} ms" if steps and seconds else "–"] if stepped else []
         place = f"{model.results.get('device', '–')}, {model.results.get('dtype', '–')}" if model.results else "–"
-        rows.append({"name": model.name, "cells": [*cells, per_step, place]})
-    columns = [*(_COST_NAMES.get(name, name) for name in known), "per step", "evaluated on"]
+        rows.append({"name": model.name, "cells": [*cells, *per_step, place]})
+    columns = [*(_COST_NAMES.get(name, name) for name in known), *(["per step"] if stepped else []), "evaluated on"]
     return {"columns": columns, "rows": rows if known else [], "memory": "peak memory MiB" in known}
 
 

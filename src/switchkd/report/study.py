@@ -15,6 +15,7 @@ def section(study: Study, keys: Mapping[str, int]) -> dict[str, Any]:
     return {
         "name": study.name,
         "baseline": study.baseline,
+        "one_baseline": all(study.against(arm) == study.baseline for arm in study.arms),
         "arms": len(study.arms),
         "seeds": len(study.seeds),
         "shown": study.shown,
@@ -33,7 +34,7 @@ def _size(study: Study, rows: int | None, keys: Mapping[str, int]) -> dict[str, 
     return {
         "rows": rows,
         "lines": [_shown(line, cells[line.arm], study) for line in ranked],
-        "kinds": grid(means, study.baseline, {}),
+        "kinds": grid(means, study.baseline, {}, study.baselines),
         "forest": figures.forest(study, rows, keys),
         "cost": figures.scores_against_cost(study, rows, keys),
         "radar": figures.radar(few(kinds, study.baseline), keys, "%"),

@@ -6,6 +6,7 @@ function draw(node) {
   if (node.dataset.drawn) return;
   node.dataset.drawn = "yes";
   const { data, layout } = figures[node.dataset.figure];
+  if (layout.polar) layout.height = Math.min(layout.height, node.clientWidth); // a circle needs no more height than width
   if (touch) layout.dragmode = false; // a finger scrolls the page
   Plotly.newPlot(node, data, layout, { responsive: true, displaylogo: false, displayModeBar: false });
 }
