@@ -195,3 +195,11 @@ def test_the_switch_weighs_more_from_step_to_step_while_it_warms_up(tmp_path, lo
     for step, share in enumerate((0.5, 1.0, 1.0, 1.0)):
         assert cold[step]["switch"] == pytest.approx(share * warm[step]["switch"], rel=1e-6)
         assert cold[step]["align"] == pytest.approx(warm[step]["align"], rel=1e-6)
+
+
+def test_a_step_that_warms_up_is_the_same_however_it_is_accumulated(tmp_path):
+    method = SwitchKD(window=32, switch_warmup=1.0)
+    one, four = (
+        trained(tmp_path / str(size), method=method, batch_size=size, accumulation=4 // size) for size in (4, 1)
+    )
+    assert_same(one, four)
