@@ -44,7 +44,7 @@ class Task(ConfigurableMessagesTask):
         self.benchmark = benchmark
         self.data = data
         self.scored = 0
-        ours = {"task": benchmark.name, "process_docs": None, **benchmark.configure(upstream)}
+        ours = {"task": benchmark.name, **benchmark.configure(upstream)}
         super().__init__(config={**upstream, **ours})
 
     def download(self, dataset_kwargs: Any = None) -> None:

@@ -42,6 +42,5 @@ GQA = Benchmark(
     metric="exact_match",
     columns=("question", "answer"),
     check=check,
-    configure=lambda upstream: {"process_docs": None},
     express=express,
 )
