@@ -11,6 +11,7 @@ import pytest
 from ten_rows import TYPED, picture, write
 from tiny import IMAGE_SIZE, tiny_processor
 from tiny_models import tiny_llava
+from tiny_processors import PROCESSORS, tiny_for
 from transformers import LlavaForConditionalGeneration
 
 from switchkd import cli
@@ -207,6 +208,23 @@ def test_the_command_asks_a_real_model_with_one_and_with_several_images(checkpoi
     answers = [json.loads(line)["answer"] for line in (tmp_path / "results.answers.jsonl").read_text().splitlines()]
     assert len(answers) == 10
     assert any(answers)
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_every_family_answers_the_same_in_batches_and_alone(name, tmp_path):
+    processor = PROCESSORS[name]()
+    model = tiny_for(name, processor)
+    write(tmp_path, "mmmu")  # one image and several in a batch
+
+    def said(batch_size):
+        sizes = {"batch_size": batch_size, "max_new_tokens": 2}
+        results = evaluate_benchmarks(model, ["mmmu"], data=tmp_path, processor=processor, **sizes)
+        return [given.answer for given in results.given]
+
+    together = said(4)
+    assert len(together) == 4
+    assert any(together)
+    assert together == said(1)
 
 
 def test_the_command_fails_when_a_generation_fails(checkpoint, tmp_path, capsys, monkeypatch):
