@@ -2,6 +2,7 @@
 
 import re
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +17,15 @@ RecipeFile = Annotated[Positional[Path], arg(metavar="RECIPE.yaml")]
 
 
 @dataclass(frozen=True)
-class Verb:
+class Verb(ABC):
     """One command."""
 
     #: Whether `--section.field value` may follow.
     takes_fields: ClassVar[bool] = False
 
+    @abstractmethod
     def run(self, fields: Sequence[str]) -> int:
         """Do it and return the exit code. `fields`: the `--section.field value` flags, as they were typed."""
-        raise NotImplementedError
 
 
 def load_recipe(path: Path, fields: Sequence[str]) -> "Recipe":

@@ -11,7 +11,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, ProcessorMixin
 
 from switchkd.data.sources import load_rows
-from switchkd.evaluate.generate import Answer, answers, greedy, load, with_progress
+from switchkd.evaluate.generate import Answer, answers, greedy, opened, with_progress
 from switchkd.evaluate.questions import Question, fingerprint, prompt, questions
 from switchkd.evaluate.results import Prediction, Results
 from switchkd.evaluate.score import is_right, score, score_by_kind
@@ -48,18 +48,11 @@ def evaluate(
     """
     if batch_size < 1 or max_new_tokens < 1:
         raise ValueError(f"batch_size and max_new_tokens must be at least 1, got {batch_size} and {max_new_tokens}")
-    if isinstance(model, PreTrainedModel) and processor is None:
-        raise ValueError("a model in memory needs its `processor`")
     if output is not None and Path(output).suffix != ".json":
         raise ValueError(f"{output}: results are written as JSON, so the name must end in .json")
     rows = load_rows(data, image_root)
     asked = questions(rows)
-    if isinstance(model, PreTrainedModel):
-        loaded, name = model, model.config.name_or_path or type(model).__name__
-    else:
-        loaded, own = load(model)
-        processor, name = processor or own, str(model)
-    assert processor is not None
+    loaded, processor, name = opened(model, processor)
     images: Any = processor.image_processor
     begin = time.perf_counter()
     given = _ask(loaded, processor, rows, asked, batch_size, max_new_tokens)

@@ -36,6 +36,22 @@ def load(path: str | Path) -> tuple[PreTrainedModel, ProcessorMixin]:
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
 
 
+def opened(
+    model: str | Path | PreTrainedModel, processor: ProcessorMixin | None
+) -> tuple[PreTrainedModel, ProcessorMixin, str]:
+    """A model that is given or loaded, the processor that is given or its own, and the model's name.
+
+    Raises:
+        ValueError: a model in memory without a processor; and what `load` raises.
+    """
+    if isinstance(model, PreTrainedModel):
+        if processor is None:
+            raise ValueError("a model in memory needs its `processor`")
+        return model, processor, model.config.name_or_path or type(model).__name__
+    loaded, own = load(model)
+    return loaded, processor or own, str(model)
+
+
 def greedy(model: PreTrainedModel, max_new_tokens: int) -> GenerationConfig:
     """Plain greedy decoding. A checkpoint's own sampling, beams and penalties do not apply; its stop tokens do."""
     own = model.generation_config

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ class Results:
         return percentages | {"all questions": self.accuracy_percent}
 
     def save(self, path: str | Path) -> None:
-        """Write `NAME.json`, and the predictions beside it as `NAME.predictions.jsonl`.
+        """Write `NAME.json`, and the predictions beside it as `NAME.predictions.jsonl`; both or none.
 
         Raises:
             ValueError: if the name does not end in `.json`.
@@ -69,12 +70,18 @@ class Results:
         path.parent.mkdir(parents=True, exist_ok=True)
         summary = asdict(self)
         lines = [json.dumps(prediction, ensure_ascii=False) + "\n" for prediction in summary.pop("predictions")]
-        _write(path.with_suffix(".predictions.jsonl"), "".join(lines))
-        _write(path, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+        predictions, summary_text = "".join(lines), json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
+        write_together({path.with_suffix(".predictions.jsonl"): predictions, path: summary_text})
 
 
-def _write(path: Path, text: str) -> None:
-    """All or nothing: a reader never finds half a file."""
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
-    staging.write_text(text, encoding="utf-8", errors="backslashreplace")
-    os.replace(staging, path)
+def write_together(texts: Mapping[Path, str]) -> None:
+    """Write all of these files, in this order, or none: a reader never finds half a file, and a full disk leaves what was there."""
+    staged = {target: target.with_name(f".{target.name}.{os.getpid()}") for target in texts}
+    try:
+        for target, staging in staged.items():
+            staging.write_text(texts[target], encoding="utf-8", errors="backslashreplace")
+        for target, staging in staged.items():
+            os.replace(staging, target)
+    finally:
+        for staging in staged.values():
+            staging.unlink(missing_ok=True)

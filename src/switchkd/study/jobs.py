@@ -74,7 +74,7 @@ def run_jobs(
         while waiting or running:
             while waiting and len(running) < at_a_time:
                 gpu = min(range(gpus), key=[r.gpu for r in running].count) if gpus else None
-                need = _need(waiting[0], measured, gpu)
+                need = _need(waiting[0], measured)
                 if running and not _fits(need, running, gpu):
                     break
                 running.append(_start(waiting.pop(0), need, gpu, threads, keep_open))
@@ -93,7 +93,7 @@ def run_jobs(
                     end.seconds,
                     "" if end.code == 0 else f": failed, {one.job.log}",
                 )
-                if one.job.cell is not None and end.code == 0 and gpu is None:
+                if one.job.cell is not None and end.code == 0 and one.gpu is None:
                     measured[one.job.cell.arm] = max(end.peak_rss_bytes, measured.get(one.job.cell.arm, 0))
                 yield one.job, end
     finally:
@@ -102,7 +102,8 @@ def run_jobs(
             one.process.wait()
 
 
-def _need(job: Job, measured: dict[str, int], gpu: int | None) -> int | None:
+def _need(job: Job, measured: dict[str, int]) -> int | None:
+    """The bytes of a job at its peak; None where nobody knows."""
     if job.cell is None:
         return _PROCESS_BYTES
     if job.cell.arm in measured:

@@ -16,16 +16,16 @@ import lmms_eval
 from datasets import DatasetDict
 from PIL import ImageFile
 
+from switchkd.evaluate.benchmarks.base import Benchmark, Doc
+from switchkd.evaluate.benchmarks.data import Rows
+from switchkd.evaluate.generate import Answer, with_progress
+
 _TRUNCATED = ImageFile.LOAD_TRUNCATED_IMAGES
 import lmms_eval.api.metrics  # noqa: E402  (tasks find their metrics by name once this is imported)
 from lmms_eval.api.instance import Instance  # noqa: E402
 from lmms_eval.api.model import lmms  # noqa: E402
 from lmms_eval.api.task import ConfigurableMessagesTask  # noqa: E402
 from lmms_eval.utils import load_yaml_config  # noqa: E402
-
-from switchkd.evaluate.benchmarks.base import Benchmark, Doc  # noqa: E402
-from switchkd.evaluate.benchmarks.data import Rows  # noqa: E402
-from switchkd.evaluate.generate import Answer, with_progress  # noqa: E402
 
 ImageFile.LOAD_TRUNCATED_IMAGES = _TRUNCATED
 

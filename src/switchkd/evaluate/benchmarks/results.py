@@ -1,7 +1,6 @@
 """What the benchmarks say of a model: one JSON file (documented in docs/benchmarks.md), and one line for each answer beside it."""
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from switchkd.evaluate.benchmarks.mean import TEN, ten_way_mean
+from switchkd.evaluate.results import write_together
 
 
 @dataclass(frozen=True)
@@ -79,16 +79,9 @@ class BenchmarkResults:
         path.parent.mkdir(parents=True, exist_ok=True)
         summary = asdict(self)
         lines = [json.dumps(answer, ensure_ascii=False) + "\n" for answer in summary.pop("given")]
-        texts = {answers_path(path): "".join(lines), path: json.dumps(summary, indent=2, ensure_ascii=False) + "\n"}
-        staged = {target: target.with_name(f".{target.name}.{os.getpid()}") for target in texts}
-        try:
-            for target, staging in staged.items():
-                staging.write_text(texts[target], encoding="utf-8", errors="backslashreplace")
-            for target, staging in staged.items():
-                os.replace(staging, target)
-        finally:
-            for staging in staged.values():
-                staging.unlink(missing_ok=True)
+        write_together(
+            {answers_path(path): "".join(lines), path: json.dumps(summary, indent=2, ensure_ascii=False) + "\n"}
+        )
 
 
 def answers_path(path: Path) -> Path:

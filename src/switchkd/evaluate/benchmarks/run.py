@@ -17,7 +17,7 @@ from switchkd.evaluate.benchmarks import BENCHMARKS
 from switchkd.evaluate.benchmarks.data import load as load_rows
 from switchkd.evaluate.benchmarks.mean import percent
 from switchkd.evaluate.benchmarks.results import BenchmarkResult, BenchmarkResults, Given, average
-from switchkd.evaluate.generate import Answer, answers, greedy, load
+from switchkd.evaluate.generate import Answer, answers, greedy, opened
 
 if TYPE_CHECKING:
     from switchkd.evaluate.benchmarks.adapter import Model, Task
@@ -73,18 +73,11 @@ def evaluate_benchmarks(
     """
     if batch_size < 1 or (max_new_tokens is not None and max_new_tokens < 1):
         raise ValueError(f"batch_size and max_new_tokens must be at least 1, got {batch_size} and {max_new_tokens}")
-    if isinstance(model, PreTrainedModel) and processor is None:
-        raise ValueError("a model in memory needs its `processor`")
     if output is not None and Path(output).suffix != ".json":
         raise ValueError(f"{output}: results are written as JSON, so the name must end in .json")
     begin = time.perf_counter()
     tasks = _tasks(names, None if data is None else Path(data))
-    if isinstance(model, PreTrainedModel):
-        loaded, name = model, model.config.name_or_path or type(model).__name__
-    else:
-        loaded, own = load(model)
-        processor, name = processor or own, str(model)
-    assert processor is not None
+    loaded, processor, name = opened(model, processor)
     found: dict[str, BenchmarkResult] = {}
     given: list[Given] = []
     for task in tasks:
