@@ -31,6 +31,7 @@ _CSS = """
 .note textarea {font-size: 0.85rem; padding: 0 !important}
 .note textarea {border: none !important; background: none !important; box-shadow: none !important}
 .wrong textarea {color: var(--error-text-color)}
+.form:has(.wrong :placeholder-shown) {display: none}
 .scale {font-size: 0.85rem; display: flex; align-items: center; gap: 8px; flex-wrap: wrap}
 .scale span {flex: 0 0 160px; height: 10px; border-radius: 5px; background: linear-gradient(to right, COLOURS)}
 """.replace("COLOURS", ", ".join(f"rgb{colour}" for colour in COLOURS))
@@ -71,11 +72,14 @@ class Page:
                     cast(Any, self.picture).preprocess = lambda upload: upload and upload.path
                     self.question = gr.Textbox(question, label="Question", placeholder="What is in the picture?")
                     self.button = gr.Button("Ask", variant="primary")
-                    self.wrong = gr.Textbox(label="This did not work", visible=False, elem_classes="wrong")
+                    # its placeholder is how the style sheet knows that it is empty
+                    self.wrong = gr.Textbox(
+                        label="This did not work", placeholder=" ", interactive=False, elem_classes="wrong"
+                    )
                 with gr.Column(scale=3, min_width=300):
                     with gr.Row():
                         self.cards = [_Card(member.name) for member in members]
-                    self.scale = gr.HTML(visible=False)
+                    self.scale = gr.HTML()
             outputs = [self.wrong, self.scale, *(part for card in self.cards for part in card.parts)]
             for event in (self.button.click, self.question.submit):
                 event(
@@ -89,7 +93,10 @@ class Page:
                 )
 
     def ask(self, picture: str | None, question: str) -> Iterator[dict[Any, Any]]:
-        """Let one model after the other answer, then draw where they looked: the changes of the page, as they come."""
+        """Let one model after the other answer, then draw where they looked: the new values of the page's parts, as they come.
+
+        Values alone: where a part's label or visibility changes too, a browser that is slow to draw puts its old value back.
+        """
         problems: list[str] = []
         yield self._begin()
         try:
@@ -105,31 +112,31 @@ class Page:
             except Exception as error:
                 yield {card.note: ""} | self._fail(problems, f"{member.name}: {_message(error)}")
             else:
-                yield {card.answer: card.said(reply), card.note: ""}
+                yield {card.answer: reply.text, card.note: _took(reply)}
         looks: dict[int, Look] = {}
         for number, reply in replies.items():
             try:
                 looks[number] = self.members[number].look(content, question, reply.text)
             except Exception as error:
-                yield {self.cards[number].note: f"No map of its attention: {_message(error)}"}
+                yield {self.cards[number].note: f"{_took(replies[number])} No map of its attention: {_message(error)}"}
         if looks:
             most = max(float(relative(look).max()) for look in looks.values())
-            changes: dict[Any, Any] = {self.scale: gr.update(value=_SCALE.format(most=most), visible=True)}
+            changes: dict[Any, Any] = {self.scale: _SCALE.format(most=most)}
             for number, look in looks.items():
-                changes |= self.cards[number].looked(look, most)
+                card = self.cards[number]
+                changes |= {card.overlay: overlay(look, most), card.note: f"{_took(replies[number])} {_found(look)}"}
             yield changes
 
     def _begin(self) -> dict[Any, Any]:
         """Nothing of what was asked before."""
-        changes: dict[Any, Any] = {self.wrong: gr.update(visible=False), self.scale: gr.update(visible=False)}
-        for card in self.cards:
-            changes |= card.cleared()
-        return changes
+        return {self.wrong: "", self.scale: ""} | {
+            part: None if part is card.overlay else "" for card in self.cards for part in card.parts
+        }
 
     def _fail(self, problems: list[str], problem: str) -> dict[Any, Any]:
         """One more problem, below those before it."""
         problems.append(problem)
-        return {self.wrong: gr.update(value="\n".join(problems), visible=True)}
+        return {self.wrong: "\n".join(problems)}
 
     def open(self, port: int | None = None) -> str:
         """Serve the page to this computer alone, until `close`, and return its address. By default on the first free port from 7860.
@@ -169,7 +176,6 @@ class _Card:
     """What the page shows of one model."""
 
     def __init__(self, name: str) -> None:
-        self.name = name
         with gr.Column(min_width=220):
             self.answer = gr.Textbox(label=name, lines=1, max_lines=12, interactive=False, elem_classes="answer")
             self.overlay = gr.Image(
@@ -178,22 +184,18 @@ class _Card:
             self.note = gr.Textbox(show_label=False, container=False, lines=2, interactive=False, elem_classes="note")
         self.parts = (self.answer, self.overlay, self.note)
 
-    def cleared(self) -> dict[Any, Any]:
-        """The card before anything is asked."""
-        return {self.answer: gr.update(value="", label=self.name), self.overlay: None, self.note: ""}
 
-    def said(self, reply: Reply) -> Any:
-        """The answer, and how long it took."""
-        cut = ", cut before its end" if reply.truncated else ""
-        return gr.update(value=reply.text, label=f"{self.name} · {reply.seconds:.2f} s{cut}")
+def _took(reply: Reply) -> str:
+    """How long an answer took."""
+    return f"{reply.seconds:.2f} s{', cut before its end' if reply.truncated else ''}."
 
-    def looked(self, look: Look, most: float) -> dict[Any, Any]:
-        """Where the model looked, in a picture and in numbers."""
-        note = (
-            f"{float(look.attention.sum()):.0%} of its attention is on the picture; "
-            f"the brightest spot gets {float(relative(look).max()):.1f} times the average."
-        )
-        return {self.overlay: overlay(look, most), self.note: note}
+
+def _found(look: Look) -> str:
+    """Where a model looked, in numbers."""
+    return (
+        f"{float(look.attention.sum()):.0%} of its attention is on the picture; "
+        f"the brightest spot gets {float(relative(look).max()):.1f} times the average."
+    )
 
 
 def _free(port: int) -> bool:
