@@ -72,7 +72,7 @@ def test_a_study_is_its_table_and_the_runs_of_one_seed(tmp_path):
     evidence = gather([write_study(tmp_path, {"SFT": [40.0, 50.0], "Switch-KD": [45.0, 57.0]})])
     study = evidence.study
     assert study is not None
-    assert (study.baseline, study.shown, study.planned, study.teachers) == ("SFT", (None, 0), 5, (100.0,))
+    assert (study.baseline, study.shown, study.planned, study.teachers) == ("SFT", (None, 0), 5, {"teacher": (100.0,)})
     assert [line.difference for line in study.table] == [None, 6.0]
     assert [cell.seconds for cell in study.cells] == [10.0, None, 10.0, None]  # seed 1 was interrupted
     assert [model.name for model in evidence.models] == ["teacher", "SFT", "Switch-KD"]

@@ -107,9 +107,13 @@ def test_markdown():
 def test_kinds_are_means_over_seeds():
     cells = [cell("A", seed, 50) | {"kinds": {"count": count, "digit": 20.0}} for seed, count in ((0, 10.0), (1, 30.0))]
     rows = tabulate(cells, [outcome(1)] * 2, {"A": "A"})
-    teachers = [{"kinds": {"count": 90.0, "digit": 100.0}}]
+    teachers = [{"teacher": "runs/large", "kinds": {"count": 90.0, "digit": 100.0}}]
     assert markdown_kinds(rows, cells, teachers).splitlines()[2:] == [
         "| count | 90.0 | 20.0 |",
         "| digit | 100.0 | 20.0 |",
     ]
     assert markdown_kinds(rows, [c | {"kinds": {}} for c in cells], []) == ""
+    small = {"teacher": "runs/small", "kinds": {"count": 70.0, "digit": 80.0}}
+    head, _, count, _ = markdown_kinds(rows, cells, [*teachers, small]).splitlines()
+    assert head == "| kind | teacher runs/large | teacher runs/small | A |"
+    assert count == "| count | 90.0 | 70.0 | 20.0 |"

@@ -227,7 +227,12 @@ def read_study(folder: Path) -> tuple[Study, list[Model]]:
             planned=int(tree.get("planned", len(cells))),
             cells=tuple(cell for cell, _ in cells),
             table=tuple(_line(entry) for entry in tree["table"]),
-            teachers=tuple(float(entry["score"]) for entry, _ in teachers),
+            teachers={
+                str(of["teacher"]): tuple(
+                    float(entry["score"]) for entry, _ in teachers if entry["teacher"] == of["teacher"]
+                )
+                for of, _ in teachers
+            },
         )
         strangers = {cell.arm for cell, _ in cells} | {line.arm for line in study.table} | {study.baseline}
         if unknown := sorted(strangers - set(study.arms)):

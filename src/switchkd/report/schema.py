@@ -135,8 +135,8 @@ class Study:
     planned: int
     cells: tuple[Cell, ...]
     table: tuple[Line, ...]
-    #: The score of every teacher on its test questions.
-    teachers: tuple[float, ...] = ()
+    #: Teacher → its score on each seed's test questions.
+    teachers: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     #: Size of data and seed whose runs are shown one by one, among `Evidence.models`.
     shown: tuple[int | None, int] | None = None
 

@@ -21,7 +21,7 @@ def section(study: Study, keys: Mapping[str, int]) -> dict[str, Any]:
         "shown": study.shown,
         "cells": len(study.cells),
         "planned": study.planned,
-        "teachers": [f"{score:.1f}" for score in study.teachers],
+        "teachers": {name: [f"{score:.1f}" for score in scores] for name, scores in study.teachers.items()},
         "sizes": [_size(study, rows, keys) for rows in study.sizes],
     }
 

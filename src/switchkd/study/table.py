@@ -194,7 +194,10 @@ def markdown_kinds(rows: Sequence[Row], cells: Sequence[dict[str, Any]], teacher
 
     `cells` and `teachers` as in `study.json`.
     """
-    columns = {"teacher": [teacher["kinds"] for teacher in teachers]} if teachers else {}
+    columns: dict[str, list[dict[str, float]]] = {}
+    several = len({teacher["teacher"] for teacher in teachers}) > 1
+    for teacher in teachers:
+        columns.setdefault(f"teacher {teacher['teacher']}" if several else "teacher", []).append(teacher["kinds"])
     for row in rows:
         name = row.arm if row.rows is None else f"{row.arm}, {row.rows} rows"
         columns[name] = [cell["kinds"] for cell in cells if (cell["arm"], cell["rows"]) == (row.arm, row.rows)]
