@@ -3,8 +3,13 @@
 import builtins
 import importlib.util
 import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+from gradio.utils import get_upload_folder
 from panels import Blind, Broken, Pretender, bomb, loops_are_closed  # noqa: F401
 from PIL import Image
 
@@ -103,6 +108,14 @@ def test_the_page_is_for_this_computer_and_reports_nothing_home(picture, monkeyp
         page.close()
 
 
+def test_uploads_lie_in_a_folder_of_this_process_alone():
+    code = "from switchkd.evaluate import web; from gradio.utils import get_upload_folder; print(get_upload_folder())"
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    assert Path(get_upload_folder()).is_dir()
+    assert other != get_upload_folder()
+    assert not Path(other).exists()
+
+
 def test_a_page_does_not_begin_with_what_is_no_picture(tmp_path):
     with pytest.raises(ValueError, match="8000 x 8000"):
         Page([Pretender("one")], max_new_tokens=8, picture=bomb(tmp_path / "bomb.png"))
@@ -117,6 +130,7 @@ def test_without_gradio_the_message_names_the_extra(monkeypatch):
         return original(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setenv("GRADIO_TEMP_DIR", os.environ["GRADIO_TEMP_DIR"])  # the module names another
     spec = importlib.util.spec_from_file_location("again", web.__file__)
     with pytest.raises(ImportError, match=r"needs gradio \(No module named 'gradio'\): pip install 'switchkd\[web\]'"):
         spec.loader.exec_module(importlib.util.module_from_spec(spec))

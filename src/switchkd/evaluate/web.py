@@ -3,9 +3,12 @@
 Needs the extra `web`. What models and users write is shown in text boxes and labels, which cannot be anything but text.
 """
 
+import atexit
 import logging
 import os
+import shutil
 import socket
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +19,9 @@ from switchkd.evaluate.overlay import COLOURS, overlay, relative
 from switchkd.evaluate.panel import Look, Member, Reply
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported: it would report home
+# gradio names uploads by their content: the page of another process that shows the same picture would delete ours when it ends
+os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="switchkd-chat-")
+atexit.register(shutil.rmtree, os.environ["GRADIO_TEMP_DIR"], ignore_errors=True)
 try:
     import gradio as gr
 except ImportError as error:
