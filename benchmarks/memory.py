@@ -19,11 +19,12 @@ from transformers import AutoModelForImageTextToText, LlavaConfig, Qwen2Config, 
 
 from switchkd.losses import fused_loss
 from switchkd.methods import SFT, SwitchKD
-from switchkd.models import Pair, Pathway
+from switchkd.models import Pathway
 from switchkd.models.layers import recompute
+from switchkd.pairing import Pair
+from switchkd.recipe.schema import Data, LoRA, Recipe, Stage, Student, Teacher, Train
 from switchkd.train import lora
 from switchkd.train.memory import Load, estimate
-from switchkd.train.recipe import Data, LoRA, Recipe, Stage, Student, Teacher, Train
 from switchkd.types import IGNORE_INDEX, Batch, answer_targets
 
 ROWS, WORDS, ANSWERS, IMAGE_TOKEN, VOCABULARY = 8, 192, 64, 5, 8000

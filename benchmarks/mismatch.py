@@ -31,14 +31,14 @@ from transformers import (
 )
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
+from examples.world_weights.models import _SPECIAL, CHAT_TEMPLATE, END, IMAGE, PAD, UNKNOWN
+from examples.world_weights.packing import batches
 from switchkd import world
+from switchkd.distill import run
 from switchkd.evaluate import evaluate
 from switchkd.methods import SFT, Method, SwitchKD
-from switchkd.pipeline import run
-from switchkd.train.recipe import Data, Evaluate, LearningRates, Pairing, Recipe, Student, Teacher, Train
+from switchkd.recipe.schema import Data, Evaluate, LearningRates, Pairing, Recipe, Student, Teacher, Train
 from switchkd.world.assets import student_path, teacher_path
-from switchkd.world.models import _SPECIAL, CHAT_TEMPLATE, END, IMAGE, PAD, UNKNOWN
-from switchkd.world.packing import batches
 from switchkd.world.scenes import COLOURS, COLUMNS, DIGITS, GRID, ROWS, SHAPES, SIZES, Scene
 from switchkd.world.write import samples
 

@@ -12,9 +12,10 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration, Qwen2Config
 
 from switchkd.losses import SummedLoss, fused_loss
 from switchkd.methods import KD, Method, SwitchKD
-from switchkd.models import Pair, Pathway
+from switchkd.models import Pathway
 from switchkd.models.layers import compile_layers, recompute
 from switchkd.models.liger import use_liger
+from switchkd.pairing import Pair
 from switchkd.types import IGNORE_INDEX, Batch, Hidden, answer_targets
 
 PROMPT, IMAGE_TOKEN = 15, 5

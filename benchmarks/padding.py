@@ -15,8 +15,8 @@ from transformers import AutoProcessor
 
 from switchkd import world
 from switchkd.data.collate import Collator
-from switchkd.data.guard import check_rows
-from switchkd.data.sources import load_rows
+from switchkd.data.formats import load_rows
+from switchkd.data.images import check_rows
 from switchkd.train.sampler import LengthGroupedSampler
 
 #: Rows per GPU and GPUs.

@@ -20,7 +20,8 @@ from transformers import AutoModelForImageTextToText, LlavaConfig, Qwen2Config, 
 
 from switchkd.losses import fused_loss
 from switchkd.methods import SwitchKD
-from switchkd.models import Pair, Pathway
+from switchkd.models import Pathway
+from switchkd.pairing import Pair
 from switchkd.types import IGNORE_INDEX, Batch, Hidden, answer_targets
 
 #: Measured bf16 matrix products of an H200, in TFLOP/s: what the floor is computed with.

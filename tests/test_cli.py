@@ -14,7 +14,7 @@ from tiny_models import tiny_llava
 
 from switchkd import cli
 from switchkd.commands.train import Train
-from switchkd.train.recipe import load_recipe
+from switchkd.recipe.schema import load_recipe
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 TINY = str(RECIPES / "tiny.yaml")
@@ -144,7 +144,7 @@ def test_train_hands_the_recipe_with_its_overrides_to_the_pipeline(monkeypatch, 
         calls.append((recipe.train.seed, recipe.train.report_to, resume))
         return Path("runs/out/student")
 
-    monkeypatch.setitem(sys.modules, "switchkd.pipeline", SimpleNamespace(run=pretend))
+    monkeypatch.setitem(sys.modules, "switchkd.distill", SimpleNamespace(run=pretend))
     assert run("train", TINY, "--train.report-to", "tensorboard", "wandb", "--no-resume", "--train.seed=3") == 0
     assert calls == [(3, ("tensorboard", "wandb"), False)]
     assert "runs/out/student" in capsys.readouterr().err
@@ -189,7 +189,7 @@ def test_the_doctors_verdict_is_the_exit_code(monkeypatch, capsys, tmp_path):
 
 def test_demo_hands_on_its_seed_and_folder(monkeypatch, tmp_path):
     calls = []
-    monkeypatch.setitem(sys.modules, "switchkd.demo", SimpleNamespace(main=lambda *given: calls.append(given)))
+    monkeypatch.setitem(sys.modules, "switchkd.demonstration", SimpleNamespace(main=lambda *given: calls.append(given)))
     assert run("demo", "--seed", "3", "--output", tmp_path) == 0
     assert calls == [(3, tmp_path)]
 
@@ -231,7 +231,7 @@ def test_an_unforeseen_error_is_one_line_unless_debugging(monkeypatch, capsys):
     def fail(*given):
         raise KeyError("lost")
 
-    monkeypatch.setitem(sys.modules, "switchkd.demo", SimpleNamespace(main=fail))
+    monkeypatch.setitem(sys.modules, "switchkd.demonstration", SimpleNamespace(main=fail))
     assert run("demo") == 1
     assert capsys.readouterr().err == "switchkd: KeyError: 'lost' (SWITCHKD_DEBUG=1 shows where)\n"
     monkeypatch.setenv("SWITCHKD_DEBUG", "1")
@@ -243,7 +243,7 @@ def test_an_interrupted_command_says_so(monkeypatch, capsys):
     def interrupt(*given):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(sys.modules, "switchkd.demo", SimpleNamespace(main=interrupt))
+    monkeypatch.setitem(sys.modules, "switchkd.demonstration", SimpleNamespace(main=interrupt))
     assert run("demo") == 130
     assert capsys.readouterr().err == "switchkd: interrupted\n"
 

@@ -7,10 +7,11 @@ import sys
 
 import pytest
 import yaml
-from train.test_pipeline import ANSWER_ALONE
+from run_files import ANSWER_ALONE
 
-from switchkd import demo, world
-from switchkd.train.recipe import load_recipe
+from switchkd import demonstration as demo
+from switchkd import world
+from switchkd.recipe.schema import load_recipe
 
 
 @pytest.fixture(scope="module")

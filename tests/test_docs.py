@@ -11,8 +11,8 @@ from shown_diffs import hold
 
 from switchkd.methods import METHODS
 from switchkd.study.figure import figure
+from switchkd.study.study_table import Row, markdown_kinds, markdown_table
 from switchkd.study.summary import title
-from switchkd.study.table import Row, markdown_kinds, markdown_table
 from switchkd.types import Need
 from switchkd.world import KINDS
 from switchkd.world.scenes import DIFFICULTIES, THINGS

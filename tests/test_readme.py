@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from train.run_files import write_data, write_model
+from run_files import write_data, write_model
 from transformers import AutoProcessor
 
 from switchkd.data.collate import Collator
-from switchkd.data.sources import load_rows
+from switchkd.data.formats import load_rows
 from switchkd.methods import SwitchKD
-from switchkd.train.recipe import load_recipe
+from switchkd.recipe.schema import load_recipe
 from switchkd.types import answer_targets
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")

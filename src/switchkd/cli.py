@@ -13,8 +13,8 @@ import tyro
 from tyro.conf import subcommand
 
 from switchkd.commands import VERBS, Verb
-from switchkd.commands.base import fail
-from switchkd.train.structure import RecipeError, suggestion
+from switchkd.commands.verb import fail
+from switchkd.recipe.parsing import RecipeError, suggestion
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

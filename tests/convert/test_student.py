@@ -5,13 +5,13 @@ import logging
 
 import pytest
 import torch
-from convert.student_files import write_language, write_vision
-from convert.tinyllava_files import Reference
 from PIL import Image
+from run_files import write_model
 from safetensors.torch import load_file, save_file
+from student_files import write_language, write_vision
 from tiny import tiny_processor
 from tiny_models import tiny_llava
-from train.run_files import write_model
+from tinyllava_files import Reference
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -24,7 +24,8 @@ from switchkd import cli
 from switchkd.convert import Start, convert, init_student
 from switchkd.convert.cut import cut, even
 from switchkd.convert.processor import llava_processor
-from switchkd.models import Pair, Pathway, load_pathway
+from switchkd.models import Pathway, load_pathway
+from switchkd.pairing import Pair
 
 
 def weights(folder):

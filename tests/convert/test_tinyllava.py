@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from convert.tinyllava_files import IMAGE_SIZE, IMAGE_TOKEN_INDEX, PATCH, ROWS, TURNS, Reference
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tinyllava_files import IMAGE_SIZE, IMAGE_TOKEN_INDEX, PATCH, ROWS, TURNS, Reference
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, LlavaForConditionalGeneration
 
 from switchkd.convert import convert, tinyllava
-from switchkd.data.templates import choose_format
+from switchkd.data.chat_format import choose_format
 from switchkd.models import load_pathway
 
 TOKENS = (IMAGE_SIZE // PATCH) ** 2 - 1  # the `patch` strategy drops the first, although SigLIP has no class token

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from convert.student_files import write_language, write_vision
-from convert.tinyllava_files import Reference
+from run_files import write_data
 from safetensors.torch import load_file
-from train.run_files import write_data
+from student_files import write_language, write_vision
+from tinyllava_files import Reference
 
 from switchkd import cli
 

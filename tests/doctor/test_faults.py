@@ -7,21 +7,27 @@ from typing import ClassVar
 
 import pytest
 import torch
-from doctor.cases import SIZES, collated_by, failed, found, open_tiny
+from cases import SIZES, collated_by, failed, found, open_tiny
+from run_files import write_model, write_run
 from safetensors.torch import load_file, save_file
 from tiny import tiny_tokenizer
 from tiny_tokenizers import other_processor, sentencepiece_tokenizer
-from train.run_files import write_model, write_run
 
 from switchkd import world
-from switchkd.data.pair import PairCollator
-from switchkd.demo import demo_recipe
-from switchkd.doctor import RUNNING, data, examine, loader, memory, method, stage, switch
-from switchkd.doctor.images import NORMALISATIONS
+from switchkd.demonstration import demo_recipe
+from switchkd.doctor import RUNNING, examine
+from switchkd.doctor import check_answers as data
+from switchkd.doctor import check_directions as method
+from switchkd.doctor import check_loader as loader
+from switchkd.doctor import check_memory as memory
+from switchkd.doctor import check_stage as stage
+from switchkd.doctor import check_switch as switch
+from switchkd.doctor.check_images import NORMALISATIONS
 from switchkd.losses import cross_entropy, forward_kl
 from switchkd.methods import KD, BiLD, Method, SwitchKD
-from switchkd.train.recipe import load_recipe
-from switchkd.train.session import open_session, open_stage
+from switchkd.pairing.pair_collate import PairCollator
+from switchkd.recipe.schema import load_recipe
+from switchkd.train.stage import open_session, open_stage
 from switchkd.types import IGNORE_INDEX
 
 #: Images of one size, several tiles, and patches in one long row.

@@ -3,8 +3,8 @@
 import pytest
 
 from switchkd.doctor import examine_pair
-from switchkd.models.fit import Item
-from switchkd.train.match import Match
+from switchkd.pairing.compatibility import Item
+from switchkd.pairing.pair_report import Match
 
 ITEMS = {
     "ok": Item("feature width", 32, 32, "fits"),
@@ -15,7 +15,9 @@ ITEMS = {
 
 @pytest.mark.parametrize("level", ITEMS)
 def test_only_what_cannot_be_trained_at_all_fails(level, monkeypatch):
-    monkeypatch.setattr("switchkd.doctor.pair.match_checkpoints", lambda student, teacher: Match([ITEMS[level]], 3))
+    monkeypatch.setattr(
+        "switchkd.doctor.examine_pair.match_checkpoints", lambda student, teacher: Match([ITEMS[level]], 3)
+    )
     findings, proposal = examine_pair("s", "t")
     assert [line.level for line in findings.lines] == [level]
     assert findings.ok == (level != "failed")

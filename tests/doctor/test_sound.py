@@ -1,7 +1,7 @@
 """No false alarm: the doctor looks at every family, and finds nothing wrong with a sound stage."""
 
 import pytest
-from doctor.cases import found, open_tiny
+from cases import found, open_tiny
 from tiny_families import BUILDS
 from tiny_processors import PROCESSORS
 

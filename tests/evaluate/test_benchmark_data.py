@@ -16,11 +16,13 @@ from transformers import LlavaForConditionalGeneration
 
 from switchkd import cli
 from switchkd.data.errors import DataError, SampleError
-from switchkd.evaluate.benchmarks import BENCHMARKS, data, run
+from switchkd.evaluate.benchmarks import BENCHMARKS
+from switchkd.evaluate.benchmarks import ask_benchmarks as run
+from switchkd.evaluate.benchmarks import benchmark_rows as data
 from switchkd.evaluate.benchmarks.adapter import upstream_config
-from switchkd.evaluate.benchmarks.results import BenchmarkResult, BenchmarkResults, Given
-from switchkd.evaluate.benchmarks.run import evaluate_benchmarks, named
+from switchkd.evaluate.benchmarks.ask_benchmarks import evaluate_benchmarks, named
 from switchkd.evaluate.generate import Answer
+from switchkd.results.benchmark_results import BenchmarkResult, BenchmarkResults, Given
 
 
 def rows(name):

@@ -11,10 +11,11 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from switchkd.data.collate import prompts
 from switchkd.data.errors import DataError
-from switchkd.data.sources import load_rows
-from switchkd.evaluate import Results, evaluate, evaluation
+from switchkd.data.formats import load_rows
+from switchkd.evaluate import evaluate, evaluation
 from switchkd.evaluate.generate import Answer, answers
 from switchkd.evaluate.questions import fingerprint, prompt, questions
+from switchkd.results import Results
 
 
 @pytest.fixture(scope="module")

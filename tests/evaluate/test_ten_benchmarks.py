@@ -7,10 +7,11 @@ from ten_rows import TYPED, perfect, write
 from tiny import IMAGE_SIZE, tiny_processor
 from tiny_models import tiny_llava
 
-from switchkd.evaluate.benchmarks import BENCHMARKS, pope, run
-from switchkd.evaluate.benchmarks.mean import TEN, percent, ten_way_mean
-from switchkd.evaluate.benchmarks.run import evaluate_benchmarks
+from switchkd.evaluate.benchmarks import BENCHMARKS, pope
+from switchkd.evaluate.benchmarks import ask_benchmarks as run
+from switchkd.evaluate.benchmarks.ask_benchmarks import evaluate_benchmarks
 from switchkd.evaluate.generate import Answer
+from switchkd.results.ten_way_mean import TEN, percent, ten_way_mean
 
 
 @pytest.fixture(scope="module")

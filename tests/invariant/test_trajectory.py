@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from invariant.trajectory import FILE, trajectory
+from trajectory import FILE, trajectory
 
 
 def test_the_first_steps_of_the_command_line_are_the_pinned_ones(tmp_path):

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from fused_cases import analytic, by_autograd, fused, gradients, inputs, plain
 
-from switchkd.losses import head
+from switchkd.losses import projection as head
 from switchkd.losses.chunks import PlainTerms
 from switchkd.methods import KD, SFT, SwitchKD
 from switchkd.types import Routes

@@ -8,7 +8,7 @@ import torch
 
 from switchkd.losses import kernels
 
-CASES = Path(__file__).parents[1] / "triton_cases.py"
+CASES = Path(__file__).parents[1] / "lib" / "triton_cases.py"
 
 
 def run(case, environment, *before):

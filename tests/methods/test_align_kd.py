@@ -5,7 +5,7 @@ import math
 import oracles
 import pytest
 import torch
-from methods.inner_cases import inner, look, make_pair, reached
+from inner_cases import inner, look, make_pair, reached
 
 from switchkd.methods import AlignKD
 from switchkd.methods.align_kd import Maps

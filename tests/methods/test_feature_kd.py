@@ -3,7 +3,7 @@
 import oracles
 import pytest
 import torch
-from methods.inner_cases import inner, look, make_pair, reached
+from inner_cases import inner, look, make_pair, reached
 from tiny_models import tiny_batch
 
 from switchkd.losses import squared_error

@@ -6,12 +6,12 @@ from pathlib import Path
 import oracles
 import pytest
 import torch
-from doctor.cases import open_tiny
-from methods.inner_cases import inner, look, make_pair, reached
+from cases import open_tiny
+from inner_cases import inner, look, make_pair, reached
 
-from switchkd.doctor.method import directions
+from switchkd.doctor.check_directions import directions
 from switchkd.methods import SFT, LLaVAKD
-from switchkd.train.recipe import load_recipe
+from switchkd.recipe.schema import load_recipe
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "llava-kd-0.5b-from-3b.yaml"
 

@@ -9,7 +9,7 @@ import torch
 
 from switchkd.losses import forward_kl, soft_cross_entropy
 from switchkd.methods import KD, LLaVAMoD
-from switchkd.train.recipe import load_recipe
+from switchkd.recipe.schema import load_recipe
 from switchkd.types import Routes
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "llava-mod-0.5b-from-3b.yaml"

@@ -8,15 +8,16 @@ import inspect
 
 import pytest
 import torch
+from steps import NoProcessor
 from tiny_families import BUILDS, VOCABULARY, batch_for, tiny
-from train.steps import NoProcessor
 from transformers import AutoModelForImageTextToText, TrainingArguments
 
 from switchkd.losses import dbild
 from switchkd.methods import SwitchKD
-from switchkd.models import Pair, Pathway
+from switchkd.models import Pathway
 from switchkd.models.families import FAMILIES
 from switchkd.models.layers import recompute
+from switchkd.pairing import Pair
 from switchkd.train.trainer import DistillationTrainer
 from switchkd.types import IGNORE_INDEX
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch._dynamo
-from models.test_pair import ALL, make_pair
+from pairs import ALL, make_pair
 from tiny_models import tiny_batch
 from torch import nn
 

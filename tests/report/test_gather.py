@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from report.run_folders import LOSSES, write_fake_run, write_results, write_study
+from run_folders import LOSSES, write_fake_run, write_results, write_study
 
 from switchkd.report.choose import changed, for_attention, to_picture, varied
 from switchkd.report.gather import gather

@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 from browser import LAPTOP, PHONE, visit
 from hostile import ELEMENTS, HOSTILE
-from report.run_folders import KINDS, write_fake_run, write_questions, write_results, write_study
+from run_folders import KINDS, write_fake_run, write_questions, write_results, write_study
 
+from switchkd.report.build import report
+from switchkd.report.evidence import Agreement, Probe
 from switchkd.report.gather import gather
 from switchkd.report.page import write_page
-from switchkd.report.schema import Agreement, Probe
-from switchkd.reporting import report
 
 pytestmark = pytest.mark.browser
 

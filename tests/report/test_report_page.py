@@ -10,12 +10,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
-from report.run_folders import write_fake_run, write_results, write_study
+from run_folders import write_fake_run, write_results, write_study
 
 from switchkd.report import figures, pictures
+from switchkd.report.evidence import Agreement, Probe
 from switchkd.report.gather import gather
 from switchkd.report.page import render
-from switchkd.report.schema import Agreement, Probe
 from switchkd.report.sections import signed
 
 

@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from switchkd.study.figure import LEFT, RIGHT, WIDTH, figure
-from switchkd.study.table import Row
+from switchkd.study.study_table import Row
 
 SVG = "{http://www.w3.org/2000/svg}"
 

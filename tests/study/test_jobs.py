@@ -8,10 +8,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from switchkd.recipe.schema import load_recipe
 from switchkd.study import jobs
 from switchkd.study.jobs import Job, run_jobs
 from switchkd.study.plan import Cell
-from switchkd.train.recipe import load_recipe
 
 TINY = Path(__file__).parents[2] / "recipes" / "tiny.yaml"
 

@@ -6,9 +6,9 @@ import pytest
 import yaml
 
 from switchkd.methods import KD, METHODS, SFT, SwitchKD
+from switchkd.recipe.parsing import RecipeError
+from switchkd.recipe.schema import load_recipe
 from switchkd.study.plan import cells, load_study, world_paths, write_world
-from switchkd.train.recipe import load_recipe
-from switchkd.train.structure import RecipeError
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 ARMS = {

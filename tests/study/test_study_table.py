@@ -2,8 +2,8 @@
 
 import pytest
 
-from switchkd.study import table
-from switchkd.study.table import bootstrap, markdown_kinds, markdown_table, tabulate
+from switchkd.study import study_table as table
+from switchkd.study.study_table import bootstrap, markdown_kinds, markdown_table, tabulate
 
 
 @pytest.fixture(autouse=True)

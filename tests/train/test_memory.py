@@ -6,9 +6,10 @@ from tiny_families import BUILDS
 from tiny_models import tiny_batch, tiny_llava
 
 from switchkd.methods import KD, SFT, SwitchKD
-from switchkd.models import Pair, Pathway
+from switchkd.models import Pathway
+from switchkd.pairing import Pair
+from switchkd.recipe.schema import Data, LoRA, Recipe, Stage, Student, Teacher, Train
 from switchkd.train.memory import Load, NoEstimateError, estimate, forecast
-from switchkd.train.recipe import Data, LoRA, Recipe, Stage, Student, Teacher, Train
 from switchkd.types import answer_targets
 
 ALL = ("vision", "projector", "language")

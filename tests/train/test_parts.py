@@ -4,16 +4,16 @@ import re
 
 import pytest
 import torch
+from run_files import write_run
 from safetensors.torch import load_file
+from steps import make_trainer, read_metrics
 from tiny_families import BUILDS, tiny
 from tiny_models import tiny_llava
-from train.run_files import write_run
-from train.steps import make_trainer, read_metrics
 
-from switchkd import pipeline
+from switchkd import distill as pipeline
 from switchkd.models import Pathway
+from switchkd.recipe.schema import load_recipe
 from switchkd.train.parts import freeze
-from switchkd.train.recipe import load_recipe
 
 
 def learning(student):

@@ -6,16 +6,16 @@ import shutil
 import bitsandbytes as bnb
 import pytest
 import torch
+from run_files import write_data, write_model, write_run
 from safetensors.torch import load_file
+from steps import NoProcessor
 from tiny_families import BUILDS, batch_for, tiny
-from train.run_files import write_data, write_model, write_run
-from train.steps import NoProcessor
 from transformers import AutoModelForImageTextToText
 
-from switchkd import pipeline
+from switchkd import distill as pipeline
 from switchkd.models import load_pathway
+from switchkd.recipe.schema import load_recipe
 from switchkd.train import checkpoint, lora
-from switchkd.train.recipe import load_recipe
 
 
 def gentle(name, folder):

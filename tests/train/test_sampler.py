@@ -3,7 +3,7 @@
 import pytest
 import torch
 from datasets import Dataset
-from train.steps import collate, make_trainer, read_metrics, rows
+from steps import collate, make_trainer, read_metrics, rows
 
 from switchkd.train import checkpoint
 from switchkd.train.sampler import LengthGroupedSampler

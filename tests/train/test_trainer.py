@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from doctor.cases import open_tiny
+from cases import open_tiny
+from ranks import run_on_two_ranks
 from safetensors.torch import load_file
+from steps import collate, make_trainer, read_metrics, rows, train
 from tiny_models import tiny_llava
-from train.ranks import run_on_two_ranks
-from train.steps import collate, make_trainer, read_metrics, rows, train
 
 from switchkd.losses import cross_entropy, dbild
 from switchkd.methods import SFT, AlignKD, SwitchKD
@@ -19,7 +19,7 @@ from switchkd.models import Pathway
 from switchkd.train import checkpoint, lora
 from switchkd.train.progress import Progress
 from switchkd.train.run import fit
-from switchkd.train.session import total_steps
+from switchkd.train.stage import total_steps
 from switchkd.types import IGNORE_INDEX, answer_targets
 
 

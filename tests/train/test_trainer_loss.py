@@ -3,11 +3,11 @@
 import logging
 
 import pytest
+import sharded
 import torch
+from ranks import run_on_two_ranks
+from steps import make_trainer, read_metrics, rows
 from tiny_models import IMAGE_TOKEN, tiny_llava
-from train import sharded
-from train.ranks import run_on_two_ranks
-from train.steps import make_trainer, read_metrics, rows
 from transformers import TrainerCallback
 
 from switchkd.losses import ChunkLoss, CrossEntropyDBiLD

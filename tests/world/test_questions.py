@@ -2,7 +2,7 @@ from collections import Counter, defaultdict
 from itertools import islice
 
 import pytest
-from world.solve import solve
+from solve import solve
 
 from switchkd.world import KINDS
 from switchkd.world.scenes import DIFFICULTIES

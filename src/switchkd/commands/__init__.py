@@ -1,18 +1,20 @@
-"""The commands: a verb is a dataclass whose fields are its arguments and whose `run` is what it does.
+"""The commands: a verb is a dataclass whose fields are its arguments and whose `run` is what it does. One file each.
 
 What a verb needs is imported when it runs, so that `--help` is quick.
 """
 
-from switchkd.commands.ask import Chat, Evaluate
-from switchkd.commands.base import Verb
-from switchkd.commands.data import Data
+from switchkd.commands.chat import Chat
+from switchkd.commands.convert import Convert
+from switchkd.commands.demo import Demo
+from switchkd.commands.doctor import Doctor
+from switchkd.commands.evaluate import Evaluate
+from switchkd.commands.init import Init
+from switchkd.commands.models import Models
 from switchkd.commands.report import Report
-from switchkd.commands.students import Convert, Init, Models
 from switchkd.commands.study import Study
-from switchkd.commands.train import Demo, Doctor, Train
+from switchkd.commands.train import Train
+from switchkd.commands.verb import Verb
 
-VERBS: tuple[type[Verb], ...] = (
-    Demo, Train, Evaluate, Report, Chat, Doctor, Study, Init, Convert, Data, Models,
-)  # fmt: skip
+VERBS: tuple[type[Verb], ...] = (Demo, Train, Evaluate, Report, Chat, Doctor, Study, Init, Convert, Models)
 
 __all__ = ["VERBS", "Verb"]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from switchkd.commands.base import Verb, say
+from switchkd.commands.verb import Verb, say
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Report(Verb):
 
     def run(self, fields: Sequence[str]) -> int:
         """Gather, compute and write."""
-        from switchkd.reporting import report, write_cards
+        from switchkd.report.build import report, write_cards
 
         if not self.runs:
             raise ValueError("name at least one run: switchkd report RUN -o report.html")

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 
 from tyro.conf import Positional, arg
 
-from switchkd.commands.base import Verb, say
+from switchkd.commands.verb import Verb, say
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Study(Verb):
 
         from switchkd.study import load_study, run_study
         from switchkd.study.plan import cells
-        from switchkd.study.table import rich_table
+        from switchkd.study.study_table import rich_table
 
         study = load_study(self.study)
         if self.jobs is not None:

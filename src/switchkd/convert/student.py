@@ -22,10 +22,10 @@ from transformers import (
     SiglipVisionModel,
 )
 
+from switchkd.convert.checkpoint_files import complete_or_nothing
 from switchkd.convert.cut import SECTIONS, check_features, cut
-from switchkd.convert.files import complete_or_nothing
 from switchkd.convert.processor import IMAGE_TOKEN, llava_processor, place_image_token
-from switchkd.data.templates import choose_format
+from switchkd.data.chat_format import choose_format
 from switchkd.models import Pathway, load_pathway
 from switchkd.models.families import family_of
 from switchkd.models.fill import fill

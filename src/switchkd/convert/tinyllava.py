@@ -22,9 +22,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from switchkd.convert.files import complete_or_nothing, has_weights, read_weights, tensor_names
+from switchkd.convert.checkpoint_files import complete_or_nothing, has_weights, read_weights, tensor_names
 from switchkd.convert.processor import llava_processor, place_image_token
-from switchkd.data.templates import VICUNA
+from switchkd.data.chat_format import VICUNA
 from switchkd.models import load_pathway
 from switchkd.models.families import family_of
 from switchkd.models.fill import fill

@@ -8,11 +8,11 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import ProcessorMixin
 
-from switchkd.data.align import AnswerToken
-from switchkd.data.chats import TOKEN_TYPES
+from switchkd.data.answer_tokens import AnswerToken
+from switchkd.data.chat_format import ChatFormat, Tokens, choose_format
+from switchkd.data.chat_templates import TOKEN_TYPES
 from switchkd.data.errors import DataError, SampleError
-from switchkd.data.guard import MAX_PIXELS, open_image
-from switchkd.data.templates import ChatFormat, Tokens, choose_format
+from switchkd.data.images import MAX_PIXELS, open_image
 from switchkd.types import IGNORE_INDEX, Batch
 
 #: What a processor makes of text; all else that it makes is the images'.

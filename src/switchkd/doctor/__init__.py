@@ -6,11 +6,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeVar
 
-from switchkd.doctor import data, images, loader, memory, method, shift, stage, switch
+from switchkd.doctor import check_answers as data
+from switchkd.doctor import check_directions as method
+from switchkd.doctor import check_images as images
+from switchkd.doctor import check_loader as loader
+from switchkd.doctor import check_memory as memory
+from switchkd.doctor import check_shift as shift
+from switchkd.doctor import check_stage as stage
+from switchkd.doctor import check_switch as switch
+from switchkd.doctor.examine_pair import examine_pair
 from switchkd.doctor.findings import Finding, Findings, Level, Sample
-from switchkd.doctor.pair import examine_pair
-from switchkd.train.recipe import Recipe
-from switchkd.train.session import OpenStage, open_session, open_stage
+from switchkd.recipe.schema import Recipe
+from switchkd.train.stage import OpenStage, open_session, open_stage
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -10,11 +10,11 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedModel, ProcessorMixin
 
-from switchkd.data.sources import load_rows
+from switchkd.data.formats import load_rows
 from switchkd.evaluate.generate import Answer, answers, greedy, opened, with_progress
 from switchkd.evaluate.questions import Question, fingerprint, prompt, questions
-from switchkd.evaluate.results import Prediction, Results
-from switchkd.evaluate.score import is_right, score, score_by_kind
+from switchkd.results.question_results import Prediction, Results
+from switchkd.results.score import is_right, score, score_by_kind
 
 logger = logging.getLogger(__name__)
 

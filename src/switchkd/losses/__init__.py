@@ -3,11 +3,11 @@
 `fused_loss` is the exception that saves the memory: from hidden states to sums, for any loss that is a `ChunkLoss`.
 """
 
-from switchkd.losses.bild import Comparison, Softmax, bild, dbild
+from switchkd.losses.activation_losses import of_logits, relation, squared_error
 from switchkd.losses.chunks import ChunkLoss, CrossEntropyDBiLD, PlainTerms
+from switchkd.losses.dbild import Comparison, Softmax, bild, dbild
 from switchkd.losses.divergence import cross_entropy, forward_kl, jsd, reverse_kl, soft_cross_entropy
 from switchkd.losses.fused import SummedLoss, fused_loss, plain_loss, with_rows
-from switchkd.losses.inner import of_logits, relation, squared_error
 from switchkd.losses.knee import knee
 from switchkd.types import Head
 

@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor
 
-from switchkd.losses.bild import Comparison
-from switchkd.losses.head import Sparse
-from switchkd.losses.inputs import check_at_least_two
+from switchkd.losses.checks import check_at_least_two
+from switchkd.losses.dbild import Comparison
 from switchkd.losses.kernels import Scan, scan, softmax_gradient_
+from switchkd.losses.projection import Sparse
 from switchkd.types import Route, Routes
 
 #: What `Comparison.choose` gives for one leader: its ids, and how many of them take part (each leader has its own longest k).

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from switchkd.losses.inputs import (
+from switchkd.losses.checks import (
     at_least_float32,
     check_beta,
     check_logits,

@@ -11,10 +11,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from switchkd.losses.checks import check_answers, check_at_least_two
 from switchkd.losses.chunks import ChunkLoss, ChunkSums, PlainTerms
-from switchkd.losses.head import Projection, Sparse, autocast_to_bf16, check_head
-from switchkd.losses.inputs import check_answers, check_at_least_two
-from switchkd.losses.memory import empty
+from switchkd.losses.projection import Projection, Sparse, autocast_to_bf16, check_head
 from switchkd.types import Head, Hidden, Routes
 
 #: Memory for the logits of one chunk where no chunk size is given: enough for efficient matrix products.
@@ -201,7 +200,7 @@ class _Walk:
             frozen = _Speaker(hidden, self.teacher_head, self.vocabulary, self, learns=self.wanted[3])
         gradients = Learned(
             *(
-                empty(*x.shape, dtype=torch.promote_types(x.dtype, speaker.head.dtype), device=x.device)
+                torch.empty(x.shape, dtype=torch.promote_types(x.dtype, speaker.head.dtype), device=x.device)
                 if x is not None and wanted
                 else None
                 for x, wanted in zip(learned, self.wanted, strict=True)
@@ -244,7 +243,7 @@ class _Speaker:
         self.hidden = [self.head.operand(h) for h in hidden]
         self.learns = learns
         self.slope: Float[Tensor, "chunk rows"] | None = None
-        self.memory = empty(len(hidden) * walk.chunk, rows, dtype=self.head.dtype, device=head.weight.device)
+        self.memory = torch.empty(len(hidden) * walk.chunk, rows, dtype=self.head.dtype, device=head.weight.device)
 
     def logits(self, tokens: slice) -> list[Float[Tensor, "chunk rows"]]:
         """Of these tokens, one tensor for each of the hidden states, by one matrix product; the next call overwrites them."""

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from switchkd.losses.inputs import check_at_least_two, check_logits
+from switchkd.losses.checks import check_at_least_two, check_logits
 
 #: Logits that share one maximum where the largest are sought in two stages.
 BLOCK = 64

@@ -1,12 +1,12 @@
 """Methods: what is distilled. A new one is a loss, a frozen dataclass here, and a line in this table."""
 
 from switchkd.methods.align_kd import AlignKD
-from switchkd.methods.base import Direction, Method, RowTerms, Terms
 from switchkd.methods.bild import BiLD
 from switchkd.methods.feature_kd import FeatureKD
 from switchkd.methods.kd import KD
 from switchkd.methods.llava_kd import LLaVAKD
 from switchkd.methods.llava_mod import LLaVAMoD
+from switchkd.methods.method import Direction, Method, RowTerms, Terms
 from switchkd.methods.sft import SFT
 from switchkd.methods.switch_kd import SwitchKD
 

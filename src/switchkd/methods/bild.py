@@ -6,8 +6,9 @@ from typing import ClassVar
 from jaxtyping import Int
 from torch import Tensor
 
-from switchkd.losses import bild, cross_entropy
-from switchkd.methods.base import Direction, Method, Terms, check_temperature
+from switchkd.losses import cross_entropy
+from switchkd.losses import dbild as bild
+from switchkd.methods.method import Direction, Method, Terms, check_temperature
 from switchkd.types import Need, Routes
 
 

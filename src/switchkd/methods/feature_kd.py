@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from switchkd.losses import ChunkLoss, squared_error
-from switchkd.methods.base import Direction, Method, RowTerms, Terms, check_temperature, side_by_side
+from switchkd.methods.method import Direction, Method, RowTerms, Terms, check_temperature, side_by_side
 from switchkd.methods.sft import SFT
 from switchkd.methods.switch_kd import SwitchKD
 from switchkd.types import Inner, Need, Routes

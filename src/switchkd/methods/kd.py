@@ -7,7 +7,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from switchkd.losses import cross_entropy, jsd
-from switchkd.methods.base import Direction, Method, Terms, check_temperature
+from switchkd.methods.method import Direction, Method, Terms, check_temperature
 from switchkd.types import Need, Routes
 
 

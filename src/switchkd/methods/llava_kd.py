@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from switchkd.losses import cross_entropy, forward_kl, of_logits, relation
-from switchkd.methods.base import Direction, Method, RowTerms, Terms, check_temperature, side_by_side
+from switchkd.methods.method import Direction, Method, RowTerms, Terms, check_temperature, side_by_side
 from switchkd.types import Inner, Need, Routes
 
 

@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from switchkd.losses import cross_entropy, soft_cross_entropy
-from switchkd.methods.base import Method, Terms, check_temperature
+from switchkd.methods.method import Method, Terms, check_temperature
 from switchkd.types import Need, Routes
 
 

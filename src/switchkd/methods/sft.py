@@ -7,7 +7,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from switchkd.losses import cross_entropy
-from switchkd.methods.base import Method, Terms
+from switchkd.methods.method import Method, Terms
 from switchkd.types import Need, Routes
 
 

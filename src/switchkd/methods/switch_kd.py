@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from switchkd.losses import Comparison, CrossEntropyDBiLD, Softmax, cross_entropy, dbild, knee
-from switchkd.methods.base import Direction, Method, Terms, check_temperature
+from switchkd.methods.method import Direction, Method, Terms, check_temperature
 from switchkd.types import Need, Route, Routes
 
 

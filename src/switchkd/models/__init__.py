@@ -1,6 +1,5 @@
-"""Models: pathways through vision encoder, projector and language model, and the pair that the switch joins."""
+"""Models: one vision-language model as a pathway through vision encoder, projector and language model."""
 
-from switchkd.models.pair import Pair, check_fit
 from switchkd.models.pathway import Pathway, load_pathway
 
-__all__ = ["Pair", "Pathway", "check_fit", "load_pathway"]
+__all__ = ["Pathway", "load_pathway"]

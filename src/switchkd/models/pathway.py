@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedMode
 from transformers.utils import is_flash_attn_2_available
 
 from switchkd.models.families import family_of
-from switchkd.models.families.base import Features
+from switchkd.models.families.family import Features
 from switchkd.models.quantize import Quantization, bits_and_bytes, keep_gradients
 from switchkd.types import Batch, Head, Sizes, answer_positions, to_device
 

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Iterable, Mapping
 
-from switchkd.report.schema import Answer, Evidence, Model
+from switchkd.report.evidence import Answer, Evidence, Model
 
 #: Questions of each sort that are shown per model.
 SHOWN = 6

@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from switchkd.report.schema import PATHWAYS, Curve, Evidence, Model, Study
+from switchkd.report.evidence import PATHWAYS, Curve, Evidence, Model, Study
 
 Figure = dict[str, Any]
 

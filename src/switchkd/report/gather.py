@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
+from switchkd.report.evidence import TEN, Answer, Cell, Curve, Evidence, Line, Model, Study
 from switchkd.report.plot import read_curves
-from switchkd.report.schema import TEN, Answer, Cell, Curve, Evidence, Line, Model, Study
 from switchkd.report.table import load_results
 
 

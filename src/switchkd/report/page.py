@@ -12,8 +12,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from switchkd.report import figures, sections, study
-from switchkd.report.schema import PATHWAYS, Evidence
+from switchkd.report import figures, sections
+from switchkd.report import study_section as study
+from switchkd.report.evidence import PATHWAYS, Evidence
 
 _TEMPLATES = "templates"
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from switchkd.report import figures, pictures
 from switchkd.report.choose import changed, compared, varied
-from switchkd.report.schema import PATHWAYS, TEN, Evidence, Model
+from switchkd.report.evidence import PATHWAYS, TEN, Evidence, Model
 from switchkd.report.table import MEAN, OVERALL
 
 Values = dict[str, Any]

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-from switchkd.study.table import Row
+from switchkd.study.study_table import Row
 
 WIDTH, LEFT, RIGHT, TOP, LINE = 860, 250, 190, 64, 30
 _INK, _MUTED, _GRID, _DOT, _MEAN = "#1b1f24", "#57606a", "#d8dee4", "#7aa6d8", "#0b4f9c"

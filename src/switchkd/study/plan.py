@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from switchkd import world
-from switchkd.train.recipe import Recipe, build_recipe
-from switchkd.train.structure import Builder, RecipeError, lay_over, read_yaml, suggestion
+from switchkd.recipe.parsing import Builder, RecipeError, lay_over, read_yaml, suggestion
+from switchkd.recipe.schema import Recipe, build_recipe
 
 
 @dataclass(frozen=True)

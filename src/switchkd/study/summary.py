@@ -10,7 +10,7 @@ from typing import Any
 
 from switchkd.study.figure import figure
 from switchkd.study.plan import Cell, Study
-from switchkd.study.table import Outcome, Row, markdown_kinds, markdown_table, tabulate
+from switchkd.study.study_table import Outcome, Row, markdown_kinds, markdown_table, tabulate
 
 
 def record_file(cell: Cell) -> Path:

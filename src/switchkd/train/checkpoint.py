@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import ProcessorMixin
 
 from switchkd.models import Pathway
-from switchkd.models.bridge import Bridge
+from switchkd.pairing.bridge import Bridge
 from switchkd.train import lora
 
 MANIFEST = "manifest.json"

@@ -28,11 +28,11 @@ from switchkd.losses import CrossEntropyDBiLD
 from switchkd.losses.fused import bytes_per_token, chunk_that_fits
 from switchkd.methods import Method
 from switchkd.models import Pathway
-from switchkd.models.families.base import Features
+from switchkd.models.families.family import Features
 from switchkd.models.layers import recompute
+from switchkd.recipe.schema import Recipe, Stage, Student, Teacher
 from switchkd.train import lora
 from switchkd.train.parts import freeze
-from switchkd.train.recipe import Recipe, Stage, Student, Teacher
 from switchkd.types import LOOKS, Batch, Hidden, Route
 
 #: Rows of a chunk's logits that autograd holds at a time for a loss without written gradients, beside the logits themselves.

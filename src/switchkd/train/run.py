@@ -19,11 +19,11 @@ from transformers import (
 )
 
 from switchkd.models.layers import compile_layers
+from switchkd.recipe.schema import Recipe, load_recipe, recipe_to_dict, save_recipe
 from switchkd.train import checkpoint
-from switchkd.train.card import model_card
+from switchkd.train.model_card import model_card
 from switchkd.train.progress import Progress
-from switchkd.train.recipe import Recipe, load_recipe, recipe_to_dict, save_recipe
-from switchkd.train.session import OpenStage, total_steps
+from switchkd.train.stage import OpenStage, total_steps
 from switchkd.train.trainer import DistillationTrainer
 
 STUDENT = "student"

@@ -12,7 +12,7 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from switchkd.losses import PlainTerms, SummedLoss, fused_loss, plain_loss, with_rows
 from switchkd.methods import Method
-from switchkd.models import Pair
+from switchkd.pairing import Pair
 from switchkd.train import checkpoint
 from switchkd.train.parts import set_rates
 from switchkd.train.sampler import LengthGroupedSampler

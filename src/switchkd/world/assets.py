@@ -1,6 +1,9 @@
 """Where the shipped weights lie: the teacher, and what students start from."""
 
+import shutil
 from pathlib import Path
+
+from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 _ASSETS = Path(__file__).parent / "assets"
 
@@ -20,7 +23,7 @@ def _existing(directory: Path) -> Path:
     if not (directory / "model.safetensors").is_file():
         raise FileNotFoundError(
             f"{directory} has no model.safetensors: reinstall switchkd, "
-            f"or make the assets with `python -m switchkd.world.pretrain --out {_ASSETS}`"
+            f"or make the assets in a checkout with `python -m examples.world_weights.pretrain --out {_ASSETS}`"
         )
     return directory
 
@@ -28,3 +31,14 @@ def _existing(directory: Path) -> Path:
 def recipe_path() -> Path:
     """The demo's recipe."""
     return Path(__file__).parent / "tiny.yaml"
+
+
+def write_student(directory: str | Path) -> None:
+    """Save a student as it starts: trained, but for a vision encoder that has half of the teacher's layers."""
+    LlavaForConditionalGeneration.from_pretrained(student_path()).save_pretrained(directory)
+    AutoProcessor.from_pretrained(student_path()).save_pretrained(directory)
+
+
+def write_teacher(directory: str | Path) -> None:
+    """Copy the shipped teacher, a model with its processor."""
+    shutil.copytree(teacher_path(), directory, dirs_exist_ok=True)

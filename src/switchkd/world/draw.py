@@ -7,7 +7,7 @@ from random import Random
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .scenes import GRID, Difficulty, Scene
+from switchkd.world.scenes import GRID, Difficulty, Scene
 
 #: Side of a picture and of one cell of the grid, in pixels.
 IMAGE_SIZE = 48

@@ -10,9 +10,9 @@ from random import Random
 import numpy as np
 from PIL import Image
 
-from .draw import draw
-from .questions import Question, ask
-from .scenes import SPLITS, Difficulty, Scene, Split, scenes
+from switchkd.world.draw import draw
+from switchkd.world.question_kinds import Question, ask
+from switchkd.world.scenes import SPLITS, Difficulty, Scene, Split, scenes
 
 
 def samples(seed: int, split: Split, difficulty: Difficulty) -> Iterator[tuple[Scene, list[Question], np.ndarray]]:

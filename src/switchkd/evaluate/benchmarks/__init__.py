@@ -5,7 +5,7 @@ export.py turns a user's questions into a benchmark's rows. Only adapter.py and 
 is an extra.
 """
 
-from switchkd.evaluate.benchmarks.base import Benchmark
+from switchkd.evaluate.benchmarks.benchmark import Benchmark
 from switchkd.evaluate.benchmarks.gqa import GQA
 from switchkd.evaluate.benchmarks.mmbench import MMBENCH_CN, MMBENCH_EN
 from switchkd.evaluate.benchmarks.mme import MME

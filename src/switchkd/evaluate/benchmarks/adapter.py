@@ -16,8 +16,8 @@ import lmms_eval
 from datasets import DatasetDict
 from PIL import ImageFile
 
-from switchkd.evaluate.benchmarks.base import Benchmark, Doc
-from switchkd.evaluate.benchmarks.data import Rows
+from switchkd.evaluate.benchmarks.benchmark import Benchmark, Doc
+from switchkd.evaluate.benchmarks.benchmark_rows import Rows
 from switchkd.evaluate.generate import Answer, with_progress
 
 _TRUNCATED = ImageFile.LOAD_TRUNCATED_IMAGES

@@ -6,7 +6,7 @@ On the hub the images are a data set of their own, which lmms-eval's task downlo
 
 from typing import Any
 
-from switchkd.evaluate.benchmarks.base import Benchmark, Doc, Example, check_question, is_text, open_answer
+from switchkd.evaluate.benchmarks.benchmark import Benchmark, Doc, Example, check_question, is_text, open_answer
 
 #: The configuration on the hub that holds the images, and their file below `--data`.
 IMAGES_CONFIG = "testdev_balanced_images"

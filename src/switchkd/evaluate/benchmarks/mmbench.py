@@ -8,7 +8,7 @@ data says "nan" for a missing hint or option, the prompt leaves it out.
 from collections.abc import Mapping
 from typing import Any
 
-from switchkd.evaluate.benchmarks.base import (
+from switchkd.evaluate.benchmarks.benchmark import (
     Benchmark,
     CannotBeExpressedError,
     Columns,

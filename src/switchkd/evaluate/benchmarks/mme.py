@@ -7,7 +7,7 @@ An answer that contains "no" among its first four letters is a no: "None" and "N
 from collections import Counter
 from typing import Any
 
-from switchkd.evaluate.benchmarks.base import (
+from switchkd.evaluate.benchmarks.benchmark import (
     Benchmark,
     CannotBeExpressedError,
     Columns,

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from switchkd.evaluate.benchmarks.base import (
+from switchkd.evaluate.benchmarks.benchmark import (
     Asked,
     Benchmark,
     Doc,

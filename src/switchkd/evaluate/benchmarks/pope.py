@@ -9,7 +9,7 @@ thirds to a model that says nothing. `f1_official` is the script's figure; the t
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from switchkd.evaluate.benchmarks.base import Benchmark, Doc, Example, check_question, yes_or_no
+from switchkd.evaluate.benchmarks.benchmark import Benchmark, Doc, Example, check_question, yes_or_no
 
 CATEGORIES = ("adversarial", "popular", "random")
 #: Expected answer and given answer ("yes", "no", or None: neither), with the category.

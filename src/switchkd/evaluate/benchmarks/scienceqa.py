@@ -5,7 +5,14 @@
 
 from typing import Any
 
-from switchkd.evaluate.benchmarks.base import Benchmark, CannotBeExpressedError, Doc, Example, check_question, is_text
+from switchkd.evaluate.benchmarks.benchmark import (
+    Benchmark,
+    CannotBeExpressedError,
+    Doc,
+    Example,
+    check_question,
+    is_text,
+)
 
 
 def check(doc: Doc) -> str | None:

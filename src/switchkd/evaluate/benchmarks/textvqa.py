@@ -7,7 +7,7 @@ them than without). lmms-eval's default is without.
 from collections.abc import Mapping
 from typing import Any
 
-from switchkd.evaluate.benchmarks.base import Benchmark, Doc, Example, check_question, is_text, open_answer, suffix
+from switchkd.evaluate.benchmarks.benchmark import Benchmark, Doc, Example, check_question, is_text, open_answer, suffix
 from switchkd.evaluate.benchmarks.vqav2 import PEOPLE
 
 

@@ -5,7 +5,7 @@ The prompt: "When the provided information is insufficient, respond with 'Unansw
 
 from typing import Any
 
-from switchkd.evaluate.benchmarks.base import Benchmark, Example, open_answer
+from switchkd.evaluate.benchmarks.benchmark import Benchmark, Example, open_answer
 from switchkd.evaluate.benchmarks.textvqa import check_answers
 from switchkd.evaluate.benchmarks.vqav2 import PEOPLE
 

@@ -6,7 +6,7 @@ without it a unanimous right answer would score 0, so rows need it.
 
 from typing import Any
 
-from switchkd.evaluate.benchmarks.base import Benchmark, Doc, Example, check_question, is_text, open_answer
+from switchkd.evaluate.benchmarks.benchmark import Benchmark, Doc, Example, check_question, is_text, open_answer
 
 #: So many people answered each question of VQAv2, TextVQA and VizWiz.
 PEOPLE = 10

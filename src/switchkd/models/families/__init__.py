@@ -2,7 +2,7 @@
 
 from transformers import PretrainedConfig
 
-from switchkd.models.families.base import Family, Features, Map
+from switchkd.models.families.family import Family, Features, Map
 from switchkd.models.families.gemma import GEMMA3, PALIGEMMA
 from switchkd.models.families.idefics3 import IDEFICS3, SMOLVLM
 from switchkd.models.families.internvl import INTERNVL

@@ -2,7 +2,7 @@
 
 from transformers import PretrainedConfig
 
-from switchkd.models.families.base import Family, one
+from switchkd.models.families.family import Family, one
 from switchkd.models.families.llava import PARTS
 
 

@@ -4,7 +4,7 @@ from typing import cast
 
 from transformers import PretrainedConfig
 
-from switchkd.models.families.base import Family, one
+from switchkd.models.families.family import Family, one
 from switchkd.types import Batch
 
 PARTS = {

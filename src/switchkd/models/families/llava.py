@@ -8,7 +8,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
-from switchkd.models.families.base import Family, one, share
+from switchkd.models.families.family import Family, one, share
 from switchkd.types import Batch
 
 PARTS = {

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from switchkd.models.families.base import Family, Features, Map, one
+from switchkd.models.families.family import Family, Features, Map, one
 from switchkd.models.families.llava import PARTS
 from switchkd.types import Batch
 

@@ -10,7 +10,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 from transformers.vision_utils import get_vision_window_index
 
-from switchkd.models.families.base import Family, Features, Map, one
+from switchkd.models.families.family import Family, Features, Map, one
 from switchkd.types import Batch
 
 #: The tower without its merger, which is the projector.

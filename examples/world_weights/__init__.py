@@ -1,0 +1,1 @@
+"""What made the weights that ship with the world, and the variants of its ablations."""

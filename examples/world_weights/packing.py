@@ -1,0 +1,80 @@
+"""Scenes as training tensors, fast: what the processor's chat template gives for the same conversation (a test says so)."""
+
+from collections.abc import Iterator, Sequence
+from functools import cache
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from examples.world_weights.models import ASSISTANT, END, IMAGE, PATCH, USER, VISUAL_TOKENS
+from switchkd.types import IGNORE_INDEX, Batch
+from switchkd.world.draw import IMAGE_SIZE
+from switchkd.world.question_kinds import Question
+from switchkd.world.scenes import COLOURS, DIGITS, GRID, SHAPES, SIZES, Scene
+
+Sample = tuple[Scene, list[Question], np.ndarray]
+_FORMS = SHAPES + DIGITS
+
+
+class Packer:
+    """Turns samples into batches with one tokenizer; every text is tokenized once."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._encode = cache(lambda text: tokenizer(text, add_special_tokens=False)["input_ids"])
+        self._pad = tokenizer.pad_token_id
+
+    def batch(self, samples: Sequence[Sample]) -> Batch:
+        """Pack all questions of each picture behind it; right padding."""
+        rows = [self._row(questions) for _, questions, _ in samples]
+        length = max(len(ids) for ids, _ in rows)
+        input_ids = torch.full((len(rows), length), self._pad)
+        labels = torch.full((len(rows), length), IGNORE_INDEX)
+        attention_mask = torch.zeros((len(rows), length), dtype=torch.long)
+        for index, (ids, answers) in enumerate(rows):
+            input_ids[index, : len(ids)] = torch.tensor(ids)
+            labels[index, : len(ids)] = torch.tensor(answers)
+            attention_mask[index, : len(ids)] = 1
+        return Batch(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            labels=labels,
+            pixel_values=pixels([picture for _, _, picture in samples]),
+        )
+
+    def _row(self, questions: list[Question]) -> tuple[list[int], list[int]]:
+        ids: list[int] = []
+        labels: list[int] = []
+        for index, question in enumerate(questions):
+            image = IMAGE * VISUAL_TOKENS if index == 0 else ""
+            asked = self._encode(USER + image + question.text + ASSISTANT)
+            answered = self._encode(question.answer + END)
+            ids += asked + answered
+            labels += [IGNORE_INDEX] * len(asked) + answered
+        return ids, labels
+
+
+def pixels(pictures: Sequence[np.ndarray]) -> Float[Tensor, "images channels height width"]:
+    """Scale uint8 pictures to −1..1, channels first."""
+    return (torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
+
+
+def patch_labels(scenes: Sequence[Scene]) -> Int[Tensor, "images patches 5"]:
+    """Form, colour and size of the thing in the cell of each patch, from 1 (0: empty cell); row and column of the cell, from 0."""
+    labels = torch.zeros((len(scenes), GRID, GRID, 5), dtype=torch.long)
+    labels[..., 3] = torch.arange(GRID)[:, None]
+    labels[..., 4] = torch.arange(GRID)
+    for index, scene in enumerate(scenes):
+        for thing in scene.things:
+            values = (_FORMS.index(thing.form), COLOURS.index(thing.colour), SIZES.index(thing.size))
+            labels[index, thing.row, thing.column, :3] = torch.tensor(values) + 1
+    patches = IMAGE_SIZE // PATCH // GRID
+    return labels.repeat_interleave(patches, 1).repeat_interleave(patches, 2).flatten(1, 2)
+
+
+def batches(stream: Iterator[Sample], size: int, steps: int) -> Iterator[list[Sample]]:
+    """Yield `steps` lists of `size` fresh samples."""
+    for _ in range(steps):
+        yield [next(stream) for _ in range(size)]

@@ -1,0 +1,76 @@
+"""Talking with a model about an image, in the terminal."""
+
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.prompt import Prompt
+from rich.text import Text
+from transformers import PreTrainedModel, ProcessorMixin
+
+from switchkd.data.errors import SampleError
+from switchkd.data.images import open_image
+from switchkd.evaluate.generate import answers
+
+
+class Conversation:
+    """A model, the image it is shown, and what was said about it so far."""
+
+    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, *, max_new_tokens: int) -> None:
+        self.model = model
+        self.processor = processor
+        self.max_new_tokens = max_new_tokens
+        self.images: list[dict[str, Any]] = []
+        self.messages: list[dict[str, Any]] = []
+
+    def show(self, path: Path) -> None:
+        """Begin anew with the image in `path`.
+
+        Raises:
+            SampleError: no such file, not an image, or too large; the conversation stays as it was.
+        """
+        image = {"bytes": None, "path": str(path)}
+        open_image(image)
+        self.images, self.messages = [image], []
+
+    def ask(self, question: str) -> str:
+        """The answer, greedily decoded, without control characters.
+
+        Raises:
+            SampleError: what cannot be asked; the conversation stays as it was.
+        """
+        content: list[dict[str, Any]] = [{"type": "text", "text": question}]
+        if not self.messages:
+            content = [{"type": "image", "text": None} for _ in self.images] + content
+        messages = [*self.messages, {"role": "user", "content": content}]
+        row = {"id": "chat", "images": self.images, "messages": messages}
+        (answer,) = answers(self.model, self.processor, [row], max_new_tokens=self.max_new_tokens)
+        self.messages = [*messages, {"role": "assistant", "content": [{"type": "text", "text": answer.text}]}]
+        # A model's text must not steer the terminal.
+        return "".join(c for c in answer.text if c in "\n\t" or unicodedata.category(c) != "Cc")
+
+
+def talk(conversation: Conversation) -> None:
+    """Ask and answer until `/quit` or the end of the input. Every question follows up on those before it."""
+    console = Console()
+    console.print("Ask about the image. /image FILE shows another one and begins anew, /quit ends.")
+    if not conversation.images:
+        console.print("There is no image yet.")
+    while True:
+        try:
+            typed = Prompt.ask("[bold]you[/bold]", console=console).strip()
+        except EOFError:
+            return
+        if typed == "/quit":
+            return
+        try:
+            if typed.startswith("/image"):
+                conversation.show(Path(typed.removeprefix("/image").strip()).expanduser())
+                console.print("The model sees this image now.")
+            elif typed.startswith("/"):
+                console.print(Text(f"{typed}: unknown; there are /image FILE and /quit"))
+            elif typed:
+                console.print(Text.assemble(("model", "bold"), ": ", conversation.ask(typed)))
+        except SampleError as error:
+            console.print(Text(str(error), style="red"))

@@ -1,0 +1,53 @@
+"""`switchkd doctor`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from tyro.conf import Positional, arg
+
+from switchkd.commands.verb import Verb, fail, load_recipe
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True)
+class Doctor(Verb):
+    """Find what would train silently wrong, before hours are spent: blind models, empty masks, too little memory.
+
+    Of a pair that has no recipe yet it says, without loading weights, what fits, what needs a bridge and what is refused.
+
+    Example: switchkd doctor recipes/tiny.yaml --train.per-device-train-batch-size 32
+
+    Example: switchkd doctor --teacher Qwen/Qwen2.5-VL-7B-Instruct --student checkpoints/mine
+    """
+
+    #: The recipe; fields can be changed behind it with --section.field value.
+    recipe: Annotated[Positional[Path | None], arg(metavar="RECIPE.yaml")] = None
+    #: Instead of a recipe: a checkpoint directory, or a name on the Hugging Face hub.
+    teacher: str | None = None
+    #: The same for the student.
+    student: str | None = None
+    #: Also write the findings as JSON to this file; `-` is the output stream.
+    json: Path | None = None
+
+    takes_fields: ClassVar[bool] = True
+
+    def run(self, fields: Sequence[str]) -> int:
+        """Print the findings, and samples or a proposal; 1 if the recipe, or the pair, must not be trained like this."""
+        from switchkd.doctor import examine, examine_pair
+
+        if self.recipe is None and self.teacher is not None and self.student is not None and not fields:
+            findings, proposal = examine_pair(self.student, self.teacher)
+            if findings.ok and str(self.json) != "-":
+                print(proposal, end="")
+        elif self.recipe is None or self.teacher is not None or self.student is not None:
+            return fail("doctor takes a recipe, or --teacher and --student", 2)
+        else:
+            findings = examine(load_recipe(self.recipe, fields))
+        findings.print()
+        if self.json is not None:
+            findings.write_json(self.json)
+        return 0 if findings.ok else 1

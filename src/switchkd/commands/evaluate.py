@@ -1,0 +1,83 @@
+"""`switchkd evaluate`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import Positional, arg
+
+from switchkd.commands.verb import Verb, fail, say, slug
+
+
+@dataclass(frozen=True)
+class Evaluate(Verb):
+    """Ask a model every question of a data set and count exact matches, or ask it the published benchmarks through lmms-eval.
+
+    Example: switchkd evaluate runs/demo/switch-kd/student runs/demo/data/test.json --output results.json
+
+    Example: switchkd evaluate CHECKPOINT --benchmarks all --data benchmarks
+
+    Example: switchkd evaluate CHECKPOINT --benchmarks mme,pope,mmmu
+    """
+
+    #: A checkpoint directory, or a name on the Hugging Face hub.
+    model: Annotated[Positional[str], arg(metavar="MODEL")]
+    #: LLaVA JSON, or messages and images as JSON, JSONL, Parquet or a saved data set. Not with --benchmarks.
+    questions: Annotated[Positional[Path | None], arg(metavar="DATA")] = None
+    #: `all`, or names with commas: mme, mmbench_en, mmbench_cn, vqav2, gqa, scienceqa, mmmu, textvqa, vizwiz, pope.
+    benchmarks: str | None = None
+    #: A folder with NAME.parquet or NAME/*.parquet for each benchmark; by default they come from the Hugging Face hub.
+    data: Path | None = None
+    #: Where image paths of DATA start; by default its folder.
+    image_root: Path | None = None
+    #: Questions at a time.
+    batch_size: int = 32
+    #: Longer answers are cut, and counted; by default 64 for DATA, and what each benchmark says.
+    max_new_tokens: int | None = None
+    #: The results JSON, with the answers beside it; by default runs/evaluate/MODEL--DATA.json or MODEL--benchmarks.json.
+    output: Path | None = None
+
+    def run(self, fields: Sequence[str]) -> int:
+        """Evaluate, write the results and print the table."""
+        if self.benchmarks is None:
+            if self.questions is None:
+                return fail("evaluate needs DATA (questions of your own) or --benchmarks (all, or names)", 2)
+            if self.data is not None:
+                return fail("--data is the folder of --benchmarks; questions of your own come right behind MODEL", 2)
+            return self._ask_questions(self.questions)
+        if self.questions is not None:
+            return fail(f"evaluate takes DATA ({self.questions}) or --benchmarks, not both; their folder is --data", 2)
+        if self.image_root is not None:
+            return fail("--image-root is for DATA; benchmarks hold their images inside", 2)
+        return self._ask_benchmarks(self.benchmarks)
+
+    def _output(self, what: str) -> Path:
+        return self.output or Path("runs/evaluate", f"{slug(self.model)}--{what}.json")
+
+    def _ask_questions(self, data: Path) -> int:
+        from rich.console import Console
+
+        from switchkd.evaluate import evaluate
+        from switchkd.report.table import compare, rich_table
+
+        output = self._output(slug(str(data.with_suffix(""))))
+        length = 64 if self.max_new_tokens is None else self.max_new_tokens
+        sizes: Any = {"batch_size": self.batch_size, "max_new_tokens": length}
+        evaluate(self.model, data, image_root=self.image_root, output=output, **sizes)
+        Console().print(rich_table(compare({self.model: output})))
+        say(f"results in {output}, answers in {output.with_suffix('.predictions.jsonl')}")
+        return 0
+
+    def _ask_benchmarks(self, names: str) -> int:
+        from rich.console import Console
+
+        from switchkd.evaluate.benchmarks.ask_benchmarks import evaluate_benchmarks, named
+        from switchkd.results.benchmark_results import answers_path, table
+
+        output = self._output("benchmarks")
+        sizes: Any = {"batch_size": self.batch_size, "max_new_tokens": self.max_new_tokens}
+        results = evaluate_benchmarks(self.model, named(names), data=self.data, output=output, **sizes)
+        Console().print(table(results))
+        say(f"results in {output}, answers in {answers_path(output)}")
+        return 0

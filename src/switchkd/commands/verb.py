@@ -1,0 +1,51 @@
+"""What every command is, and what several of them use. Imports nothing slow, so that `--help` is quick."""
+
+import re
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from tyro.conf import Positional, arg
+
+if TYPE_CHECKING:
+    from switchkd.recipe.schema import Recipe
+
+RecipeFile = Annotated[Positional[Path], arg(metavar="RECIPE.yaml")]
+
+
+@dataclass(frozen=True)
+class Verb(ABC):
+    """One command."""
+
+    #: Whether `--section.field value` may follow.
+    takes_fields: ClassVar[bool] = False
+
+    @abstractmethod
+    def run(self, fields: Sequence[str]) -> int:
+        """Do it and return the exit code. `fields`: the `--section.field value` flags, as they were typed."""
+
+
+def load_recipe(path: Path, fields: Sequence[str]) -> "Recipe":
+    """The recipe in a file, with flags laid over it."""
+    from switchkd.recipe import schema as recipe
+
+    return recipe.load_recipe(path, fields)
+
+
+def slug(text: str) -> str:
+    """`text` as a part of a file name."""
+    return re.sub(r"[^\w.]+", "-", text).strip("-.")
+
+
+def say(message: str) -> None:
+    """One line for the user, on stderr."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def fail(message: str, code: int) -> int:
+    """Say what went wrong and return the exit code."""
+    say(f"switchkd: {' '.join(message.split())}")
+    return code

@@ -1,0 +1,91 @@
+"""The demo: one teacher, and two students that differ in the method alone, on the procedural world."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from switchkd import world
+from switchkd.distill import run
+from switchkd.evaluate import evaluate
+from switchkd.methods import SFT
+from switchkd.recipe.schema import Recipe, load_recipe
+from switchkd.report.plot import loss_plot
+from switchkd.report.table import compare, markdown_table, rich_table
+
+#: Pictures of each split; every one comes with ten questions.
+TRAIN, VALIDATION, TEST = 1500, 20, 60
+#: Columns of the table → folders of the output.
+RUNS = {"SFT": "sft", "Switch-KD": "switch-kd"}
+
+
+def main(seed: int = 0, output: str | Path = "runs/demo") -> None:
+    """Write a data set, distil a student by Switch-KD and one by SFT, and compare them with the teacher.
+
+    `seed` decides the pictures, the questions and the order of the data; both students start from the same weights.
+    A demo that was interrupted goes on where it stopped.
+
+    Raises:
+        ValueError: if `output` holds something else than a demo of this seed.
+    """
+    output = Path(output)
+    _claim(output, seed)
+    _say(f"demo with seed {seed} in {output}")
+    world.once(
+        output / "data", lambda folder: world.write(folder, train=TRAIN, validation=VALIDATION, test=TEST, seed=seed)
+    )
+    world.once(output / "teacher", world.write_teacher)
+    world.once(output / "student-init", world.write_student)
+    results = {"teacher": output / "teacher.results.json"}
+    evaluate(output / "teacher", output / "data" / "test.json", output=results["teacher"])
+    recipe = demo_recipe(seed, output)
+    for name, folder in RUNS.items():
+        _say(f"{name}: {folder} (recipe in {output / folder / 'recipe.yaml'})")
+        method = SFT() if name == "SFT" else recipe.method
+        run(replace(recipe, method=method, train=replace(recipe.train, output=str(output / folder))))
+        results[name] = output / folder / "results.json"
+    report(results, output)
+
+
+def demo_recipe(seed: int, output: Path) -> Recipe:
+    """The demo's recipe, `tiny.yaml`, with its paths in `output`."""
+    where = {
+        "teacher.path": "teacher",
+        "student.path": "student-init",
+        "data.train": "data/train.json",
+        "evaluate.data": "data/test.json",
+    }
+    flags = [word for field, path in where.items() for word in (f"--{field}", str(output / path))]
+    return load_recipe(world.recipe_path(), [*flags, "--train.seed", str(seed)])
+
+
+def report(results: dict[str, Path], output: Path) -> None:
+    """Print the table of accuracies; leave it as Markdown and JSON, and the losses as a plot."""
+    comparison = compare(results, difference=("Switch-KD", "SFT"))
+    Console(width=None if sys.stdout.isatty() else 100).print(rich_table(comparison))
+    (output / "table.md").write_text(markdown_table(comparison), encoding="utf-8")
+    table = {kind: dict(zip(comparison.columns, row, strict=True)) for kind, row in comparison.rows.items()}
+    (output / "results.json").write_text(json.dumps(table, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    metrics = {name: next((output / folder).glob("*/metrics.jsonl")) for name, folder in RUNS.items()}
+    plot = loss_plot(metrics, output / "loss.html")
+    for name, folder in RUNS.items():
+        _say(f"{name} student: {output / folder / 'student'}")
+    _say(f"table: {output / 'table.md'}, results: {output / 'results.json'}, losses: {plot}")
+
+
+def _claim(output: Path, seed: int) -> None:
+    marker = output / "seed"
+    if output.is_dir() and any(output.iterdir()):
+        found = marker.read_text().strip() if marker.exists() else "no seed"
+        if found != str(seed):
+            raise ValueError(
+                f"{output} is not a demo with seed {seed} (found {found}): choose another --output or remove it"
+            )
+    output.mkdir(parents=True, exist_ok=True)
+    marker.write_text(f"{seed}\n")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

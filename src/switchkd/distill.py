@@ -1,0 +1,51 @@
+"""A recipe from start to end: doctor, stages, evaluation, model card."""
+
+from pathlib import Path
+
+from accelerate import PartialState
+
+from switchkd.doctor import examine_stage
+from switchkd.evaluate import evaluate
+from switchkd.recipe.schema import Recipe
+from switchkd.train.model_card import add_results
+from switchkd.train.run import claim, fit, save_result
+from switchkd.train.stage import open_session, open_stage, stage_rows
+
+
+def run(recipe: Recipe, *, resume: bool = True) -> Path:
+    """Distil the recipe's student, and return the folder of the finished model: `<output>/student`.
+
+    Beside it stand `recipe.yaml` (resolved), for each stage a folder with checkpoints, `metrics.jsonl` and TensorBoard files, and
+    `results.json` where the recipe evaluates.
+
+    Raises:
+        DataError, ValueError: what cannot be run, before anything is trained.
+        FloatingPointError: if the loss or the gradient is not finite.
+    """
+    output = claim(recipe, resume=resume)
+    session = open_session(recipe)
+    checked = []
+    for number, stage in enumerate(recipe.resolved_stages(), start=1):
+        # before the first trains: a missing file of the last must not show hours later
+        folder = output / f"{number}-{stage.name}"
+        checked.append((stage, folder, stage_rows(session, stage, folder)))
+    for stage, folder, rows in checked:
+        opened = open_stage(session, stage, folder, rows)
+        findings = examine_stage(opened)
+        if PartialState().is_main_process:
+            findings.print()
+        findings.raise_if_failed()
+        fit(opened)
+    student = save_result(opened, output)
+    if recipe.evaluate and PartialState().is_main_process:
+        settings = recipe.evaluate
+        results = evaluate(
+            student,
+            settings.data,
+            image_root=settings.image_root,
+            batch_size=settings.batch_size,
+            max_new_tokens=settings.max_new_tokens,
+            output=output / "results.json",
+        )
+        add_results(student, results.percentages(), data=settings.data)
+    return student

@@ -1,0 +1,89 @@
+"""Whether the divergences of a method point where the method says they do: the most common error of home-made distillation losses."""
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from switchkd.doctor.findings import Finding
+from switchkd.methods import Method
+from switchkd.train.stage import OpenStage
+from switchkd.types import LOOKS, Head, Inner, Look, Routes, Sizes
+
+#: Ids of the vocabulary of the two known models, and how far the narrow one's favourite stands out: far enough for temperatures up to 20.
+_VOCABULARY, _PEAK = 512, 1000.0
+
+
+def directions(opened: OpenStage) -> Iterator[Finding]:
+    """Each term of the method that declares a direction is shown a pair of models for which the two directions differ greatly.
+
+    One is sure of one id (narrow), one of nothing (broad). KL(p ‖ q) is large where p is broad and q narrow: the forward KL(p_T ‖ p_S) when
+    the student is the narrow one, the reverse KL(p_S ‖ p_T) when the teacher is.
+    """
+    declared = opened.method.directions
+    if not declared:
+        if "teacher" in opened.method.needs:
+            detail = f"method {opened.method.name} declares none in `directions`, so they cannot be checked"
+            yield Finding("ok", "KL directions", detail)
+        return
+    narrow, broad = _narrow(), _broad()
+    missing, surprised, equal = (
+        {name: value.item() for name, value in _terms(opened.method, learner, teacher).items()}
+        for learner, teacher in ((narrow, broad), (broad, narrow), (broad, broad))
+    )
+    for name, direction in declared.items():
+        if name not in missing:
+            yield Finding(
+                "failed", "KL directions", f"`directions` names {name!r}, which is no term: {', '.join(missing)}"
+            )
+            continue
+        found = "forward" if missing[name] > surprised[name] else "reverse"
+        detail = (
+            f"{name}: {missing[name]:.3g} nats where the student lacks what the teacher says, {surprised[name]:.3g} where it says "
+            f"what the teacher does not, {equal[name]:.3g} where they are equal"
+        )
+        if missing[name] == surprised[name] == equal[name]:
+            yield Finding("failed", "KL directions", f"{detail}: it says the same of all models, so it teaches nothing")
+        elif min(missing[name], surprised[name]) < equal[name]:
+            yield Finding(
+                "failed", "KL directions", f"{detail}: it grows smaller when they differ, which is no divergence"
+            )
+        elif found != direction:
+            equation = {"forward": "KL(p_T ‖ p_S)", "reverse": "KL(p_S ‖ p_T)"}
+            detail += f": that is the {found} {equation[found]}, and the method declares the {direction} {equation[direction]}"
+            yield Finding(
+                "failed", "KL directions", f"{detail}. Swap the arguments of its loss, or its word in `directions`"
+            )
+        else:
+            yield Finding("ok", "KL directions", f"{detail}: {direction}, as declared")
+
+
+def _narrow() -> Float[Tensor, "1 vocab"]:
+    """Small steps below the favourite, so that ranks are defined. Both models know its id, and only this one ranks it first."""
+    logits = _broad()
+    logits[0, 1] += _PEAK  # not id 0: a softmax of differences for each row says nothing about what both rank first
+    return logits
+
+
+def _broad() -> Float[Tensor, "1 vocab"]:
+    return torch.linspace(0.01, 0, _VOCABULARY)[None]
+
+
+def _terms(method: Method, learner: Float[Tensor, "1 vocab"], teacher: Float[Tensor, "1 vocab"]) -> dict[str, Tensor]:
+    """The terms on one answer, and on a row whose hidden states are the logits themselves."""
+    found = method.terms(_routes(learner, teacher), torch.zeros(1, dtype=torch.long))
+    if method.needs & LOOKS:
+        sizes = Sizes(width=_VOCABULARY, heads=1)
+        found |= method.row_terms(_inner(learner), _inner(teacher), method.learned(sizes, sizes))
+    return found
+
+
+def _inner(logits: Float[Tensor, "1 vocab"]) -> Inner:
+    rows: dict[Look, list[Tensor]] = {look: [logits] for look in LOOKS}
+    return Inner(rows | {"attention": [logits[None, :, :1]]}, Head(torch.eye(_VOCABULARY)))
+
+
+def _routes(learner: Float[Tensor, "1 vocab"], teacher: Float[Tensor, "1 vocab"]) -> Routes:
+    """The learner as the student, and as what the teacher says with the student's eyes."""
+    return Routes(student=learner, teacher=teacher, switch=learner)

@@ -1,0 +1,202 @@
+"""Ask a model some or all of the ten benchmarks: load all rows, then ask, score and count one benchmark after another."""
+
+import contextlib
+import io
+import logging
+import platform
+import time
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from transformers import PreTrainedModel, ProcessorMixin
+
+from switchkd.evaluate.benchmarks import BENCHMARKS
+from switchkd.evaluate.benchmarks.benchmark_rows import load as load_rows
+from switchkd.evaluate.generate import Answer, answers, greedy, opened
+from switchkd.results.benchmark_results import BenchmarkResult, BenchmarkResults, Given, average
+from switchkd.results.ten_way_mean import percent
+
+if TYPE_CHECKING:
+    from switchkd.evaluate.benchmarks.adapter import Model, Task
+
+logger = logging.getLogger(__name__)
+#: lmms-eval asks for packages that conflict with ours, and needs few of them for these ten; so it comes without.
+INSTALL = ("pip install --no-deps lmms-eval==0.7.3", "pip install 'switchkd[eval]'")
+
+
+def named(names: str) -> list[str]:
+    """The benchmarks of a list with commas, or `all`.
+
+    Raises:
+        ValueError: a name that is none of the ten, or there twice.
+    """
+    if names == "all":
+        return list(BENCHMARKS)
+    listed = [name.strip() for name in names.split(",")]
+    for name in listed:
+        if name not in BENCHMARKS:
+            raise ValueError(f"there is no benchmark {name!a}; there are {', '.join(BENCHMARKS)}, and `all`")
+    if len(set(listed)) != len(listed):
+        raise ValueError(f"a benchmark is named twice: {names}")
+    return listed
+
+
+def evaluate_benchmarks(
+    model: str | Path | PreTrainedModel,
+    names: Sequence[str],
+    *,
+    data: str | Path | None = None,
+    processor: ProcessorMixin | None = None,
+    batch_size: int = 32,
+    max_new_tokens: int | None = None,
+    output: Path | None = None,
+) -> BenchmarkResults:
+    """The scores of `model` on benchmarks, greedily decoded, through lmms-eval.
+
+    Args:
+        model: a checkpoint directory, a hub name, or a model in memory (then give its `processor`).
+        names: keys of `BENCHMARKS`.
+        data: a folder with `NAME.parquet` or `NAME/*.parquet` for each, in the schema of lmms-eval's data set; by default
+            the data sets of the hub.
+        processor: by default the one saved with the model.
+        batch_size: questions at a time.
+        max_new_tokens: an answer is cut after so many, and counted as truncated; by default what each benchmark's task says.
+        output: where to write the results JSON; the answers go beside it.
+
+    Raises:
+        ValueError: data that cannot be used, in whole or in one row; a model that cannot be used.
+        ImportError: lmms-eval is not installed. Whatever a generation raises is passed on: an evaluation is complete or fails,
+            and writes nothing if it fails.
+    """
+    if batch_size < 1 or (max_new_tokens is not None and max_new_tokens < 1):
+        raise ValueError(f"batch_size and max_new_tokens must be at least 1, got {batch_size} and {max_new_tokens}")
+    if output is not None and Path(output).suffix != ".json":
+        raise ValueError(f"{output}: results are written as JSON, so the name must end in .json")
+    begin = time.perf_counter()
+    tasks = _tasks(names, None if data is None else Path(data))
+    loaded, processor, name = opened(model, processor)
+    found: dict[str, BenchmarkResult] = {}
+    given: list[Given] = []
+    for task in tasks:
+        found[task.benchmark.name], said = _run(task, loaded, processor, batch_size, max_new_tokens)
+        given += said
+    images: Any = processor.image_processor
+    results = BenchmarkResults(
+        model=name,
+        benchmarks=found,
+        average=average(found),
+        complete=all(result.samples == result.published_samples for result in found.values()),
+        generation={k: v for k, v in greedy(loaded, 1).to_diff_dict().items() if k != "max_new_tokens"}
+        | {"do_sample": False, "batch_size": batch_size},
+        image_backend=f"{type(images).__name__} ({images.backend})",
+        device=loaded.device.type,
+        dtype=str(loaded.dtype).removeprefix("torch."),
+        versions={"python": platform.python_version()}
+        | {
+            package: version(package)
+            for package in ("switchkd", "lmms-eval", "torch", "transformers", "tokenizers", "pillow")
+        },
+        seconds=round(time.perf_counter() - begin, 3),
+        given=tuple(given),
+    )
+    if output is not None:
+        results.save(output)
+    return results
+
+
+def _tasks(names: Sequence[str], folder: Path | None) -> list["Task"]:
+    """All rows are loaded and checked before the first question is asked."""
+    try:
+        version("lmms-eval")
+    except PackageNotFoundError as error:
+        raise ImportError(f"the benchmarks need lmms-eval; install it with: {' && '.join(INSTALL)}") from error
+    if folder is not None and not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder of benchmark data")
+    from loguru import logger as theirs
+
+    theirs.disable("lmms_eval")
+    from switchkd.evaluate.benchmarks.adapter import Task, upstream_config
+
+    tasks = []
+    for name in names:
+        upstream = upstream_config(BENCHMARKS[name])
+        settings = {**upstream, **BENCHMARKS[name].configure(upstream)}
+        tasks.append(Task(BENCHMARKS[name], upstream, load_rows(BENCHMARKS[name], folder, settings)))
+    return tasks
+
+
+def _run(
+    task: "Task", model: PreTrainedModel, processor: ProcessorMixin, batch_size: int, max_new_tokens: int | None
+) -> tuple[BenchmarkResult, list[Given]]:
+    """Ask one benchmark, and have it scored."""
+    from switchkd.evaluate.benchmarks.adapter import Model
+
+    def ask(rows: list[dict[str, Any]], length: int) -> list[Answer]:
+        return answers(model, processor, rows, max_new_tokens=length)
+
+    benchmark = task.benchmark
+    asked = Model(task, ask, batch_size, max_new_tokens)
+    begin = time.perf_counter()
+    metrics = _scored(task, asked)
+    seconds = time.perf_counter() - begin
+    if benchmark.metric not in metrics:
+        raise RuntimeError(f"{benchmark.title}: lmms-eval gave {', '.join(metrics)}, and no {benchmark.metric}")
+    score = metrics[benchmark.metric] * benchmark.scale
+    light = task.dataset[task.config.test_split]
+    out_of = benchmark.out_of({name: light[name] for name in ("category",) if name in benchmark.columns})
+    cut = sum(answer.truncated for _, _, answer in asked.given)
+    if cut:
+        logger.warning(
+            "%s: %d of %d answers were cut at max_new_tokens=%d",
+            benchmark.title, cut, len(asked.given), asked.max_new_tokens,
+        )  # fmt: skip
+    unparsable = metrics.get("unparsable")
+    result = BenchmarkResult(
+        title=benchmark.title,
+        score=score,
+        unit=benchmark.unit,
+        out_of=out_of,
+        percent=percent(score, out_of),
+        samples=len(task.data),
+        published_samples=benchmark.published_rows,
+        truncated=cut,
+        unparsable=None if unparsable is None else round(unparsable * len(task.data)),
+        metrics=metrics,
+        prompt=asked.given[0][1],
+        prompt_settings=dict(task.config.lmms_eval_specific_kwargs["default"]),
+        max_new_tokens=asked.max_new_tokens,
+        data=task.data.where,
+        data_fingerprint=asked.fingerprint,
+        paper=benchmark.paper,
+        seconds=round(seconds, 3),
+    )
+    return result, [Given(benchmark.name, row, prompt, said.text, said.truncated) for row, prompt, said in asked.given]
+
+
+def _scored(task: "Task", model: "Model") -> dict[str, float]:
+    """The task's metrics by name. What lmms-eval prints goes to the log."""
+    from lmms_eval.evaluator import simple_evaluate
+    from lmms_eval.tasks import TaskManager
+
+    printed = io.StringIO()
+    settings = SimpleNamespace(process_with_media=False, output_path=None)
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+        everything = simple_evaluate(
+            model=model,
+            tasks=[task],
+            task_manager=TaskManager(include_defaults=False),
+            cli_args=settings,
+            log_samples=False,
+            bootstrap_iters=0,
+            process_docs_parallel=1,
+        )
+    logger.debug("%s", printed.getvalue())
+    if task.scored != len(task.data):
+        raise RuntimeError(f"{task.benchmark.title}: {len(task.data)} rows, but lmms-eval scored {task.scored}")
+    found = everything["results"][task.benchmark.name]
+    # lmms-eval also lists, as empty, what the task returns but does not measure.
+    values = {name: found.get(f"{name},none") for name in task.aggregation()}
+    return {name: float(value) for name, value in values.items() if isinstance(value, int | float)}

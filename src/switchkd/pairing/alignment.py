@@ -1,0 +1,120 @@
+"""Two tokenizers, one answer: which of their tokens cover the same text, and which of their ids mean the same.
+
+Pure functions. A token of an answer is known by the characters that it covers, so neither the chat template nor the number of visual
+tokens before it matters.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from switchkd.data.answer_tokens import AnswerToken
+from switchkd.data.errors import DataError
+
+#: The sign that SentencePiece writes for the space before a word.
+_WORD_START = "\u2581"
+
+
+def align(ours: Sequence[AnswerToken | None], theirs: Sequence[AnswerToken | None]) -> Iterator[tuple[int, int]]:
+    """Indices of the tokens that begin and end together, in order.
+
+    Several tokens with one span are the bytes of one character; they are paired where both sides have equally many.
+    """
+    spans: list[dict[AnswerToken, list[int]]] = []
+    for tokens in (ours, theirs):
+        found: dict[AnswerToken, list[int]] = defaultdict(list)
+        for index, token in enumerate(tokens):
+            if token is not None:
+                found[token].append(index)
+        spans.append(found)
+    for token, indices in sorted(spans[0].items()):
+        others = spans[1].get(token, [])
+        if len(indices) == len(others):
+            yield from zip(indices, others, strict=True)
+
+
+def token_bytes(tokenizer: Any) -> dict[int, bytes]:
+    """Every ordinary id of a fast tokenizer and the bytes that it stands for, the space before a word included.
+
+    Raises:
+        DataError: for a tokenizer that marks spaces in no way known here.
+    """
+    rules = list(_decoders(tokenizer.backend_tokenizer.decoder))
+    kinds = {rule["type"] for rule in rules}
+    special = tokenizer.added_tokens_decoder
+    vocabulary = {index: token for token, index in tokenizer.get_vocab().items() if index not in special}
+    if "ByteLevel" in kinds:
+        byte = {character: value for value, character in _byte_characters().items()}
+        return {
+            index: bytes(byte[c] for c in token) for index, token in vocabulary.items() if set(token) <= byte.keys()
+        }
+    if "WordPiece" in kinds:
+        prefix = next(rule["prefix"] for rule in rules if rule["type"] == "WordPiece")
+        return {
+            # a word begins after a space, punctuation does not
+            index: (
+                token.removeprefix(prefix) if token.startswith(prefix) else f" {token}" if token[0].isalnum() else token
+            ).encode()
+            for index, token in vocabulary.items()
+        }
+    if "Metaspace" in kinds or any(rule.get("pattern") == {"String": _WORD_START} for rule in rules):
+        return {
+            index: bytes([int(token[3:5], 16)]) if _is_byte(token) else token.replace(_WORD_START, " ").encode()
+            for index, token in vocabulary.items()
+        }
+    raise DataError(
+        f"{type(tokenizer).__name__} decodes by {', '.join(sorted(kinds)) or 'nothing'}: how it marks the space before a word is not "
+        "known, so its tokens cannot be matched with another tokenizer's. Known are ByteLevel, Metaspace and WordPiece"
+    )
+
+
+def match_ids(ours: Any, theirs: Any, closing: tuple[int, int]) -> tuple[list[int], list[int]]:
+    """The ids of two tokenizers that stand for the same text, pairwise, in the order of ours.
+
+    Special tokens match where they are written alike; the tokens that close an answer, `closing`, match whatever they are called.
+
+    Raises:
+        DataError: for a tokenizer whose marks are not known.
+    """
+    if ours.get_vocab() == theirs.get_vocab():
+        ids = list(range(len(ours)))
+        return ids, ids
+    pairs = dict(_common(_by_text(ours), _by_text(theirs)))
+    pairs |= dict(
+        _common(*({token.content: index for index, token in t.added_tokens_decoder.items()} for t in (ours, theirs)))
+    )
+    pairs = {mine: other for mine, other in pairs.items() if mine != closing[0] and other != closing[1]}
+    pairs[closing[0]] = closing[1]
+    mine = sorted(pairs)
+    return mine, [pairs[index] for index in mine]
+
+
+def _by_text(tokenizer: Any) -> dict[bytes, int]:
+    """Bytes → id; a token that is written out is preferred to one that only stands for its byte."""
+    names = tokenizer.get_vocab()
+    single = {index for token, index in names.items() if _is_byte(token)}
+    texts = token_bytes(tokenizer)
+    ordered = sorted(texts, key=lambda index: (index not in single, -index))
+    return {texts[index]: index for index in ordered}
+
+
+def _common(ours: dict, theirs: dict) -> Iterable[tuple[int, int]]:
+    return ((index, theirs[text]) for text, index in ours.items() if text in theirs)
+
+
+def _is_byte(token: str) -> bool:
+    return len(token) == 6 and token.startswith("<0x") and token.endswith(">")
+
+
+def _decoders(decoder: Any) -> Iterator[dict[str, Any]]:
+    """The steps by which a tokenizer turns tokens into text."""
+    rule = {} if decoder is None else json.loads(decoder.__getstate__())
+    yield from rule.get("decoders", [rule] if rule else [])
+
+
+def _byte_characters() -> dict[int, str]:
+    """The printable character that byte-level tokenizers write for each byte (GPT-2): itself where it is one."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)]
+    others = [value for value in range(256) if value not in printable]
+    return {value: chr(value) for value in printable} | {value: chr(256 + n) for n, value in enumerate(others)}

@@ -1,0 +1,1 @@
+"""A recipe: everything that a run depends on, and how it is read from YAML and the command line."""

@@ -1,0 +1,116 @@
+"""A report from start to end: read the runs, compute what training did not write, lay out the page."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from switchkd.data.errors import DataError
+from switchkd.report import choose, probe
+from switchkd.report.evidence import Evidence, Model
+from switchkd.report.gather import gather
+from switchkd.report.page import write_page
+from switchkd.report.sections import scores_of
+from switchkd.train.model_card import add_results
+from switchkd.train.run import STUDENT
+
+_log = logging.getLogger(__name__)
+
+
+def report(
+    runs: Sequence[Path],
+    output: Path,
+    *,
+    baseline: str | None = None,
+    questions: int = 64,
+    attention: int = 6,
+    show: Sequence[str] = (),
+) -> tuple[Evidence, Path]:
+    """Write a page about `runs`; the arguments are those of the command.
+
+    Returns:
+        What the page shows, and its file.
+
+    Raises:
+        ValueError: what cannot be read as runs, or a question to show that is none of the test questions. What a run lacks is said in the
+            page.
+    """
+    if questions < 0 or attention < 0:
+        raise ValueError(f"questions and attention must not be negative, got {questions} and {attention}")
+    evidence = gather(runs, baseline)
+    evidence = replace(evidence, same_answers=_same_answers(evidence.models), probed=questions > 0)
+    try:
+        asked = _read_questions(evidence.models)
+    except DataError as error:
+        _log.warning("%s", error)
+        evidence = replace(
+            evidence, unread=f"{error}. Paths are relative to the folder that training ran in: run the report there"
+        )
+        return evidence, write_page(evidence, output)
+    if asked is not None:
+        evidence = _computed(evidence, asked, questions, attention, show)
+    return evidence, write_page(evidence, output)
+
+
+def _read_questions(models: Sequence[Model]) -> probe.Asked | None:
+    """The test questions: what the models were evaluated on, else what a recipe evaluates on; None where there are none."""
+    recipes = [model.recipe.get("evaluate") or {} for model in models if model.recipe]
+    found: list[Mapping[str, Any]] = [model.results for model in models if model.results]
+    data = next((str(tree["data"]) for tree in [*found, *recipes] if tree.get("data")), None)
+    if data is None:
+        return None
+    root = next((str(tree["image_root"]) for tree in recipes if tree.get("image_root")), None)
+    return probe.read_questions(data, root)
+
+
+def _computed(evidence: Evidence, asked: probe.Asked, count: int, attention: int, show: Sequence[str]) -> Evidence:
+    if unknown := [name for name in show if name not in asked.questions]:
+        raise ValueError(f"there is no test question {unknown[0]}; the first is {next(iter(asked.questions))}")
+    if not count:
+        return replace(evidence, pictures=probe.pictures(asked, choose.to_picture(evidence)))
+    chosen = list(show) or choose.for_attention(evidence, attention) or probe.spread(asked.questions, attention)
+    counted = probe.spread(asked.questions, count)
+    models = []
+    for model in evidence.models:
+        if model.recipe is not None:
+            _log.info(
+                "%s: %d test questions for knees and agreement, %d for attention", model.name, len(counted), len(chosen)
+            )
+            model = replace(model, probe=probe.probe(Path(model.where), asked, counted, chosen))
+        models.append(model)
+    evidence = replace(evidence, models=tuple(models), chosen=tuple(chosen))
+    return replace(evidence, pictures=probe.pictures(asked, choose.to_picture(evidence)))
+
+
+def _same_answers(models: Sequence[Model]) -> dict[str, dict[str | None, float]]:
+    """How often each run answers as its teacher, where the teacher's answers are among the models."""
+    found = {}
+    for model in models:
+        path = ((model.recipe or {}).get("teacher") or {}).get("path")
+        teacher = next(
+            (other for other in models if path and other.results and _same(other.results.get("model"), path)), None
+        )
+        if teacher is not None and teacher.answers and model.answers:
+            found[model.name] = probe.same_answers(model.answers, teacher.answers)
+    return found
+
+
+def _same(one: Any, other: Any) -> bool:
+    return Path(str(one)) == Path(str(other))
+
+
+def write_cards(evidence: Evidence) -> Iterator[Path]:
+    """Write results, and differences to the baseline, into the model card of every run's student that is there."""
+    base = next((model for model in evidence.models if model.name == evidence.baseline), None)
+    for model in evidence.models:
+        student = Path(model.where) / STUDENT
+        if model.recipe is None or model.results is None or not (student / "README.md").exists():
+            continue
+        other = None if base is None or base is model or base.results is None else (base.name, _numbers(base))
+        add_results(student, _numbers(model), data=str(model.results.get("data")), baseline=other)
+        yield student / "README.md"
+
+
+def _numbers(model: Model) -> dict[str, float]:
+    return {name: value for name, value in scores_of(model).items() if value is not None}

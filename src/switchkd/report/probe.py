@@ -1,0 +1,251 @@
+"""What a finished run's models make of held-out questions, for its report: knees, agreement with the teacher, attention, images.
+
+Nothing is trained. The expected answers are read along, so teacher, student and switch are compared at the same answer tokens.
+"""
+
+import io
+import itertools
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from datasets import Dataset
+from jaxtyping import Float
+from torch import Tensor
+
+from switchkd.data.formats import load_rows
+from switchkd.data.images import open_image
+from switchkd.evaluate.attention import attention_maps
+from switchkd.evaluate.questions import Question, prompt, questions
+from switchkd.losses import knee
+from switchkd.methods import SFT, SwitchKD
+from switchkd.pairing import Pair
+from switchkd.recipe.schema import Recipe, Stage, load_recipe
+from switchkd.report.evidence import PATHWAYS, Agreement, Answer, Probe
+from switchkd.results.score import is_right
+from switchkd.train import checkpoint
+from switchkd.train.run import STUDENT
+from switchkd.train.stage import Session, open_session
+from switchkd.types import Batch, Route, Routes, to_device
+
+#: Longest side of an image that is handed on, in pixels.
+SIDE = 448
+_BATCH = 8
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The test questions of a report, read once for all its runs."""
+
+    rows: Dataset
+    questions: dict[str, Question]
+
+    def row(self, name: str, *, answered: bool = True) -> dict[str, Any]:
+        """The question alone with its images, and the expected answer behind it."""
+        question = self.questions[name]
+        row = prompt(self.rows[question.row], question.turn)
+        answer = {"role": "assistant", "content": [{"type": "text", "text": question.expected}]}
+        return {**row, "id": name, "messages": [*row["messages"], answer] if answered else row["messages"]}
+
+
+def read_questions(data: str | Path, image_root: str | Path | None = None) -> Asked:
+    """The questions of a data set.
+
+    Raises:
+        DataError: if it cannot be read.
+    """
+    rows = load_rows(data, image_root)
+    return Asked(rows, {question.id: question for question in questions(rows)})
+
+
+def spread(asked: Mapping[str, Question], count: int) -> list[str]:
+    """`count` questions, every kind as often as the others, those of a kind evenly over the data."""
+    kinds: dict[str | None, list[str]] = {}
+    for name, question in asked.items():
+        kinds.setdefault(question.kind, []).append(name)
+    share = -(-count // len(kinds))
+    spaced = [
+        [names[i * len(names) // share] for i in range(share)] if len(names) > share else names
+        for names in kinds.values()
+    ]
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*spaced))
+    return [name for name in turns if name is not None][:count]
+
+
+def pictures(asked: Asked, names: Sequence[str]) -> dict[str, bytes]:
+    """Question → its first image, small, as PNG; without those that have none."""
+    found = {}
+    for name in names:
+        if name in asked.questions and (images := asked.rows[asked.questions[name].row]["images"]):
+            image = open_image(images[0]).convert("RGB")
+            image.thumbnail((SIDE, SIDE))
+            file = io.BytesIO()
+            image.save(file, "PNG")
+            found[name] = file.getvalue()
+    return found
+
+
+def same_answers(ours: Mapping[str, Answer], theirs: Mapping[str, Answer]) -> dict[str | None, float]:
+    """Kind → share of the questions to which both gave the same answer, in percent; None: of all. Compared as when scoring."""
+    marks: dict[str | None, list[bool]] = {None: []}
+    for name, answer in ours.items():
+        if name in theirs:
+            same = is_right(theirs[name].got, answer.got)
+            marks[None].append(same)
+            if answer.kind is not None:
+                marks.setdefault(answer.kind, []).append(same)
+    return {kind: 100 * sum(found) / len(found) for kind, found in marks.items() if found}
+
+
+def probe(run: Path, asked: Asked, counted: Sequence[str], shown: Sequence[str]) -> Probe:
+    """Knees and agreement on the questions `counted`, attention on those `shown`.
+
+    What cannot be had (a student that was not kept, no teacher, a switch that does not fit) is a note in the result, never an error.
+    """
+    student = run / STUDENT
+    if not student.is_dir():
+        return Probe(notes=(f"{STUDENT}/ was not kept: train again, a study with keep_students: true",))
+    try:
+        recipe = load_recipe(run / "recipe.yaml")
+        if recipe.teacher is None:
+            return _look(
+                recipe,
+                run,
+                asked,
+                counted,
+                shown,
+                {"student"},
+                ("the recipe names no teacher, so there is nothing to compare with",),
+            )
+        try:
+            return _look(recipe, run, asked, counted, shown, {"student", "teacher", "switch"}, ())
+        except _NoSwitchError as reason:
+            return _look(recipe, run, asked, counted, shown, {"student", "teacher"}, (f"there is no switch: {reason}",))
+    except (ValueError, OSError) as error:
+        return Probe(notes=(f"the models could not be used: {error}",))
+
+
+class _NoSwitchError(Exception):
+    """The student's features do not fit the teacher's projector."""
+
+
+def _look(
+    recipe: Recipe,
+    run: Path,
+    asked: Asked,
+    counted: Sequence[str],
+    shown: Sequence[str],
+    needs: set[Route],
+    notes: tuple[str, ...],
+) -> Probe:
+    knobs = _knobs(recipe)
+    pair, session = _open(recipe, run, frozenset(needs))
+    collator = session.pair_collator or session.collator
+    device = pair.student.head.weight.device
+    knees: dict[str, list[int]] = {who: [] for who in PATHWAYS if who in needs}
+    distances: dict[str, list[Tensor]] = {
+        who: [] for who in ("student", "switch") if who in needs and "teacher" in needs
+    }
+    tokens = 0
+    for begin in range(0, len(counted), _BATCH):
+        rows = [asked.row(name) for name in counted[begin : begin + _BATCH]]
+        batch = to_device(collator(rows), device)
+        with torch.no_grad():
+            routes = cast(Routes, pair(batch, frozenset(needs)))
+        for who, found in knees.items():
+            found += knee(routes[cast(Route, who)], window=knobs.window, min_k=knobs.min_k).tolist()
+        for who, rows_of in distances.items():
+            rows_of.append(_distances(routes[cast(Route, who)], routes["teacher"]))
+        tokens += len(routes["student"])
+    attention, unseen = _attention(pair, collator, asked, shown, needs)
+    agreement = {who: Agreement(*torch.cat(found).mean(dim=0).tolist()) for who, found in distances.items() if found}
+    return Probe(
+        questions=len(counted),
+        tokens=tokens,
+        window=knobs.window,
+        min_k=knobs.min_k,
+        knees={who: tuple(values) for who, values in knees.items()},
+        agreement=agreement,
+        attention=attention,
+        notes=(*notes, *unseen),
+    )
+
+
+def _knobs(recipe: Recipe) -> SwitchKD:
+    """The window and the least k of the run's own method, or the defaults of Switch-KD."""
+    for stage in reversed(recipe.resolved_stages()):
+        if isinstance(stage.method, SwitchKD):
+            return stage.method
+    return SwitchKD()
+
+
+def _open(recipe: Recipe, run: Path, needs: frozenset[Route]) -> tuple[Pair, Session]:
+    """The finished student and its teacher, joined as in training."""
+    method = SwitchKD() if "switch" in needs else SwitchKD(switch=0) if "teacher" in needs else SFT()
+    finished = replace(
+        recipe,
+        student=replace(recipe.student, path=str(run / STUDENT), lora=None, quantization=None, freeze=()),
+        method=method,
+        stages=(Stage("report"),),
+    )
+    try:
+        session = open_session(finished)
+        pair = Pair(
+            session.student,
+            session.teacher,
+            needs=needs,
+            vocabulary=session.match.vocabulary if session.match else len(session.processor.tokenizer),
+            bridge=session.bridge,
+        ).eval()
+        if pair.bridge is not None:
+            last = f"{len(recipe.stages)}-{recipe.stages[-1].name}"
+            newest = checkpoint.latest(run / last)
+            if newest is None:
+                raise ValueError(f"its bridge was in the checkpoints of {run / last}, and none is left")
+            checkpoint.load_beside({"bridge": pair.bridge}, newest)
+    except ValueError as error:
+        if "switch" in needs:
+            raise _NoSwitchError(str(error)) from error
+        raise
+    return pair, session
+
+
+def _distances(logits: Float[Tensor, "n vocab"], teacher: Float[Tensor, "n vocab"]) -> Float[Tensor, "n 3"]:
+    """100 where the first choices agree, KL(teacher ‖ this) and KL(this ‖ teacher) in nats, at every token."""
+    ours, theirs = logits.double().log_softmax(dim=-1), teacher.double().log_softmax(dim=-1)
+    same = 100.0 * (ours.argmax(dim=-1) == theirs.argmax(dim=-1)).double()
+    forward = (theirs.exp() * (theirs - ours)).sum(dim=-1)
+    return torch.stack([same, forward, (ours.exp() * (ours - theirs)).sum(dim=-1)], dim=1)
+
+
+def _attention(
+    pair: Pair, collator: Any, asked: Asked, shown: Sequence[str], needs: set[Route]
+) -> tuple[dict[str, dict[str, list[list[float]]]], tuple[str, ...]]:
+    """Question → pathway → map of the first image; and why there is none."""
+    found: dict[str, dict[str, list[list[float]]]] = {}
+    bridged = pair.bridge is not None
+    device = pair.student.head.weight.device
+    try:
+        for name in shown:
+            row = asked.row(name)
+            if not row["images"]:
+                continue
+            batch: Batch = to_device(collator([row]), device)
+            maps = {"student": attention_maps(pair.student, batch)}
+            if pair.teacher is not None and "teacher" in needs:
+                theirs = batch.get("teacher", batch)
+                maps["teacher"] = attention_maps(pair.teacher, theirs)
+                if "switch" in needs and not bridged:
+                    with torch.no_grad():
+                        seen = pair.student.see(batch)
+                    maps["switch"] = attention_maps(pair.teacher, theirs, features=seen)
+            found[name] = {who: maps[who][0].tolist() for who in PATHWAYS if who in maps}
+    except ValueError as error:
+        return {}, (f"attention cannot be shown: {error}",)
+    return found, (
+        "the switch's attention is not shown where a bridge lies between the models",
+    ) if bridged and shown else ()

@@ -1,0 +1,170 @@
+"""The page's function, without a browser: what changes on the page after each step."""
+
+import builtins
+import importlib.util
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from gradio.utils import get_upload_folder
+from panels import Blind, Broken, Pretender, bomb, loops_are_closed  # noqa: F401
+from PIL import Image
+
+from switchkd import cli
+from switchkd.chat import web_page as web
+from switchkd.chat.web_page import Page
+
+pytestmark = pytest.mark.usefixtures("loops_are_closed", "unchecked_shapes")
+
+
+@pytest.fixture
+def picture(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    return tmp_path / "a.png"
+
+
+@pytest.fixture
+def shown(picture):
+    """What a page of these members shows in the end: each card, the message and the scale."""
+
+    def ask(members, question="Is it?", file=picture):
+        page = Page(members, max_new_tokens=8)
+        state = {}
+        for change in page.ask(None if file is None else str(file), question):
+            # values alone: a browser that is slow to draw would lose what comes with another property
+            assert not any(isinstance(value, dict) for value in change.values())
+            state |= change
+        assert set(state) == {page.wrong, page.scale} | {part for card in page.cards for part in card.parts}
+        cards = [(c.answer.label, *(state[part] for part in (c.answer, c.overlay, c.note))) for c in page.cards]
+        return cards, state[page.wrong], state[page.scale]
+
+    return ask
+
+
+def test_every_model_gets_the_question_and_a_card(shown, picture):
+    members = [Pretender("one"), Pretender("two", "no", truncated=True, attention=[[0.1, 0.1]])]
+    cards, wrong, scale = shown(members)
+    assert [card[:2] for card in cards] == [("one", "yes"), ("two", "no")]
+    assert [card[3] for card in cards] == [
+        "0.12 s. 40% of its attention is on the picture; the brightest spot gets 1.5 times the average.",
+        "0.12 s, cut before its end. 20% of its attention is on the picture; the brightest spot gets 1.0 times the average.",
+    ]
+    assert all(isinstance(card[2], Image.Image) for card in cards)
+    assert cards[0][2].getpixel((0, 0)) != cards[1][2].getpixel((0, 0))
+    assert wrong == ""
+    assert "1.5 times the average; one scale for all models" in scale
+    content = picture.read_bytes()
+    assert [member.asked for member in members] == [
+        [(content, "Is it?", 8), (content, "Is it?", "yes")],
+        [(content, "Is it?", 8), (content, "Is it?", "no")],
+    ]
+
+
+def test_a_model_that_fails_does_not_keep_the_others_from_answering(shown, caplog):
+    cards, wrong, scale = shown([Broken("one", "out of memory"), Blind("two", "no grid"), Pretender("three")])
+    assert cards[0] == ("one", "", None, "")
+    assert cards[1] == ("two", "no grid", None, "0.12 s. No map of its attention: no grid")
+    assert cards[2][:2] == ("three", "yes")
+    assert wrong == "one: RuntimeError: out of memory"
+    assert "1.5 times" in scale
+    (record,) = [r for r in caplog.records if r.levelno == logging.ERROR]
+    assert record.exc_info
+
+
+@pytest.mark.parametrize(
+    ("name", "question", "message"),
+    [
+        (None, "Is it?", "There is no picture yet: choose one, drop it or paste it."),
+        ("a.png", " ", "There is no question yet."),
+        ("bomb.png", "Is it?", "image 'bomb.png' declares 8000 x 8000 = 64,000,000 pixels, limit 50,000,000"),
+        ("none.png", "Is it?", "No such file"),
+    ],
+)
+def test_what_cannot_be_asked_is_a_message_and_no_model_is(shown, tmp_path, picture, name, question, message):
+    bomb(tmp_path / "bomb.png")
+    member = Pretender("one")
+    cards, wrong, scale = shown([member], question, None if name is None else tmp_path / name)
+    assert message in wrong
+    assert cards == [("one", "", None, "")]
+    assert scale == ""
+    assert member.asked == []
+
+
+def test_the_page_is_for_this_computer_and_reports_nothing_home(picture, monkeypatch):
+    monkeypatch.setenv("GRADIO_SHARE", "True")
+    monkeypatch.setenv("GRADIO_SERVER_NAME", "0.0.0.0")
+    page = Page([Pretender("one")], max_new_tokens=8, picture=picture, question="Is it?")
+    address = page.open()
+    try:
+        assert address.startswith("http://127.0.0.1:")
+        assert page.blocks.server_name == "127.0.0.1"
+        assert (page.blocks.share, page.blocks.analytics_enabled, page.blocks.run_history) == (False, False, False)
+        with pytest.raises(OSError, match=f"port {page.blocks.server_port} is taken"):
+            Page([Pretender("two")], max_new_tokens=8).open(page.blocks.server_port)
+    finally:
+        page.close()
+
+
+def test_uploads_lie_in_a_folder_of_this_process_alone():
+    code = "from switchkd.evaluate import web; from gradio.utils import get_upload_folder; print(get_upload_folder())"
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    assert Path(get_upload_folder()).is_dir()
+    assert other != get_upload_folder()
+    assert not Path(other).exists()
+
+
+def test_a_page_does_not_begin_with_what_is_no_picture(tmp_path):
+    with pytest.raises(ValueError, match="8000 x 8000"):
+        Page([Pretender("one")], max_new_tokens=8, picture=bomb(tmp_path / "bomb.png"))
+
+
+def test_without_gradio_the_message_names_the_extra(monkeypatch):
+    original = builtins.__import__
+
+    def without(name, *rest):
+        if name == "gradio":
+            raise ModuleNotFoundError("No module named 'gradio'")
+        return original(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setenv("GRADIO_TEMP_DIR", os.environ["GRADIO_TEMP_DIR"])  # the module names another
+    spec = importlib.util.spec_from_file_location("again", web.__file__)
+    with pytest.raises(ImportError, match=r"needs gradio \(No module named 'gradio'\): pip install 'switchkd\[web\]'"):
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
+def test_the_command_serves_its_models_until_it_is_interrupted(monkeypatch, picture, capsys):
+    seen = []
+
+    class Interrupted:
+        def wait(self):
+            raise KeyboardInterrupt
+
+    def open_page(page, port):
+        seen.append(([member.name for member in page.members], page.max_new_tokens, port))
+        return "http://127.0.0.1:7999/"
+
+    monkeypatch.setattr("switchkd.chat.panel.seat", lambda models: [Pretender(name) for name in models])
+    monkeypatch.setattr("switchkd.commands.ask.Event", Interrupted)
+    monkeypatch.setattr(Page, "open", open_page)
+    monkeypatch.setattr(Page, "close", lambda page: seen.append("closed"))
+    flags = ["--image", str(picture), "--question", "Is it?", "--port", "7999"]
+    assert cli.main(["chat", "--web", "a=one", "two", *flags]) == 0
+    assert seen == [(["a=one", "two"], 256, 7999), "closed"]
+    assert "http://127.0.0.1:7999/ (Ctrl-C ends)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["one", "two"], "2 models cannot talk in the terminal: ask one, or all on a page with --web"),
+        (["one", "--port", "7999"], "--port is that of the page: add --web"),
+        ([], "chat with which model?"),
+    ],
+)
+def test_what_the_terminal_cannot_do_is_refused(arguments, message, capsys):
+    assert cli.main(["chat", *arguments]) == 2
+    assert message in capsys.readouterr().err

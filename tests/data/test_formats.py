@@ -1,0 +1,211 @@
+import json
+
+import pytest
+from datasets import Dataset, DatasetDict, Features, Image, List, Value
+from PIL import Image as Pillow
+
+from switchkd.data.errors import DataError
+from switchkd.data.formats import FEATURES, load_rows
+
+TEXT = {"type": "text", "text": None}
+QUESTION = {"role": "user", "content": [{"type": "image", "text": None}, TEXT | {"text": "What is it?"}]}
+ANSWER = {"role": "assistant", "content": [TEXT | {"text": "A cat."}]}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "images").mkdir()
+    for name in ("a", "b"):
+        Pillow.new("RGB", (8, 6), "red").save(tmp_path / "images" / f"{name}.png")
+    return tmp_path
+
+
+def write(folder, rows, name="data.json"):
+    path = folder / name
+    lines = name.endswith(".jsonl")
+    path.write_text("\n".join(map(json.dumps, rows)) if lines else json.dumps(rows))
+    return path
+
+
+def llava(value="<image>\nWhat is it?", **more):
+    return {"conversations": [{"from": "human", "value": value}, {"from": "gpt", "value": "A cat."}], **more}
+
+
+def messages_row(**more):
+    content = [{"type": "image"}, {"type": "text", "text": "What is it?"}]
+    return {
+        "id": "x",
+        "images": ["images/a.png"],
+        "messages": [{"role": "user", "content": content}, {"role": "assistant", "content": "A cat."}],
+        **more,
+    }
+
+
+def expected_row(folder, **more):
+    row = {"id": "x", "images": [{"bytes": None, "path": str(folder / "images" / "a.png")}]}
+    return row | {"messages": [QUESTION, ANSWER], "kinds": [None], "problem": None} | more
+
+
+def test_reads_llava_json(folder):
+    rows = load_rows(write(folder, [llava(id="x", image="images/a.png", kind="object")]))
+    assert rows.features == FEATURES
+    assert rows[0] == expected_row(folder, kinds=["object"])
+
+
+@pytest.mark.parametrize("name", ["data.json", "data.jsonl"])
+def test_reads_messages_and_images(folder, name):
+    rows = load_rows(write(folder, [messages_row(), messages_row(id="y")], name))
+    assert rows[0] == expected_row(folder)
+    assert rows["id"][:] == ["x", "y"]
+
+
+def test_the_format_is_found_in_the_content_not_in_the_name(folder):
+    path = write(folder, [messages_row()], "data.jsonl").rename(folder / "data.txt")
+    assert load_rows(path)[0] == expected_row(folder)
+
+
+def test_reads_parquet_with_embedded_bytes_and_with_paths(folder):
+    content = (folder / "images" / "a.png").read_bytes()
+    columns = {"id": "x", "messages": [QUESTION, ANSWER]}  # Arrow wants one type: parts everywhere
+    embedded = Dataset.from_list([columns | {"images": [{"bytes": content, "path": "elsewhere.png"}]}])
+    embedded.to_parquet(folder / "embedded.parquet")
+    assert load_rows(folder / "embedded.parquet")[0] == expected_row(folder, images=[{"bytes": content, "path": None}])
+    Dataset.from_list([columns | {"images": ["images/a.png"]}]).to_parquet(folder / "paths.parquet")
+    assert load_rows(folder / "paths.parquet")[0] == expected_row(folder)
+
+
+def test_reads_a_saved_data_set_without_decoding_its_images(folder):
+    content = (folder / "images" / "a.png").read_bytes()
+    messages = [{"role": "user", "content": "<image>What is it?"}, {"role": "assistant", "content": "A cat."}]
+    row = {"id": "x", "images": [{"bytes": content, "path": None}], "messages": messages}
+    features = Features(
+        {
+            "id": Value("string"),
+            "images": List(Image()),
+            "messages": List({"role": Value("string"), "content": Value("string")}),
+        }
+    )
+    Dataset.from_list([row], features=features).save_to_disk(folder / "saved")
+    assert load_rows(folder / "saved")[0] == expected_row(folder, images=row["images"])
+
+
+def test_several_images_per_row_keep_their_places(folder):
+    row = llava("<image>\n<image>\nSame?", image=["images/a.png", "images/b.png"])
+    row["conversations"] += [{"from": "human", "value": "Sure?"}, {"from": "gpt", "value": "Yes."}]
+    loaded = load_rows(write(folder, [row | {"kinds": ["compare", None]}]))[0]
+    assert [image["path"][-5:] for image in loaded["images"]] == ["a.png", "b.png"]
+    assert [part["type"] for part in loaded["messages"][0]["content"]] == ["image", "image", "text"]
+    assert loaded["messages"][0]["content"][2]["text"] == "Same?"
+    assert loaded["kinds"] == ["compare", None]
+
+
+def test_text_only_rows_and_missing_ids(folder):
+    rows = load_rows(write(folder, [llava("Hello"), llava("Again", image=None)]))
+    assert [row["images"] for row in rows] == [[], []]
+    assert rows["id"][:] == ["0", "1"]
+
+
+def test_image_marks_that_are_text_stay_text(folder):
+    no_image = llava("How do I write <image> in HTML?")
+    in_answer = llava("<image>\nWhat tag?", image="images/a.png")
+    in_answer["conversations"][1]["value"] = "The <image> tag."
+    parts = messages_row()
+    parts["messages"][0]["content"][1]["text"] = "Is <image> a tag?"
+    rows = load_rows(write(folder, [no_image, in_answer, parts]))
+    assert rows[0]["messages"][0]["content"] == [TEXT | {"text": "How do I write <image> in HTML?"}]
+    assert rows[1]["messages"][1]["content"] == [TEXT | {"text": "The <image> tag."}]
+    assert rows[2]["messages"][0]["content"][1] == TEXT | {"text": "Is <image> a tag?"}
+
+
+def test_image_root_may_be_elsewhere(folder, tmp_path_factory):
+    path = write(tmp_path_factory.mktemp("elsewhere"), [llava(image="a.png")])
+    assert load_rows(path, folder / "images")[0]["images"][0]["path"] == str(folder / "images" / "a.png")
+
+
+def test_a_refused_path_marks_the_row_and_is_not_kept(folder):
+    rows = load_rows(write(folder, [llava(image="images/a.png"), llava(image="../secret.png")]))
+    assert rows[0]["problem"] is None
+    assert rows[1]["images"] == [{"bytes": None, "path": None}]
+    assert "image 1 of 1: image path '../secret.png' names a parent folder" in rows[1]["problem"]
+
+
+@pytest.mark.parametrize("name", ["data.json", "data.jsonl"])
+def test_a_file_that_was_cut_off_names_file_and_line(folder, name):
+    path = write(folder, [llava(), llava(), llava()], name)
+    text = path.read_text() if name.endswith("l") else json.dumps([llava(), llava()], indent=1)
+    path.write_text(text[:-20])
+    line = text[:-20].count("\n") + 1
+    with pytest.raises(DataError, match=rf"{name}, line {line}, column \d+: not valid JSON, perhaps cut off"):
+        load_rows(path)
+
+
+BAD_ROWS = {
+    "unknown keys": ([{"prompt": 1, "answer": 2}], r"`conversations` \(LLaVA\) or a list `messages`.*prompt, answer"),
+    "more marks than images": ([llava("<image><image>", id="q7", image="a.png")], "'q7'.*2 image marks.*1 images"),
+    "fewer marks than images": ([llava("What?", id="q7", image="a.png")], "'q7'.*0 image marks.*1 images"),
+    "part without image": ([messages_row(images=[])], "1 image marks.*0 images"),
+    "unknown speaker": ([{"conversations": [{"from": "bot", "value": "x"}]}], "`from`.*human, gpt, system, not 'bot'"),
+    "unknown role": ([{"messages": [{"role": "tool", "content": "x"}]}], "`role`.*not 'tool'"),
+    "no content": ([{"messages": [{"role": "user"}]}], "text or a list of parts, not NoneType"),
+    "image in an answer": (
+        [{"messages": [{"role": "assistant", "content": [{"type": "image"}]}]}],
+        "assistant turn has a part of type 'image'",
+    ),
+    "video": ([{"messages": [{"role": "user", "content": [{"type": "video"}]}]}], "part of type 'video'"),
+    "video beside": ([llava("Hi", video="a.mp4")], "has `video`; only images are supported"),
+    "image inside a part": (
+        [{"messages": [{"role": "user", "content": [{"type": "image", "url": "http://x/"}]}]}],
+        "image part carries `url`",
+    ),
+    "image of another type": ([llava(image=7)], "an image must be a path, bytes"),
+    "image twice": ([llava(image="a.png", images=["a.png"])], "both `image` and `images`"),
+    "kinds and answers": ([llava("Hi", kinds=["a", "b"])], "2 kinds but 1 answers"),
+    "kind that is no text": ([llava("Hi", kind=3)], "`kind` must be text"),
+    "no rows": ([], "has no rows"),
+    "no objects": (["text"], "row 0: a row must be an object, not str"),
+    "half a character": ([llava("\ud800", id="q7")], "'q7': text holds half a Unicode character"),
+}
+
+
+@pytest.mark.parametrize(("rows", "message"), BAD_ROWS.values(), ids=BAD_ROWS)
+def test_bad_rows_say_what_is_wrong_and_where(folder, rows, message):
+    path = write(folder, rows)
+    with pytest.raises(DataError, match=message) as caught:
+        load_rows(path)
+    assert str(path) in str(caught.value)
+
+
+BAD_FILES = {
+    "csv": (b"id,question\n1,2\n", "unknown format; looked for a JSON list"),
+    "empty": (b"", "is empty"),
+    "not utf-8": (b'[\n"caf\xe9"]', "line 2: not UTF-8"),
+    "not parquet": (b"PAR1 and then nothing", "not a readable Parquet file"),
+    "very deep": (b"[" * 200_000, "JSON cannot be read"),
+}
+
+
+@pytest.mark.parametrize(("content", "message"), BAD_FILES.values(), ids=BAD_FILES)
+def test_bad_files_say_what_is_wrong(folder, content, message):
+    path = folder / "data.bin"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=message) as caught:
+        load_rows(path)
+    assert str(path) in str(caught.value)
+
+
+def test_bad_folders_say_what_is_wrong(folder):
+    with pytest.raises(DataError, match="no such file"):
+        load_rows(folder / "nothing.json")
+    with pytest.raises(DataError, match=r"no state\.json"):
+        load_rows(folder)
+    with pytest.raises(DataError, match="does not exist"):
+        load_rows(write(folder, [llava("Hi")]), folder / "nowhere")
+    DatasetDict({"train": Dataset.from_list([{"id": "x"}])}).save_to_disk(folder / "splits")
+    with pytest.raises(DataError, match=r"holds the splits train; name one of them, such as .*splits/train"):
+        load_rows(folder / "splits")
+
+
+def test_a_repeated_id_is_told_apart_by_its_row(folder):
+    """As in LLaVA's mix-665k, where several tasks on one image share its id."""
+    path = write(folder, [llava(id="5"), llava(id=5), llava(id="6")])
+    assert load_rows(path)["id"] == ["5", "5#1", "6"]

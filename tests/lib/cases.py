@@ -1,0 +1,97 @@
+"""Stages in memory, of any family, sound until a test breaks something."""
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset
+from PIL import Image
+from tiny_processors import PROCESSORS, tiny_for
+
+from switchkd.data.collate import Collator
+from switchkd.data.formats import FEATURES
+from switchkd.data.images import check_rows
+from switchkd.doctor import examine_stage
+from switchkd.methods import Method, SwitchKD
+from switchkd.models import Pathway
+from switchkd.pairing import Pair
+from switchkd.recipe.schema import Data, Recipe, Student, Teacher, Train
+from switchkd.train.stage import OpenStage, Session
+
+SIZES = [[(32, 32)], [(16, 32), (32, 16)], [(16, 16)]]
+
+
+def picture(height: int, width: int, seed: int) -> dict:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def rows(sizes=SIZES) -> list[dict]:
+    """Two turns in each row; the images come first."""
+    made = []
+    for index, of_row in enumerate(sizes):
+        turns = [("user", "Which?"), ("assistant", "A cat."), ("user", "Sure?"), ("assistant", "Yes. " * index + "No.")]
+        messages = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in turns]
+        messages[0]["content"] = [{"type": "image", "text": None} for _ in of_row] + messages[0]["content"]
+        images = [picture(*size, seed=10 * index + place) for place, size in enumerate(of_row)]
+        made.append({"id": f"row-{index}", "images": images, "messages": messages, "kinds": [], "problem": None})
+    return made
+
+
+def open_tiny(
+    folder: Path, name: str = "llava-siglip-qwen2", *, method: Method | None = None, sizes=SIZES
+) -> OpenStage:
+    """A stage as `session.open_stage` gives it: a teacher of its own width and depth, a student, and the family's own processor."""
+    processor = PROCESSORS[name]()
+    collator = Collator(processor)
+    processor.tokenizer.save_pretrained(folder / "teacher")
+    student, teacher = (
+        Pathway(tiny_for(name, processor, seed=2)),
+        Pathway(tiny_for(name, processor, hidden=32, depth=4, seed=1)),
+    )
+    student.train_only(("vision", "projector", "language"))
+    method = method or SwitchKD(window=32)
+    recipe = Recipe(
+        student=Student(str(folder / "student")),
+        teacher=Teacher(str(folder / "teacher")),
+        method=method,
+        data=Data("rows.json"),
+        train=Train(str(folder / "run"), max_steps=2, per_device_train_batch_size=2),
+    )
+    learned = method.learned(student.sizes, teacher.sizes)
+    pair = Pair(student, teacher, needs=method.needs, vocabulary=len(processor.tokenizer), learned=learned)
+    checked = check_rows(Dataset.from_list(rows(sizes), features=FEATURES), collator)
+    (stage,) = recipe.resolved_stages()
+    session = Session(recipe, student, teacher, processor, collator)
+    return OpenStage(session, stage, method, checked, pair, folder)
+
+
+def collated_by(opened: OpenStage, spoil) -> OpenStage:
+    """The stage with a collator whose batches `spoil` changes."""
+
+    class Spoilt(Collator):
+        def __call__(self, rows):
+            batch = super().__call__(rows)
+            spoil(batch)
+            return batch
+
+    spoilt = Spoilt(opened.session.processor)
+    return replace(opened, session=replace(opened.session, collator=spoilt))
+
+
+def found(opened: OpenStage) -> dict[str, tuple[str, str]]:
+    """Check → level and detail, the worst of several."""
+    order = ("ok", "warning", "failed")
+    by_check: dict[str, tuple[str, str]] = {}
+    for line in examine_stage(opened).lines:
+        if line.check not in by_check or order.index(line.level) > order.index(by_check[line.check][0]):
+            by_check[line.check] = line.level, line.detail
+    return by_check
+
+
+def failed(opened: OpenStage) -> set[str]:
+    """The checks that failed."""
+    return {check for check, (level, _) in found(opened).items() if level == "failed"}

@@ -1,0 +1,343 @@
+"""A recipe from start to end on real files, what it leaves behind, and what it refuses."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from run_files import ANSWER_ALONE, write_data, write_run
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoModelForImageTextToText
+
+from switchkd import distill as pipeline
+from switchkd.doctor import examine
+from switchkd.recipe.schema import load_recipe
+from switchkd.train.progress import Progress
+from switchkd.train.stage import open_session
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("files")
+    write_run(folder)
+    return folder
+
+
+@pytest.fixture
+def fresh(files, tmp_path):
+    """A copy to break things in; flags that point a recipe at it."""
+    shutil.copytree(files, tmp_path / "files", ignore=shutil.ignore_patterns("run"))
+    here = tmp_path / "files"
+    flags = [
+        "--teacher.path",
+        f"{here}/teacher",
+        "--student.path",
+        f"{here}/student",
+        "--data.train",
+        f"{here}/data/train.json",
+    ]
+    return here, [*flags, "--evaluate.data", f"{here}/data/test.json", "--train.output", f"{here}/run"]
+
+
+@pytest.fixture(scope="module")
+def finished(files):
+    pipeline.run(load_recipe(files / "recipe.yaml"))
+    return files / "run"
+
+
+def test_a_run_leaves_what_it_promises(finished):
+    assert {path.name for path in finished.iterdir()} == {
+        "1-train", "recipe.yaml", "results.json", "results.predictions.jsonl", "student",
+    }  # fmt: skip
+    assert {path.name for path in (finished / "1-train").iterdir()} == {
+        "checkpoint-4", "checkpoint-6", "metrics.jsonl", "rows.json", "tensorboard",
+    }  # fmt: skip
+    lines = [json.loads(line) for line in (finished / "1-train" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [2, 4, 6]
+    for line in lines[:3]:
+        assert line["loss"] == pytest.approx(line["ce"] + line["align"] + line["switch"], abs=0.2)
+        assert 3 <= line["knee_teacher"] <= 32
+        assert line["answer_tokens"] > 0
+    assert load_recipe(finished / "recipe.yaml").method.window == 32
+    results = json.loads((finished / "results.json").read_text())
+    assert set(results["kinds"]) == {"perception", "yes_no"}
+    card = (finished / "student" / "README.md").read_text()
+    assert "switch_kd" in card
+    assert "| perception |" in card
+    assert "teacher |" in card
+
+
+def test_no_file_of_the_teacher_is_in_any_checkpoint(files, finished):
+    student = {name: tensor.shape for name, tensor in load_file(files / "student" / "model.safetensors").items()}
+    for folder in (finished / "student", finished / "1-train" / "checkpoint-6"):
+        saved = {name: tensor.shape for name, tensor in load_file(folder / "model.safetensors").items()}
+        assert saved == student
+    assert not [path for path in finished.rglob("*") if "teacher" in path.name]
+
+
+def test_the_student_answers_where_switchkd_cannot_be_imported(files, finished):
+    command = [
+        sys.executable,
+        "-c",
+        ANSWER_ALONE,
+        str(finished / "student"),
+        str(files / "data" / "images" / "test-0.png"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ""})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("answered")
+
+
+def test_a_finished_run_can_be_run_again_and_trains_nothing(files, finished):
+    before = load_file(finished / "student" / "model.safetensors")
+    pipeline.run(load_recipe(files / "recipe.yaml"))
+    after = load_file(finished / "student" / "model.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_output_of_another_recipe_is_refused(files, finished):
+    with pytest.raises(ValueError, match=r"recipe.yaml is another recipe than this one"):
+        pipeline.run(load_recipe(files / "recipe.yaml", ["--train.seed", "3"]))
+    with pytest.raises(ValueError, match="already holds a run"):
+        pipeline.run(load_recipe(files / "recipe.yaml"), resume=False)
+    with pytest.raises(ValueError, match="is not empty and not a run of switchkd"):
+        pipeline.run(load_recipe(files / "recipe.yaml", ["--train.output", str(files / "data")]))
+
+
+# every method is compared in test_trainer_loss.py; here one of each kind
+@pytest.mark.parametrize("method", ["sft", "kd", "bild", "switch_kd", "align_kd"])
+def test_fused_and_plain_loss_give_the_same_run(fresh, method):
+    here, flags = fresh
+    text = (here / "recipe.yaml").read_text().replace("name: switch_kd, window: 32", f"name: {method}")
+    (here / "recipe.yaml").write_text(text[: text.index("evaluate:")])
+    found = []
+    for loss in ("fused", "plain"):
+        output = here / loss
+        settings = ["--train.loss", loss, "--train.max_steps", "3", "--train.logging_steps", "1"]
+        pipeline.run(load_recipe(here / "recipe.yaml", [*flags[:6], "--train.output", str(output), *settings]))
+        lines = map(json.loads, (output / "1-train" / "metrics.jsonl").read_text().splitlines())
+        # the norm is twenty times larger than a loss; in float64 it is compared in test_trainer_loss.py
+        left_out = {"grad_norm", "train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos"}
+        found.append([{key: line[key] for key in line.keys() - left_out} for line in lines])
+        assert not (output / "student" / "learned.safetensors").exists()
+    fused, plain = found
+    assert len(fused) == 4  # three steps, and the end
+    for one, other in zip(fused, plain, strict=True):
+        assert one == pytest.approx(other, rel=0, abs=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")  # what torch warns itself of while it traces
+def test_options_of_speed_and_memory_change_nothing(fresh, monkeypatch):
+    here, flags = fresh
+    recipe = here / "recipe.yaml"
+    recipe.write_text(recipe.read_text()[: recipe.read_text().index("evaluate:")])
+    compiled = []
+    genuine = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda layer, **how: compiled.append(how) or genuine(layer, **how))
+    options = [
+        "--train.switch_checkpointing", "true", "--train.torch_compile", "true", "--train.torch_compile_backend", "eager",
+        "--teacher.attn_implementation", "sdpa", "--student.attn_implementation", "sdpa",
+    ]  # fmt: skip
+    losses = []
+    for name, more in (("usual", []), ("options", options)):
+        settings = ["--train.output", str(here / name), "--train.max_steps", "3", "--train.logging_steps", "1"]
+        pipeline.run(load_recipe(recipe, [*flags[:6], *settings, *more]))
+        lines = map(json.loads, (here / name / "1-train" / "metrics.jsonl").read_text().splitlines())
+        losses.append([line["loss"] for line in lines if "loss" in line])
+    assert losses[0] == pytest.approx(losses[1], rel=0, abs=1e-6)
+    assert compiled == [{"backend": "eager"}] * (3 + 2 + 3 + 3)  # layers of vision and language, student and teacher
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        (
+            "student.attn_implementation",
+            "sdpa",
+            "student.attn_implementation is sdpa, which keeps no attention weights",
+        ),
+        (
+            "teacher.attn_implementation",
+            "sdpa",
+            "teacher.attn_implementation is sdpa, which keeps no attention weights",
+        ),
+        ("train.torch_compile", "true", "train.torch_compile is true, and compiled layers do not show the attention"),
+    ],
+)
+def test_code_that_keeps_no_attention_weights_is_refused_where_they_are_compared(fresh, flag, value, message):
+    here, flags = fresh
+    with pytest.raises(ValueError, match=message):
+        open_session(load_recipe(here / "recipe.yaml", [*flags[:6], "--method.name", "align_kd", f"--{flag}", value]))
+
+
+def test_kernels_for_a_gpu_are_refused_without_one(fresh):
+    here, flags = fresh
+    for flag, message in (
+        (["--train.liger_kernel", "true"], "liger_kernel needs a CUDA GPU"),
+        (["--teacher.attn_implementation", "flash_attention_2"], "needs a CUDA GPU and the package flash-attn"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pipeline.run(load_recipe(here / "recipe.yaml", [*flags, *flag]))
+        shutil.rmtree(here / "run")
+
+
+def test_stages_hand_the_student_on_and_resume(fresh):
+    here, flags = fresh
+    recipe_file = here / "stages.yaml"
+    recipe_file.write_text(
+        (here / "recipe.yaml").read_text()
+        + """
+stages:
+  - {name: connect, train: [projector], method: {switch: 0.0}, max_steps: 2}
+  - {name: distil, max_steps: 2}
+"""
+    )
+    recipe = load_recipe(recipe_file, flags)
+    pipeline.run(recipe)
+    start = load_file(here / "student" / "model.safetensors")
+    first = load_file(here / "run" / "1-connect" / "checkpoint-2" / "model.safetensors")
+    last = load_file(here / "run" / "student" / "model.safetensors")
+    moved = {name for name in start if not torch.equal(start[name], first[name])}
+    assert moved
+    assert all("multi_modal_projector" in name for name in moved)
+    assert any("vision_tower" in name for name in start if not torch.equal(first[name], last[name]))
+    # the second stage lost: the first is not trained again, and the second ends the same
+    shutil.rmtree(here / "run" / "2-distil")
+    shutil.rmtree(here / "run" / "student")
+    stamp = (here / "run" / "1-connect" / "checkpoint-2" / "manifest.json").stat().st_mtime_ns
+    pipeline.run(recipe)
+    assert (here / "run" / "1-connect" / "checkpoint-2" / "manifest.json").stat().st_mtime_ns == stamp
+    again = load_file(here / "run" / "student" / "model.safetensors")
+    assert all(torch.equal(last[name], again[name]) for name in last)
+
+
+def test_lora_trains_adapters_and_saves_a_plain_student(fresh):
+    here, flags = fresh
+    lora = ["--student.lora.r", "4", "--student.lora.alpha", "8", "--train.learning_rate", "1e-2"]
+    student = pipeline.run(load_recipe(here / "recipe.yaml", [*flags, *lora]))
+    start, saved = (load_file(folder / "model.safetensors") for folder in (here / "student", student))
+    assert saved.keys() == start.keys()
+    adapted = {name for name in start if ".layers." in name and "language_model" in name and "proj.weight" in name}
+    for name in start:
+        if "language_model" in name or "lm_head" in name:
+            assert torch.equal(start[name], saved[name]) == (name not in adapted), name
+    AutoModelForImageTextToText.from_pretrained(student)
+    # resuming from the middle ends at the same weights
+    shutil.rmtree(here / "run" / "1-train" / "checkpoint-6")
+    shutil.rmtree(student)
+    pipeline.run(load_recipe(here / "recipe.yaml", [*flags, *lora]))
+    again = load_file(student / "model.safetensors")
+    assert all(torch.equal(saved[name], again[name]) for name in saved)
+
+
+def levels(findings):
+    return {line.check.split(": ")[1]: line.level for line in findings.lines}
+
+
+def test_the_doctor_finds_nothing_wrong_with_a_sound_recipe(files):
+    findings = examine(load_recipe(files / "recipe.yaml"))
+    assert findings.ok, findings.lines
+    assert {line.check for line in findings.lines} >= {
+        "train: student sees images",
+        "train: teacher sees images",
+        "train: memory",
+    }
+
+
+@pytest.mark.parametrize("who", ["teacher", "student"])
+def test_the_doctor_finds_a_blind_model(fresh, who):
+    here, flags = fresh
+    weights = load_file(here / who / "model.safetensors")
+    (name,) = [name for name in weights if name.endswith("multi_modal_projector.linear_2.weight")]
+    weights[name].zero_()  # every image becomes the same constant
+    save_file(weights, here / who / "model.safetensors", metadata={"format": "pt"})
+    recipe = load_recipe(here / "recipe.yaml", flags)
+    assert levels(examine(recipe))[f"{who} sees images"] == "failed"
+    with pytest.raises(ValueError, match=rf"the doctor refuses to train: {who} sees images: .*the model is blind"):
+        pipeline.run(recipe)
+
+
+def test_the_doctor_finds_a_wrong_image_token(fresh):
+    here, flags = fresh
+    for who in ("teacher", "student"):
+        config = json.loads((here / who / "config.json").read_text())
+        config["image_token_id"] = config["image_token_index"] = 1
+        (here / who / "config.json").write_text(json.dumps(config))
+    assert levels(examine(load_recipe(here / "recipe.yaml", flags)))["student's image token"] == "failed"
+
+
+def test_data_without_images_is_refused_for_the_switch(fresh):
+    here, flags = fresh
+    rows = [
+        {"id": str(i), "conversations": [{"from": "human", "value": "What is it?"}, {"from": "gpt", "value": "A cat."}]}
+        for i in range(8)
+    ]
+    (here / "data" / "train.json").write_text(json.dumps(rows))
+    with pytest.raises(ValueError, match="the doctor refuses to train: images: none in the first"):
+        pipeline.run(load_recipe(here / "recipe.yaml", flags))
+    assert levels(examine(load_recipe(here / "recipe.yaml", [*flags, "--method.switch", "0"])))["images"] == "warning"
+
+
+def test_bad_rows_above_the_limit_stop_the_run(fresh):
+    here, flags = fresh
+    (here / "data" / "images" / "train-5.png").write_bytes(b"not a picture")
+    with pytest.raises(ValueError, match=r"1 of 24 samples \(4.2%\) are unusable"):
+        pipeline.run(load_recipe(here / "recipe.yaml", flags))
+    report = (here / "run" / "1-train" / "rows.json").read_text()
+    assert "train-5" in report
+    shutil.rmtree(here / "run")
+    pipeline.run(
+        load_recipe(here / "recipe.yaml", [*flags, "--data.max_bad_fraction", "0.1", "--train.max_steps", "1"])
+    )
+
+
+def test_zero_epochs_worth_of_rows_still_make_a_step(fresh):
+    here, flags = fresh
+    write_data(here / "data" / "train.json", 2)
+    accumulate = [
+        "--train.max_steps",
+        "-1",
+        "--train.num_train_epochs",
+        "1",
+        "--train.gradient_accumulation_steps",
+        "64",
+    ]
+    pipeline.run(load_recipe(here / "recipe.yaml", [*flags, *accumulate]))
+    state = json.loads((here / "run" / "1-train" / "checkpoint-1" / "trainer_state.json").read_text())
+    assert state["global_step"] == 1
+
+
+def test_a_run_that_was_stopped_is_not_taken_as_finished(fresh, monkeypatch):
+    """One and a half epochs of three steps are five steps, not four."""
+    here, flags = fresh
+    length = ["--train.max_steps", "-1", "--train.num_train_epochs", "1.5", "--train.per_device_train_batch_size", "8"]
+    recipe = load_recipe(here / "recipe.yaml", [*flags, *length])
+
+    def stop(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step == 4
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Progress, "on_step_end", stop)
+        with pytest.raises(RuntimeError, match="stage train ended after 4 of 5 steps"):
+            pipeline.run(recipe)
+    assert not (here / "run" / "student").exists()
+    pipeline.run(recipe)
+    state = json.loads((here / "run" / "1-train" / "checkpoint-5" / "trainer_state.json").read_text())
+    assert state["global_step"] == 5
+
+
+def test_what_a_later_stage_lacks_stops_the_run_before_the_first_trains(fresh):
+    here, flags = fresh
+    stages = f"""
+stages:
+  - {{name: first, max_steps: 1}}
+  - {{name: second, max_steps: 1, data: {here}/data/absent.json}}
+"""
+    (here / "recipe.yaml").write_text((here / "recipe.yaml").read_text() + stages)
+    with pytest.raises((ValueError, OSError), match=r"absent\.json"):
+        pipeline.run(load_recipe(here / "recipe.yaml", flags))
+    assert {file.name for file in (here / "run" / "1-first").iterdir()} == {"rows.json"}
