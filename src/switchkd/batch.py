@@ -1,0 +1,102 @@
+"""What the models read: the inputs of one model, and a batch of the student's and its teachers'."""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+#: What a family's image or video processor makes, by the names of the model's arguments.
+Media = dict[str, Tensor]
+#: The name of the one teacher that a recipe has.
+TEACHER = "teacher"
+
+
+class Inputs(NamedTuple):
+    """What one model reads: conversations, padded on the right, and where in them the answers are.
+
+    `predicts`, `targets` and `sample` are made once, by the collator: the only place where answers are shifted against the positions that
+    predict them. They are places, not masks, so that shapes are known without looking at values.
+    """
+
+    tokens: Int[Tensor, "batch sequence"]
+    #: Tokens of each sample; what follows them in a padded row is padding.
+    lengths: Int[Tensor, " samples"]
+    #: The flat places (row · sequence + column) whose next token is part of an answer, in order.
+    predicts: Int[Tensor, " answers"]
+    #: These next tokens.
+    targets: Int[Tensor, " answers"]
+    #: Whose answers they are, from 0.
+    sample: Int[Tensor, " answers"]
+    #: All pictures of the batch in the order of their placeholders; a kind that no sample has is absent.
+    media: dict[Literal["image", "video"], Media]
+    #: What positions and attention masks of some language models depend on, by the names of the model's arguments.
+    types: dict[str, Int[Tensor, "batch sequence"]]
+    #: Position of each token in its sample; None where rows are padded, whose tokens are counted by the model.
+    positions: Int[Tensor, "batch sequence"] | None = None
+    #: Where samples begin in a packed row, and where the last one ends; None where rows are padded.
+    offsets: Int[Tensor, " samples_and_one"] | None = None
+
+    @property
+    def images(self) -> Media | None:
+        """What V looks at; None where no sample has an image."""
+        return self.media.get("image")
+
+    def is_text(self) -> Bool[Tensor, "batch sequence"]:
+        """Where there is a token, and no padding."""
+        columns = torch.arange(self.tokens.shape[1], device=self.tokens.device)
+        return columns < self.lengths[:, None]
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Inputs":
+        """The same on `device`."""
+        return _mapped(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+
+class Aligned(NamedTuple):
+    """Which answers of the student are compared with a teacher's, and what they are there."""
+
+    #: Their places among the student's answers, ascending; None: all of them.
+    student: Int[Tensor, " compared"] | None
+    #: Their places among the answers that the teacher reads; None: all of them.
+    reader: Int[Tensor, " compared"] | None
+    #: The answer tokens as columns of what is compared.
+    targets: Int[Tensor, " compared"]
+
+
+class Batch(NamedTuple):
+    """Some samples, as the student and as each of its teachers reads them."""
+
+    #: One for each sample: its id, and a digest of its content, processor and template (`sample_id` gives the id back).
+    keys: tuple[str, ...]
+    student: Inputs
+    #: By the teacher's name; the student's own object where the two read alike.
+    readers: dict[str, Inputs]
+    #: By the teacher's name.
+    shared: dict[str, Aligned]
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Batch":
+        """The same on `device`."""
+        return self._with(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "Batch":
+        """The same in memory that a GPU copies from without waiting."""
+        return self._with(Tensor.pin_memory)
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        student = _mapped(self.student, change)
+        readers = {
+            name: student if reader is self.student else _mapped(reader, change)
+            for name, reader in self.readers.items()
+        }
+        return Batch(self.keys, student, readers, _mapped(self.shared, change))
+
+
+def sample_id(key: str) -> str:
+    """The id of the sample that a key of a batch belongs to."""
+    return key.rpartition("@")[0]
+
+
+def _mapped(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    return tree_map_only(Tensor, change, tree)

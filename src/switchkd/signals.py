@@ -1,0 +1,223 @@
+"""What methods learn from: next-token distributions at the answers, and what is inside both models."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from switchkd.models.capture import Site
+
+#: The pathways whose distributions a method can ask for.
+Route = Literal["student", "teacher", "switch"]
+
+
+class Head(NamedTuple):
+    """The output matrix of a language model: z = h Wᵀ + b; with a soft cap c behind it, c·tanh(z / c)."""
+
+    weight: Float[Tensor, "rows hidden"]
+    bias: Float[Tensor, " rows"] | None = None
+    softcap: float | None = None
+
+    @property
+    def rows(self) -> int:
+        """The real ids of the vocabulary, and padding."""
+        return self.weight.shape[0]
+
+    def logits(self, hidden: Float[Tensor, "positions hidden"]) -> Float[Tensor, "positions rows"]:
+        """z, in float32 or wider also under autocast: logits rounded to bf16 tie, and ties lose the ranking of the top-k."""
+        dtype = torch.promote_types(hidden.dtype, torch.float32)
+        with torch.autocast(hidden.device.type, enabled=False):
+            z = F.linear(hidden.to(dtype), self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype))
+            return z if self.softcap is None else self.softcap * torch.tanh(z / self.softcap)
+
+
+class Sizes(NamedTuple):
+    """Of a language model: what maps from one to another are made for."""
+
+    width: int
+    #: Of the attention's queries.
+    heads: int
+
+
+class Logits(Protocol):
+    """A next-token distribution for each of some answers, which need not stand in memory as a whole."""
+
+    def __len__(self) -> int:
+        """How many answers."""
+
+    def rows(self, part: slice) -> Float[Tensor, "part vocab"]:
+        """The logits of some of them, in float32 or wider."""
+
+
+@dataclass(frozen=True)
+class FromHidden:
+    """`Logits` of a live model: hidden states after the final norm, and the head that makes logits of them."""
+
+    hidden: Float[Tensor, "answers hidden"]
+    head: Head
+    #: The first so many ids; None: all rows of the head.
+    vocabulary: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.hidden)
+
+    def rows(self, part: slice) -> Float[Tensor, "part vocab"]:
+        """See `Logits`."""
+        return self.head.logits(self.hidden[part])[:, : self.vocabulary]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The distributions of one teacher: over the ids that it shares with the student, at the answers that both have."""
+
+    teacher: Logits
+    #: How many ids are compared: real ones that both models have, no padding rows.
+    vocabulary: int
+    #: These answers, as columns of what is compared.
+    targets: Int[Tensor, " compared"]
+    #: L_T(P_T(V_S(x)), t); None where the method does not ask for it.
+    switch: FromHidden | None = None
+    #: Which of the student's answers they are, by their places, ascending; None: all.
+    answers: Int[Tensor, " compared"] | None = None
+    #: The student's ids for the columns; None where they are the first ones.
+    ids: Int[Tensor, " vocab"] | None = None
+
+
+@dataclass(frozen=True)
+class Activations:
+    """What a student and a teacher make of every sample on their way to the answers, as far as the method asks for it."""
+
+    student: Mapping["Site", list[Float[Tensor, "..."]]]
+    teacher: Mapping["Site", list[Float[Tensor, "..."]]]
+    #: From hidden states to logits of the ids that are compared: the same ids in both models, and no padding.
+    student_head: Head
+    teacher_head: Head
+    #: Of the samples.
+    keys: tuple[str, ...]
+
+    def pairs(self, site: "Site", *, width: bool = True) -> list[tuple[Float[Tensor, "..."], Float[Tensor, "..."]]]:
+        """What both models have there of each sample.
+
+        Args:
+            site: where.
+            width: whether the last axis must agree too. It does not where a head or a learned map comes before the comparison.
+
+        Raises:
+            LookupError: for a site that the method does not name in `needs`.
+            ValueError: with both numbers, where the two cannot be laid side by side.
+        """
+        if site not in self.student:
+            raise LookupError(f"activation {site} was not captured: the method does not name it in `needs`")
+        pairs = list(zip(self.student[site], self.teacher[site], strict=True))
+        for key, (student_x, teacher_x) in zip(self.keys, pairs, strict=True):
+            for what, axis in zip(site.axes, (-2, -1) if width else (-2,), strict=False):
+                if student_x.shape[axis] != teacher_x.shape[axis]:
+                    raise ValueError(
+                        f"sample {key!a} has {student_x.shape[axis]} {what} of {site} in the student and {teacher_x.shape[axis]} in the "
+                        "teacher, and they are compared one by one: choose models (or image processors) that agree in this, or another "
+                        "method"
+                    )
+        return pairs
+
+
+@dataclass(frozen=True)
+class Signals:
+    """Everything that a method can learn from in a batch. No logits stand in memory yet: `logits` makes those of some answers."""
+
+    student: FromHidden
+    #: The answer tokens, in the student's ids.
+    targets: Int[Tensor, " answers"]
+    #: Whose answers they are.
+    sample: Int[Tensor, " answers"]
+    #: Of the samples.
+    keys: tuple[str, ...]
+    #: By the teacher's name.
+    compared: Mapping[str, Compared]
+    #: By the teacher's name; empty where the method looks at nothing inside.
+    activations: Mapping[str, Activations]
+
+    def logits(self) -> "AnswerLogits":
+        """All logits at once: for loops of one's own, and for debugging."""
+        whole = self.student.rows(slice(None))
+        return AnswerLogits(
+            whole,
+            self.targets,
+            {
+                name: ComparedLogits(
+                    whole,
+                    one.teacher.rows(slice(None)),
+                    None if one.switch is None else one.switch.rows(slice(None)),
+                    one.targets,
+                    one.answers,
+                    one.ids,
+                )
+                for name, one in self.compared.items()
+            },
+        )
+
+
+@dataclass(frozen=True)
+class TokenTerm:
+    """A term of the loss, or a statistic: one value in nats for each of some answers."""
+
+    values: Float[Tensor, " n"]
+    #: Which answers these are, by their places; None: all of them.
+    answers: Int[Tensor, " n"] | None = None
+
+
+@dataclass(frozen=True)
+class ComparedLogits:
+    """Logits over the ids that student and teacher share, at the answers that both have."""
+
+    #: The student's at all answers and all rows of its head.
+    whole: Float[Tensor, "answers rows"]
+    teacher: Float[Tensor, "compared vocab"]
+    switch: Float[Tensor, "compared vocab"] | None
+    targets: Int[Tensor, " compared"]
+    #: As in `Compared`.
+    answers: Int[Tensor, " compared"] | None = None
+    ids: Int[Tensor, " vocab"] | None = None
+
+    @cached_property
+    def student(self) -> Float[Tensor, "compared vocab"]:
+        """The student's, cut to what is compared."""
+        chosen = self.whole if self.answers is None else self.whole[self.answers]
+        return chosen[:, : self.teacher.shape[-1]] if self.ids is None else chosen[:, self.ids]
+
+    def of(self, route: Route) -> Float[Tensor, "compared vocab"]:
+        """The logits of a pathway.
+
+        Raises:
+            LookupError: for the switch where the method does not ask for it.
+        """
+        logits = self.student if route == "student" else self.teacher if route == "teacher" else self.switch
+        if logits is None:
+            raise LookupError("the switch was not run: the method does not name it in `needs`")
+        return logits
+
+    def term(self, values: Float[Tensor, " compared"]) -> TokenTerm:
+        """A term about these answers."""
+        return TokenTerm(values, self.answers)
+
+
+@dataclass(frozen=True)
+class AnswerLogits:
+    """The logits of some answers, as the terms of methods read them."""
+
+    #: Every row of the student's head, so that its cross-entropy is the one that plain Hugging Face code computes.
+    student: Float[Tensor, "answers rows"]
+    targets: Int[Tensor, " answers"]
+    #: By the teacher's name.
+    compared: Mapping[str, ComparedLogits]
+
+    def with_student(self, student: Float[Tensor, "answers rows"]) -> "AnswerLogits":
+        """The same with other logits of the student."""
+        return replace(
+            self, student=student, compared={name: replace(one, whole=student) for name, one in self.compared.items()}
+        )
