@@ -8,8 +8,8 @@ from switchkd.doctor import examine_stage
 from switchkd.evaluate import evaluate
 from switchkd.recipe.schema import Recipe
 from switchkd.train.model_card import add_results
-from switchkd.train.run import claim, fit, save_result
-from switchkd.train.stage import open_session, open_stage, stage_rows
+from switchkd.train.run import claim, save_result, train_stage
+from switchkd.train.stage import index_rows, open_run, open_stage
 
 
 def run(recipe: Recipe, *, resume: bool = True) -> Path:
@@ -23,19 +23,19 @@ def run(recipe: Recipe, *, resume: bool = True) -> Path:
         FloatingPointError: if the loss or the gradient is not finite.
     """
     output = claim(recipe, resume=resume)
-    session = open_session(recipe)
-    checked = []
+    context = open_run(recipe)
+    indexed = []
     for number, stage in enumerate(recipe.resolved_stages(), start=1):
         # before the first trains: a missing file of the last must not show hours later
         folder = output / f"{number}-{stage.name}"
-        checked.append((stage, folder, stage_rows(session, stage, folder)))
-    for stage, folder, rows in checked:
-        opened = open_stage(session, stage, folder, rows)
+        indexed.append((stage, folder, index_rows(context, stage, folder)))
+    for stage, folder, rows in indexed:
+        opened = open_stage(context, stage, folder, rows)
         findings = examine_stage(opened)
         if PartialState().is_main_process:
             findings.print()
         findings.raise_if_failed()
-        fit(opened)
+        train_stage(opened)
     student = save_result(opened, output)
     if recipe.evaluate and PartialState().is_main_process:
         settings = recipe.evaluate

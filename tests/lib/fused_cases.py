@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 
-from switchkd.losses.chunks import PlainTerms
+from switchkd.losses.chunks import AutogradTerms
 from switchkd.losses.fused import fused_loss
 from switchkd.types import Head, Routes
 
@@ -97,7 +97,7 @@ def fused(method, x, loss=None, vocabulary=VOCABULARY, chunk=None):
 
 
 def by_autograd(method):
-    return PlainTerms(method.terms, method.statistics)
+    return AutogradTerms(method.terms, method.statistics)
 
 
 def analytic(method):

@@ -4,7 +4,7 @@ import oracles
 import pytest
 import torch
 
-from switchkd.losses import dbild as bild
+from switchkd.losses import bild
 
 
 def pair(positions=5, vocab=40, scale=3.0, seed=0):

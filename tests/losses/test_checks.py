@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from switchkd.losses import cross_entropy, dbild, forward_kl, jsd, knee, reverse_kl
-from switchkd.losses import dbild as bild
+from switchkd.losses import bild
 
 pytestmark = pytest.mark.usefixtures("unchecked_shapes")
 

@@ -8,7 +8,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from switchkd.losses import Comparison
+from switchkd.losses import DBiLDSettings
 from switchkd.losses.fused import CHUNK_MIB, chunk_that_fits, fused_loss
 from switchkd.methods import SwitchKD
 from switchkd.types import Head
@@ -75,7 +75,7 @@ def test_settings_that_mean_nothing_are_refused():
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("inf"), float("nan")])
 def test_temperatures_that_mean_nothing_are_refused(temperature):
     with pytest.raises(ValueError, match="temperature must be positive and finite, got"):
-        Comparison(temperature=temperature)
+        DBiLDSettings(temperature=temperature)
 
 
 @pytest.mark.usefixtures("alone")

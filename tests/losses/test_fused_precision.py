@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from fused_cases import analytic, by_autograd, fused, gradients, inputs, plain
 
 from switchkd.losses import projection as head
-from switchkd.losses.chunks import PlainTerms
+from switchkd.losses.chunks import AutogradTerms
 from switchkd.methods import KD, SFT, SwitchKD
 from switchkd.types import Routes
 
@@ -154,7 +154,7 @@ def test_autocast_does_not_round_the_logits(loss):
 
 def test_autocast_does_not_reach_into_a_loss_either():
     x = many(torch.float32)
-    products = PlainTerms(lambda routes, targets: {"products": (routes.student @ routes.student.T).sum(dim=-1)})
+    products = AutogradTerms(lambda routes, targets: {"products": (routes.student @ routes.student.T).sum(dim=-1)})
     expected = fused(SFT(), x, products).loss
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(fused(SFT(), x, products).loss, expected)

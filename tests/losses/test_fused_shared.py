@@ -7,7 +7,7 @@ import torch
 from fused_cases import ROWS, TOKENS, analytic, by_autograd, gradients, inputs
 
 from switchkd.losses import cross_entropy, dbild, fused_loss, plain_loss
-from switchkd.losses.chunks import CrossEntropyDBiLD, PlainTerms
+from switchkd.losses.chunks import CrossEntropyDBiLD, AutogradTerms
 from switchkd.methods import KD, SwitchKD
 from switchkd.types import Head, Hidden
 
@@ -44,7 +44,7 @@ LOSSES = [(m, by_autograd(m)) for m in METHODS] + [(m, analytic(m)) for m in MET
 def test_equal_to_the_plain_loss_in_any_chunks(method, loss, compared, ids, softcap):
     x = replace(inputs(), softcap=softcap)
     h = hidden(x, compared, ids, method.needs)
-    expected = plain_loss(PlainTerms(method.terms, method.statistics), x.targets, h)
+    expected = plain_loss(AutogradTerms(method.terms, method.statistics), x.targets, h)
     their_gradients = gradients(expected.loss, x)
     for chunk in (1, 4, TOKENS):
         found = fused(loss, x, hidden(x, compared, ids, method.needs), chunk)
@@ -62,7 +62,7 @@ def test_the_plain_loss_compares_the_same_ids_at_the_same_tokens():
     h = hidden(x)
     z_s = x.student @ x.weight.T + x.bias
     z_t, z_sw = (y @ x.teacher_weight.T + x.teacher_bias for y in (x.teacher, x.switch))
-    found = plain_loss(PlainTerms(SwitchKD(window=16).terms), x.targets, h).terms
+    found = plain_loss(AutogradTerms(SwitchKD(window=16).terms), x.targets, h).terms
     assert found["ce"].item() == pytest.approx(cross_entropy(z_s, x.targets).sum().item())
     ours = torch.stack([z_s[token, IDS] for token in COMPARED])
     theirs = torch.stack([z_t[token, : len(IDS)] for token in COMPARED])

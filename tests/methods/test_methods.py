@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 import pytest
 
-from switchkd.losses import Comparison, CrossEntropyDBiLD
+from switchkd.losses import DBiLDSettings, CrossEntropyDBiLD
 from switchkd.methods import KD, METHODS, AlignKD, BiLD, FeatureKD, LLaVAKD, LLaVAMoD, SwitchKD
 
 REFUSED = [
@@ -71,7 +71,7 @@ def test_the_fused_loss_of_switch_kd_has_its_knobs():
     loss = SwitchKD(align=0.5, switch=2.0, **knobs).chunk_loss()
     assert isinstance(loss, CrossEntropyDBiLD)
     assert asdict(loss) == {"align": 0.5, "switch": 2.0, "comparison": knobs, "kernels": "torch"}
-    assert SwitchKD().chunk_loss().comparison == Comparison()
+    assert SwitchKD().chunk_loss().comparison == DBiLDSettings()
 
 
 def test_align_only_and_switch_only():

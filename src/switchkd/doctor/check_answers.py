@@ -1,4 +1,4 @@
-"""Answer masks, labels and tokens, held against the text of the rows."""
+"""Answer masks, targets and tokens, held against the text of the rows."""
 
 from collections.abc import Iterator
 from itertools import groupby
@@ -7,94 +7,97 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
-from switchkd.data.collate import Collator
+from switchkd.batch import TEACHER, Inputs
+from switchkd.data.reader import Encoded, Reader
 from switchkd.doctor.findings import Finding, Kind, Level, Sample
-from switchkd.doctor.looked_at import SEARCHED, collate, readers, some_rows
+from switchkd.doctor.samples import Examined
 from switchkd.models import Pathway
-from switchkd.pairing.pair_collate import PairCollator
-from switchkd.train.stage import OpenStage
-from switchkd.types import IGNORE_INDEX, Batch, answer_targets
+from switchkd.pairing.reading import OwnInputs
 
-#: Rows that are shown as text.
+#: Samples that are shown as text.
 _SHOWN = 3
 #: Of a piece of text that is shown, this many characters at each end.
 _ENDS = 200
+#: Rows whose answers are cut by both tokenizers.
+_SEARCHED = 64
 
 
-def samples(opened: OpenStage) -> list[Sample]:
-    """The first rows as the student reads them, and what of them is learned."""
-    rows = some_rows(opened)[:_SHOWN]
-    tokenizer = opened.session.processor.tokenizer
-    return [Sample(str(row["id"]), pieces(tokenizer, collate(opened, [row]), _image_token(opened))) for row in rows]
+def samples(examined: Examined) -> list[Sample]:
+    """Some rows as the student reads them, and what of them is learned."""
+    reader = examined.context.run.reader
+    shown = zip(examined.rows[:_SHOWN], examined.samples[:_SHOWN], strict=True)
+    return [Sample(str(row["id"]), pieces(reader, sample.student)) for row, sample in shown]
 
 
-def pieces(tokenizer: Any, batch: Batch, image_token: int) -> list[tuple[Kind, str]]:
-    """The first row of `batch`, decoded: runs of prompt, of image tokens and of answers."""
-    read = batch["attention_mask"][0].bool()
-    tokens = zip(batch["input_ids"][0][read].tolist(), batch["labels"][0][read].tolist(), strict=True)
+def pieces(reader: Reader, sample: Encoded) -> list[tuple[Kind, str]]:
+    """A sample, decoded: runs of prompt, of image tokens and of answers."""
+    answers, image_token = set(sample.answers), reader.format.image_token_id
+    kinds: list[tuple[Kind, int]] = [
+        ("answer" if place in answers else "image" if token == image_token else "prompt", token)
+        for place, token in enumerate(sample.tokens)
+    ]
     shown: list[tuple[Kind, str]] = []
-    for kind, run in groupby(tokens, key=lambda pair: _kind(pair[0], pair[1], image_token)):
-        ids = [token for token, _ in run]
+    for kind, run in groupby(kinds, key=lambda pair: pair[0]):
+        ids = [token for _, token in run]
         if kind == "image":
             shown.append((kind, f"<image ×{len(ids)}>"))
         else:
-            text = tokenizer.decode(ids)
+            text = _tokenizer(reader).decode(ids)
             shown.append((kind, text if len(text) <= 2 * _ENDS else f"{text[:_ENDS]} … {text[-_ENDS:]}"))
     return shown
 
 
-def _kind(token: int, label: int, image_token: int) -> Kind:
-    return "answer" if label != IGNORE_INDEX else "image" if token == image_token else "prompt"
-
-
-def answers(opened: OpenStage) -> Iterator[Finding]:
-    """Every row has answers, the labels are these answers, not shifted, and nothing else is labelled."""
-    total, tokens = sum(opened.rows["answer_tokens"]), sum(opened.rows["length"])
+def answers(examined: Examined) -> Iterator[Finding]:
+    """Every sample has answers, the targets are these answers, predicted one token before, and nothing else is a target."""
+    rows = examined.context.rows
+    total, tokens = sum(rows["answers"]), sum(rows["length"])
     share = total / tokens
     level: Level = "failed" if total == 0 else "warning" if share > 0.9 else "ok"
     yield Finding(level, "answer mask", f"{total:,} of {tokens:,} tokens ({share:.1%}) are answers and carry the loss")
-    rows = some_rows(opened)
-    for name, _, batch in readers(opened, collate(opened, rows)):
-        problem = _wrong_labels(rows, batch)
-        detail = problem or "are the tokens themselves, not shifted, on answers only: in every row that was looked at"
-        yield Finding("failed" if problem else "ok", f"{name}'s labels", detail)
-    yield from _learned_text(opened, rows)
+    for name, _, inputs in examined.models(examined.batch()):
+        problem = _wrong_targets(examined.rows, inputs)
+        detail = problem or "are the tokens that follow, on answers only: in every sample that was looked at"
+        yield Finding("failed" if problem else "ok", f"{name}'s targets", detail)
+    yield from _learned_text(examined)
 
 
-def _wrong_labels(rows: list[dict], batch: Batch) -> str | None:
-    labels, ids = batch["labels"], batch["input_ids"]
-    labelled = labels != IGNORE_INDEX
-    if empty := [str(row["id"]) for row, of_row in zip(rows, labelled[:, 1:], strict=True) if not of_row.any()]:
-        return f"{len(empty)} of {len(rows)} rows have no answer token, {empty[0]!a} first: the mask of the chat template is empty there"
-    if wrong := int((labelled & (labels != ids)).sum()):
-        early = bool((labels[:, :-1] == ids[:, 1:])[labelled[:, :-1]].all())
-        why = "they are shifted by one already, and the pathway shifts" if early else "they are other tokens"
-        return f"{wrong} of {int(labelled.sum())} labels differ from the token at their place: {why}"
-    if padding := int((labelled & (batch["attention_mask"] == 0)).sum()):
-        return f"{padding} labels are on padding"
+def _wrong_targets(rows: list[dict[str, Any]], inputs: Inputs) -> str | None:
+    width = inputs.tokens.shape[1]
+    counts = torch.bincount(inputs.sample, minlength=len(rows))
+    if len(empty := (counts == 0).nonzero().flatten().tolist()):
+        return f"{len(empty)} of {len(rows)} rows have no answer token, {rows[empty[0]]['id']!a} first: the mask of the chat template is empty there"
+    if bool((inputs.predicts // width != inputs.sample).any()) or bool((inputs.predicts % width == width - 1).any()):
+        return "an answer is predicted from another sample, or from behind the end of its own"
+    flat = inputs.tokens.flatten()
+    if wrong := int((inputs.targets != flat[inputs.predicts + 1]).sum()):
+        same = bool((inputs.targets == flat[inputs.predicts]).all())
+        why = "they are not shifted: each is the token that predicts it" if same else "they are other tokens"
+        return f"{wrong} of {len(inputs.targets)} targets differ from the token that follows: {why}"
+    if padding := int((inputs.predicts % width + 1 >= inputs.lengths[inputs.sample]).sum()):
+        return f"{padding} targets are on padding"
     return None
 
 
-def _learned_text(opened: OpenStage, rows: list[dict]) -> Iterator[Finding]:
-    """Decoded, the labels of a row are its assistant's turns and nothing else; white space does not count."""
-    tokenizer = opened.session.processor.tokenizer
-    for row in rows:
-        labels = collate(opened, [row])["labels"][0]
-        found = _bare(tokenizer.decode(labels[labels != IGNORE_INDEX], skip_special_tokens=True))
-        said = _said(row)
-        wanted = _bare("".join(tokenizer.decode(_ids(tokenizer, text), skip_special_tokens=True) for text in said))
-        if not wanted.startswith(found):  # the end may be cut at max_length
+def _learned_text(examined: Examined) -> Iterator[Finding]:
+    """Decoded, the answer tokens of a sample are its assistant's turns and nothing else; white space does not count."""
+    tokenizer = _tokenizer(examined.context.run.reader)
+    for row, sample in zip(examined.rows, examined.samples, strict=True):
+        ids = [sample.student.tokens[place] for place in sample.student.answers]
+        learned = _bare(tokenizer.decode(ids, skip_special_tokens=True))
+        texts = _assistant_texts(row)
+        wanted = _bare("".join(tokenizer.decode(_ids(tokenizer, text), skip_special_tokens=True) for text in texts))
+        if not wanted.startswith(learned):  # the end may be cut at max_length
             at = next(
-                (i for i, (a, b) in enumerate(zip(found, wanted, strict=False)) if a != b),
-                min(map(len, (found, wanted))),
+                (i for i, (a, b) in enumerate(zip(learned, wanted, strict=False)) if a != b),
+                min(map(len, (learned, wanted))),
             )
-            detail = f"of row {row['id']!a} is {_around(found, at)} where the assistant says {_around(wanted, at)}"
-            yield Finding("warning", "text of the labels", detail)
+            detail = f"of row {row['id']!a} is {_around(learned, at)} where the assistant says {_around(wanted, at)}"
+            yield Finding("warning", "text of the answers", detail)
             return
-    yield Finding("ok", "text of the labels", f"is what the assistant says, in {len(rows)} rows")
+    yield Finding("ok", "text of the answers", f"is what the assistant says, in {len(examined.rows)} rows")
 
 
-def _said(row: dict) -> list[str]:
+def _assistant_texts(row: dict[str, Any]) -> list[str]:
     """The assistant's turns."""
     turns = [message["content"] for message in row["messages"] if message["role"] == "assistant"]
     return ["".join(part["text"] or "" for part in content) for content in turns]
@@ -109,106 +112,110 @@ def _around(text: str, at: int) -> str:
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:
-    return tokenizer(text, add_special_tokens=False).input_ids
+    ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+    return ids
 
 
-def vocabulary(opened: OpenStage) -> Iterator[Finding]:
+def _tokenizer(reader: Reader) -> Any:
+    processor: Any = reader.processor
+    return processor.tokenizer
+
+
+def vocabulary(examined: Examined) -> Iterator[Finding]:
     """The ids that are compared, and the special ones on which model and processor must agree."""
-    real, student = opened.pair.vocabulary, opened.pair.student
-    heads = f"the student's head has {student.head.rows:,} rows"
-    if opened.pair.teacher is not None:
-        heads += f", the teacher's {opened.pair.teacher.head.rows:,}"
-    detail = f"{real:,} token ids are compared; {heads}: the others are padding, or not the other's, and left out"
+    context = examined.context
+    pair = context.pair
+    heads = f"the student's head has {pair.student.head.rows:,} rows"
+    if pair.teacher is not None:
+        heads += f", the teacher's {pair.teacher.head.rows:,}"
+    detail = f"{pair.vocabulary:,} token ids are compared; {heads}: the others are padding, or not the other's, and left out"
     yield Finding("ok", "vocabulary", detail)
-    yield _image_token_of("student", student, opened.session.collator)
-    if isinstance(opened.collator, PairCollator) and opened.pair.teacher is not None:
-        yield _image_token_of("teacher", opened.pair.teacher, opened.collator.teacher)
-    yield _end_of_answers(opened)
+    yield _image_token("student", pair.student, context.run.reader)
+    reading = context.run.teacher_reading
+    if isinstance(reading, OwnInputs) and pair.teacher is not None:
+        yield _image_token("teacher", pair.teacher, reading.reader)
+    yield _end_of_answers(examined)
 
 
-def _image_token_of(name: str, pathway: Pathway, collator: Collator) -> Finding:
-    geometry = pathway.family.geometry(pathway.model.config)
-    expected, found = geometry["image token id"], collator.format.image_token_id
-    named = collator.processor.tokenizer.convert_ids_to_tokens
-    fixed = [f"{geometry[key]} {key}" for key in geometry if key.startswith("visual tokens")]
+def _image_token(name: str, pathway: Pathway, reader: Reader) -> Finding:
+    geometry = pathway.family.geometry
+    expected, actual = geometry.image_token_id, reader.format.image_token_id
+    named = _tokenizer(reader).convert_ids_to_tokens
+    per = [(geometry.tokens_per_image, "visual tokens per image"), (geometry.tokens_per_tile, "visual tokens per tile")]
+    counts = [f"{tokens} {label}" for tokens, label in per if tokens is not None]
     return Finding(
-        "ok" if found == expected else "failed",
+        "ok" if actual == expected else "failed",
         f"{name}'s image token",
-        f"id {expected} ({named(expected)!r}) for the model, id {found} ({named(found)!r}) from the processor; "
-        + (fixed[0] if fixed else "their number follows from the size of the image"),
+        f"id {expected} ({named(expected)!r}) for the model, id {actual} ({named(actual)!r}) from the processor; "
+        + (counts[0] if counts else "their number follows from the size of the image"),
     )
 
 
-def _end_of_answers(opened: OpenStage) -> Finding:
+def _end_of_answers(examined: Examined) -> Finding:
     """Whether generation will stop where answers end."""
-    row = some_rows(opened)[0]
-    labels = collate(opened, [row])["labels"][0]
-    learned = set(labels[labels != IGNORE_INDEX].tolist())
-    eos = opened.pair.student.model.generation_config.eos_token_id
+    sample = examined.samples[0].student
+    learned = [sample.tokens[place] for place in sample.answers]
+    eos = examined.context.pair.student.model.generation_config.eos_token_id
     stops = set(torch.tensor([] if eos is None else eos).reshape(-1).long().tolist())
-    named = opened.session.processor.tokenizer.convert_ids_to_tokens
+    named = _tokenizer(examined.context.run.reader).convert_ids_to_tokens
     detail = f"generation stops at {', '.join(f'{stop} ({named(stop)!r})' for stop in sorted(stops)) or 'nothing'}"
-    if stops & learned or not learned:
+    if stops & set(learned):
         return Finding("ok", "end of answers", f"{detail}, which is learned as the end of answers")
     return Finding(
         "warning",
         "end of answers",
-        f"{detail}, and the answers of row {row['id']!a} hold no such token: the student would not learn to stop. Set "
-        f"eos_token_id of its generation_config.json to {labels[labels != IGNORE_INDEX][-1].item()}",
+        f"{detail}, and the answers of row {examined.rows[0]['id']!a} hold no such token: the student would not learn to stop. Set "
+        f"eos_token_id of its generation_config.json to {learned[-1]}",
     )
 
 
-def answer_tokens(opened: OpenStage) -> Iterator[Finding]:
+def answer_tokens(examined: Examined) -> Iterator[Finding]:
     """What is compared are the same tokens: by the teacher's own tokenizer, or as the two texts were aligned."""
-    if opened.pair.teacher is None:
+    if examined.context.pair.teacher is None or not examined.context.collator.teachers:
         return
-    if isinstance(opened.collator, PairCollator):
-        yield _aligned(opened, opened.collator)
-    else:
-        yield _same_tokens(opened)
+    reading = examined.context.run.teacher_reading
+    yield _aligned(examined, reading) if isinstance(reading, OwnInputs) else _same_tokens(examined)
 
 
-def _same_tokens(opened: OpenStage) -> Finding:
-    """One batch for both: the teacher's own tokenizer cuts every answer into the same tokens."""
-    teacher = opened.session.recipe.teacher
-    assert teacher is not None
-    ours = opened.session.processor.tokenizer
-    theirs = AutoTokenizer.from_pretrained(teacher.path, trust_remote_code=False)
-    rows = opened.rows.select(range(min(len(opened.rows), SEARCHED)))
-    texts = dict.fromkeys(text for row in rows for text in _said(row))
+def _same_tokens(examined: Examined) -> Finding:
+    """One reading for both: the teacher's own tokenizer cuts every answer into the same tokens."""
+    recipe = examined.context.run.recipe
+    assert recipe.teacher is not None
+    tokenizers = [
+        _tokenizer(examined.context.run.reader),
+        AutoTokenizer.from_pretrained(recipe.teacher.path, trust_remote_code=False),
+    ]
+    rows = examined.context.rows.select(range(min(len(examined.context.rows), _SEARCHED)))
+    texts = dict.fromkeys(text for row in rows for text in _assistant_texts(row))
     count = 0
     for text in texts:
-        mine, other = _ids(ours, text), _ids(theirs, text)
-        if mine != other or ours.convert_ids_to_tokens(mine) != theirs.convert_ids_to_tokens(other):
+        ids = [_ids(tokenizer, text) for tokenizer in tokenizers]
+        tokens = [tokenizer.convert_ids_to_tokens(own) for tokenizer, own in zip(tokenizers, ids, strict=True)]
+        if ids[0] != ids[1] or tokens[0] != tokens[1]:
             shown = text if len(text) <= 60 else text[:60] + "…"
-            detail = f"{shown!r} is {_cut(ours, mine)} for the student and {_cut(theirs, other)} for the teacher"
+            cut = [
+                " ".join(f"{token!r}:{index}" for index, token in zip(own[:8], of_own[:8], strict=True))
+                for own, of_own in zip(ids, tokens, strict=True)
+            ]
+            detail = f"{shown!r} is {cut[0]} for the student and {cut[1]} for the teacher"
             return Finding("failed", "answer tokens", f"{detail}: their logits would be compared at other tokens")
-        count += len(mine)
+        count += len(ids[0])
     return Finding("ok", "answer tokens", f"{count:,} tokens of answers are the same in both tokenizers")
 
 
-def _aligned(opened: OpenStage, collator: PairCollator) -> Finding:
-    """Each has its own batch: the answer tokens that are compared stand for the same text."""
-    rows = some_rows(opened)
-    batch = opened.collator(rows)
-    sides = ((batch["labels"], collator.student), (batch["teacher"]["labels"], collator.teacher))
-    (ours, mine), (theirs, other) = ((answer_targets(labels), side.processor.tokenizer) for labels, side in sides)
-    for first, second in batch["aligned"].tolist():
-        ids = int(ours[first]), int(theirs[second])
-        special = ids[0] in mine.all_special_ids and ids[1] in other.all_special_ids
-        texts = mine.decode([ids[0]]).strip(), other.decode([ids[1]]).strip()
-        if not special and texts[0] != texts[1]:
-            detail = f"{texts[0]!r} ({ids[0]}) of the student is compared with {texts[1]!r} ({ids[1]}) of the teacher"
-            return Finding("failed", "answer tokens", detail)
-    share = f"{len(batch['aligned'])} of {len(ours)} answer tokens of the student are compared with the same text of the teacher"
-    return Finding("ok" if len(batch["aligned"]) else "failed", "answer tokens", share)
-
-
-def _cut(tokenizer: Any, ids: list[int]) -> str:
-    return " ".join(
-        f"{token!r}:{index}" for index, token in zip(ids[:8], tokenizer.convert_ids_to_tokens(ids[:8]), strict=True)
-    )
-
-
-def _image_token(opened: OpenStage) -> int:
-    return int(opened.collator.format.image_token_id)
+def _aligned(examined: Examined, reading: OwnInputs) -> Finding:
+    """Each has its own inputs: the answer tokens that are compared stand for the same text."""
+    tokenizers = [_tokenizer(reader) for reader in (examined.context.run.reader, reading.reader)]
+    compared = answers = 0
+    for sample in examined.samples:
+        sides = sample.student, sample.teachers[TEACHER].teacher
+        for places in sample.teachers[TEACHER].compared:
+            ids = [side.tokens[side.answers[n]] for side, n in zip(sides, places, strict=True) if side is not None]
+            special = all(index in t.all_special_ids for index, t in zip(ids, tokenizers, strict=True))
+            texts = [t.decode([index]).strip() for index, t in zip(ids, tokenizers, strict=True)]
+            if not special and texts[0] != texts[1]:
+                detail = f"{texts[0]!r} ({ids[0]}) of the student is compared with {texts[1]!r} ({ids[1]}) of the teacher"
+                return Finding("failed", "answer tokens", detail)
+        compared, answers = compared + len(sample.teachers[TEACHER].compared), answers + len(sample.student.answers)
+    share = f"{compared} of {answers} answer tokens of the student are compared with the same text of the teacher"
+    return Finding("ok" if compared else "failed", "answer tokens", share)

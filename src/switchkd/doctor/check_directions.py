@@ -6,30 +6,32 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from switchkd.batch import TEACHER
 from switchkd.doctor.findings import Finding
 from switchkd.methods import Method
-from switchkd.train.stage import OpenStage
-from switchkd.types import LOOKS, Head, Inner, Look, Routes, Sizes
+from switchkd.doctor.samples import Examined
+from switchkd.signals import Activations, Compared, FromHidden, Head, Signals, Sizes
 
 #: Ids of the vocabulary of the two known models, and how far the narrow one's favourite stands out: far enough for temperatures up to 20.
 _VOCABULARY, _PEAK = 512, 1000.0
 
 
-def directions(opened: OpenStage) -> Iterator[Finding]:
+def directions(examined: Examined) -> Iterator[Finding]:
     """Each term of the method that declares a direction is shown a pair of models for which the two directions differ greatly.
 
     One is sure of one id (narrow), one of nothing (broad). KL(p ‖ q) is large where p is broad and q narrow: the forward KL(p_T ‖ p_S) when
     the student is the narrow one, the reverse KL(p_S ‖ p_T) when the teacher is.
     """
-    declared = opened.method.directions
+    method = examined.context.method
+    declared = method.directions
     if not declared:
-        if "teacher" in opened.method.needs:
-            detail = f"method {opened.method.name} declares none in `directions`, so they cannot be checked"
+        if "teacher" in method.needs:
+            detail = f"method {method.name} declares none in `directions`, so they cannot be checked"
             yield Finding("ok", "KL directions", detail)
         return
     narrow, broad = _narrow(), _broad()
     missing, surprised, equal = (
-        {name: value.item() for name, value in _terms(opened.method, learner, teacher).items()}
+        {name: value.item() for name, value in _terms(method, learner, teacher).items()}
         for learner, teacher in ((narrow, broad), (broad, narrow), (broad, broad))
     )
     for name, direction in declared.items():
@@ -71,19 +73,23 @@ def _broad() -> Float[Tensor, "1 vocab"]:
 
 
 def _terms(method: Method, learner: Float[Tensor, "1 vocab"], teacher: Float[Tensor, "1 vocab"]) -> dict[str, Tensor]:
-    """The terms on one answer, and on a row whose hidden states are the logits themselves."""
-    found = method.terms(_routes(learner, teacher), torch.zeros(1, dtype=torch.long))
-    if method.needs & LOOKS:
+    """The terms on one answer, and on a sample whose hidden states are the logits themselves."""
+    signals = _signals(method, learner, teacher)
+    terms = {name: term.values for name, term in method.token_terms(signals.logits()).items()}
+    if method.sites:
         sizes = Sizes(width=_VOCABULARY, heads=1)
-        found |= method.row_terms(_inner(learner), _inner(teacher), method.learned(sizes, sizes))
-    return found
+        terms |= method.sample_terms(signals, method.learned(sizes, sizes))
+    return terms
 
 
-def _inner(logits: Float[Tensor, "1 vocab"]) -> Inner:
-    rows: dict[Look, list[Tensor]] = {look: [logits] for look in LOOKS}
-    return Inner(rows | {"attention": [logits[None, :, :1]]}, Head(torch.eye(_VOCABULARY)))
-
-
-def _routes(learner: Float[Tensor, "1 vocab"], teacher: Float[Tensor, "1 vocab"]) -> Routes:
-    """The learner as the student, and as what the teacher says with the student's eyes."""
-    return Routes(student=learner, teacher=teacher, switch=learner)
+def _signals(method: Method, learner: Float[Tensor, "1 vocab"], teacher: Float[Tensor, "1 vocab"]) -> Signals:
+    """The learner as the student, and as what the teacher says about what the student sees."""
+    identity, first = Head(torch.eye(_VOCABULARY)), torch.zeros(1, dtype=torch.long)
+    student = FromHidden(learner, identity)
+    compared = Compared(FromHidden(teacher, identity), _VOCABULARY, first, student)
+    inside = [
+        {site: [x[None, :, :1] if site.axes == ("queries", "keys") else x] for site in method.sites}
+        for x in (learner, teacher)
+    ]
+    activations = Activations(*inside, identity, identity, ("known",))
+    return Signals(student, first, first, ("known",), {TEACHER: compared}, {TEACHER: activations})

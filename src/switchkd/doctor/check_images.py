@@ -2,21 +2,16 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
-from io import BytesIO
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 
-from switchkd.data.images import open_image
+from switchkd.batch import Inputs
 from switchkd.doctor.findings import Finding, Level
-from switchkd.doctor.looked_at import SEARCHED, Reader, answer_losses, autocast, collate, readers, rows_with_images
-from switchkd.pairing.pair_collate import PairCollator
-from switchkd.train.stage import OpenStage
-from switchkd.types import Batch
+from switchkd.doctor.samples import SEARCHED, Examined, Model
+from switchkd.pairing.reading import OwnInputs
 
 #: Nats per answer token: below this the pixels do not reach the answers at all. Rounding in float32 stays under it.
 _NO_EFFECT = 1e-5
@@ -36,28 +31,26 @@ _HELPS = 2
 _ERRORS, _NATS = 3, 0.02
 
 
-def tokens_and_features(opened: OpenStage) -> Iterator[Finding]:
+def tokens_and_features(examined: Examined) -> Iterator[Finding]:
     """In the longest row with images, there are as many image tokens as features to put in their place."""
-    with_images = [i for i in range(min(len(opened.rows), 16 * SEARCHED)) if opened.rows[i]["images"]]
-    if not with_images:
+    if not examined.has_images:
         return
-    lengths = opened.rows["length"]
-    row = opened.rows[max(with_images, key=lambda index: lengths[index])]
-    for name, pathway, batch in readers(opened, collate(opened, [row])):
-        config = pathway.model.config
-        geometry = pathway.family.geometry(config)
-        if problem := _wrong_size(batch, geometry.get("image size in pixels")):
-            yield Finding("failed", f"{name}'s image tokens", f"row {row['id']!a}: {problem}")
+    name_of_row = f"row {examined.rows[0]['id']!a}"
+    for name, pathway, inputs in examined.models(examined.batch(examined.samples[:1])):
+        geometry = pathway.family.geometry
+        if problem := _wrong_size(inputs, geometry.image_size):
+            yield Finding("failed", f"{name}'s image tokens", f"{name_of_row}: {problem}")
             continue
-        tokens = int((batch["input_ids"] == geometry["image token id"]).sum())
-        with torch.no_grad(), autocast(opened):
-            if (seen := pathway.see(batch)) is None:
-                detail = f"row {row['id']!a} has images, but they do not reach the vision encoder"
+        tokens = int((inputs.tokens == geometry.image_token_id).sum())
+        with torch.no_grad(), examined.autocast():
+            if (seen := pathway.see(inputs)) is None:
+                detail = f"{name_of_row} has images, but they do not reach the vision encoder"
                 yield Finding("failed", f"{name}'s image tokens", detail)
                 continue
-            projected: Any = pathway.family.project(pathway.model, seen, batch).pooler_output
+            assert inputs.images is not None
+            projected: Any = pathway.family.project(pathway.model, seen, inputs.images).pooler_output
         features = sum(part.numel() // part.shape[-1] for part in projected)
-        detail = f"row {row['id']!a} has {tokens} image tokens and {features} features in its {batch['input_ids'].shape[1]} tokens"
+        detail = f"{name_of_row} has {tokens} image tokens and {features} features in its {inputs.tokens.shape[1]} tokens"
         if tokens == features:
             yield Finding("ok", f"{name}'s image tokens", detail)
         else:
@@ -69,70 +62,88 @@ def tokens_and_features(opened: OpenStage) -> Iterator[Finding]:
             yield Finding("failed", f"{name}'s image tokens", f"{detail}: {why}")
 
 
-def _wrong_size(batch: Batch, side: int | None) -> str | None:
+def _wrong_size(inputs: Inputs, side: int | None) -> str | None:
     """Where all images or tiles have one size, the processor must make it."""
-    if (
-        side is None
-        or "pixel_values" not in batch
-        or (found := tuple(batch["pixel_values"].shape[-2:])) == (side, side)
-    ):
+    if side is None or inputs.images is None:
         return None
-    return f"its images are {found[0]} x {found[1]} pixels and the model reads {side} x {side}: the processor belongs to another model"
+    height, width = inputs.images["pixel_values"].shape[-2:]
+    if (height, width) == (side, side):
+        return None
+    return f"its images are {height} x {width} pixels and the model reads {side} x {side}: the processor belongs to another model"
 
 
-def effects(opened: OpenStage) -> Iterator[Finding]:
+def effects(examined: Examined) -> Iterator[Finding]:
     """The answers of both models depend on the pixels, and the teacher's are better with the right image than with another or none."""
-    rows = rows_with_images(opened)
-    if not rows:
-        level: Level = "failed" if "switch" in opened.method.needs else "warning"
+    if not examined.has_images:
+        level: Level = "failed" if "switch" in examined.context.method.needs else "warning"
         detail = f"none in the first {SEARCHED} rows: the vision encoder has nothing to learn from"
         yield Finding(level, "images", detail)
         return
-    own = [
-        open_image(image, max_pixels=opened.session.recipe.data.max_pixels) for row in rows for image in row["images"]
-    ]
-    blank = [Image.new("RGB", image.size) for image in own]
-    others = [other.resize(image.size) for image, other in zip(own, own[1:] + own[:1], strict=True)]
-    variants = [readers(opened, collate(opened, _with_images(rows, images))) for images in (own, blank, others)]
-    bright = any(image.convert("L").getextrema()[1] > 64 for image in own)  # type: ignore[operator]
-    for with_own, with_blank, with_others in zip(*variants, strict=True):
-        yield _pixels(with_own, with_blank, bright=bright)
-        losses = [answer_losses(opened, reader.pathway, reader.batch) for reader in (with_own, with_blank, with_others)]
-        found = _effect(opened, with_own, with_blank, *losses, alone=len(own) == 1)
-        yield found
-        if with_own.name == "teacher" and found.level == "ok":
-            yield from _knowledge(opened, with_own, losses[0])
-            yield from _normalisation(opened, rows, with_own, losses[0])
+    bright = any(image.convert("L").getextrema()[1] > 64 for image in examined.images)  # type: ignore[operator]
+    with_own = examined.models(examined.batch())
+    with_others = examined.models(examined.batch(examined.samples_with_other_images))
+    for own, other in zip(with_own, with_others, strict=True):
+        blank = own._replace(inputs=_with_pixels(own.inputs, _blank(_images_of(examined, own), own.inputs)))
+        yield _pixels(own, blank, bright=bright)
+        losses = [examined.answer_losses(model.pathway, model.inputs) for model in (own, blank, other)]
+        finding = _effect(examined, own, blank, *losses, alone=len(examined.images) == 1)
+        yield finding
+        if own.name == "teacher" and finding.level == "ok":
+            yield from _knowledge(examined, losses[0])
+            yield from _normalisation(examined, own, losses[0])
 
 
-def _with_images(rows: list[dict], images: list[Image.Image]) -> list[dict]:
-    """The rows with other images in the place of theirs."""
-    left = iter(images)
-
-    def stored(image: Image.Image) -> dict[str, Any]:
-        buffer = BytesIO()
-        image.save(buffer, "PNG")
-        return {"bytes": buffer.getvalue(), "path": None}
-
-    return [{**row, "images": [stored(next(left)) for _ in row["images"]]} for row in rows]
+def _images_of(examined: Examined, model: Model) -> Any:
+    """The image processor of what a model reads."""
+    reading = examined.context.run.teacher_reading
+    own = model.name == "teacher" and isinstance(reading, OwnInputs)
+    processor: Any = reading.reader.processor if own and isinstance(reading, OwnInputs) else examined.context.run.processor
+    return processor.image_processor
 
 
-def _pixels(with_own: Reader, with_blank: Reader, *, bright: bool) -> Finding:
+def _channels(pixels: Tensor) -> Tensor:
+    """A view of what image processors make as [..., 3, values]: images or tiles [..., 3, height, width], or patches in a row."""
+    return pixels.flatten(-2) if pixels.ndim > 2 else pixels.unflatten(-1, (3, -1))
+
+
+def _with_pixels(inputs: Inputs, pixels: Tensor) -> Inputs:
+    assert inputs.images is not None
+    return inputs._replace(media={**inputs.media, "image": {**inputs.images, "pixel_values": pixels}})
+
+
+def _statistics(images: Any, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation that the pixels were normalised with, one of each for a channel."""
+    normalised = getattr(images, "do_normalize", True)
+    mean, std = (images.image_mean, images.image_std) if normalised else ([0.0] * 3, [1.0] * 3)
+    return like.new_tensor(mean)[:, None], like.new_tensor(std)[:, None]
+
+
+def _blank(images: Any, inputs: Inputs) -> Tensor:
+    """The pixels of black images of the same sizes."""
+    assert inputs.images is not None
+    pixels = inputs.images["pixel_values"]
+    mean, std = _statistics(images, pixels)
+    return (-mean / std).expand_as(_channels(pixels)).reshape(pixels.shape).contiguous()
+
+
+def _pixels(own: Model, blank: Model, *, bright: bool) -> Finding:
     """Pixels are scaled once: not left at 0 to 255, not divided twice."""
-    pixels, blank = with_own.batch["pixel_values"].float(), with_blank.batch["pixel_values"].float()
-    largest, contrast = pixels.abs().max().item(), (pixels - blank).abs().max().item()
+    assert own.inputs.images is not None
+    assert blank.inputs.images is not None
+    pixels, black = (model.inputs.images["pixel_values"].float() for model in (own, blank) if model.inputs.images)
+    largest, contrast = pixels.abs().max().item(), (pixels - black).abs().max().item()
     detail = f"up to {largest:.3g} in size, {contrast:.3g} away from black"
     if largest > _LARGEST_PIXEL:
         detail += ": they are not scaled to 0 … 1 before they are normalised; see do_rescale of the image processor"
-        return Finding("failed", f"{with_own.name}'s pixels", detail)
+        return Finding("failed", f"{own.name}'s pixels", detail)
     if bright and contrast < 0.05:
         detail += ": all images are nearly black; is rescale_factor applied twice?"
-        return Finding("failed", f"{with_own.name}'s pixels", detail)
-    return Finding("ok", f"{with_own.name}'s pixels", detail)
+        return Finding("failed", f"{own.name}'s pixels", detail)
+    return Finding("ok", f"{own.name}'s pixels", detail)
 
 
 def _effect(
-    opened: OpenStage, with_own: Reader, with_blank: Reader, own: Tensor, blank: Tensor, other: Tensor, *, alone: bool
+    examined: Examined, with_own: Model, with_blank: Model, own: Tensor, blank: Tensor, other: Tensor, *, alone: bool
 ) -> Finding:
     """How much the answers' loss depends on the pixels."""
     name = with_own.name
@@ -141,7 +152,7 @@ def _effect(
     if effect < _NO_EFFECT:
         where = (
             "its vision encoder gives the same features for all images"
-            if _same_features(opened, with_own, with_blank)
+            if _same_features(examined, with_own, with_blank)
             else ("its features differ, and what comes after them ignores that")
         )
         return Finding(
@@ -158,57 +169,45 @@ def _effect(
 
 
 @torch.no_grad()
-def _same_features(opened: OpenStage, one: Reader, other: Reader) -> bool:
-    with autocast(opened):
-        ours, theirs = one.pathway.see(one.batch), other.pathway.see(other.batch)
-    assert ours is not None
-    assert theirs is not None
-    return bool((ours - theirs).abs().max() <= _SAME_FEATURES * ours.abs().max())
+def _same_features(examined: Examined, one: Model, other: Model) -> bool:
+    with examined.autocast():
+        features = [model.pathway.see(model.inputs) for model in (one, other)]
+    assert features[0] is not None
+    assert features[1] is not None
+    return bool((features[0] - features[1]).abs().max() <= _SAME_FEATURES * features[0].abs().max())
 
 
-def _knowledge(opened: OpenStage, teacher: Reader, own: Float[Tensor, " answers"]) -> Iterator[Finding]:
+def _knowledge(examined: Examined, own: Float[Tensor, " answers"]) -> Iterator[Finding]:
     """A teacher that is worse than guessing was trained with another tokenizer or template, or not at all."""
-    guess = math.log(opened.pair.vocabulary)
+    vocabulary = examined.context.pair.vocabulary
+    guess = math.log(vocabulary)
     if own.mean() >= guess:
-        detail = f"{own.mean():.2f} nats per answer token, and guessing among {opened.pair.vocabulary:,} ids costs {guess:.2f}"
+        detail = f"{own.mean():.2f} nats per answer token, and guessing among {vocabulary:,} ids costs {guess:.2f}"
         why = "is its tokenizer, its chat template another than it was trained with?"
         yield Finding("warning", "teacher knows the answers", f"{detail}: {why}")
 
 
-def _normalisation(
-    opened: OpenStage, rows: list[dict], teacher: Reader, own: Float[Tensor, " answers"]
-) -> Iterator[Finding]:
+def _normalisation(examined: Examined, teacher: Model, own: Float[Tensor, " answers"]) -> Iterator[Finding]:
     """The pixels are normalised as they were when the teacher was trained, as far as its answers tell."""
-    collator = opened.collator.teacher if isinstance(opened.collator, PairCollator) else opened.session.collator
-    processor: Any = collator.processor
-    settings = processor.image_processor
-    for name, (mean, std) in NORMALISATIONS.items():
-        if torch.allclose(
-            torch.tensor([settings.image_mean, settings.image_std]), torch.tensor([mean, std]), atol=1e-3
-        ):
+    settings = _images_of(examined, teacher)
+    assert teacher.inputs.images is not None
+    pixels = teacher.inputs.images["pixel_values"]
+    mean, std = _statistics(settings, pixels)
+    for name, statistics in NORMALISATIONS.items():
+        other_mean, other_std = (pixels.new_tensor(values)[:, None] for values in statistics)
+        if torch.allclose(torch.cat([mean, std]), torch.cat([other_mean, other_std]), atol=1e-3):
             continue
-        with _normalised(settings, mean, std):
-            batch = collate(opened, rows)
-        gain = own - answer_losses(opened, teacher.pathway, batch.get("teacher", batch))
+        changed = ((_channels(pixels) * std + mean - other_mean) / other_std).reshape(pixels.shape)
+        gain = own - examined.answer_losses(teacher.pathway, _with_pixels(teacher.inputs, changed))
         error = gain.std().item() / math.sqrt(len(gain))
         if gain.mean().item() > max(_NATS, _ERRORS * error):
             detail = (
-                f"normalised with mean {settings.image_mean} and std {settings.image_std}; with {name}'s {mean} and {std} the teacher's "
-                f"answers are {gain.mean():.3f} ± {error:.3f} nats per token better: it was trained with another image processor"
+                f"normalised with mean {settings.image_mean} and std {settings.image_std}; with {name}'s {statistics[0]} and "
+                f"{statistics[1]} the teacher's answers are {gain.mean():.3f} ± {error:.3f} nats per token better: it was trained with "
+                "another image processor"
             )
             yield Finding("warning", "normalisation", detail)
             return
     yield Finding(
         "ok", "normalisation", f"no other that is in use suits the teacher better than mean {settings.image_mean}"
     )
-
-
-@contextmanager
-def _normalised(settings: Any, mean: list[float], std: list[float]) -> Iterator[None]:
-    """The image processor with another mean and standard deviation."""
-    kept = settings.image_mean, settings.image_std
-    settings.image_mean, settings.image_std = mean, std
-    try:
-        yield
-    finally:
-        settings.image_mean, settings.image_std = kept

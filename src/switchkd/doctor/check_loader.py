@@ -1,13 +1,13 @@
 """Whether the models will wait for the data."""
 
 from collections.abc import Iterator
+from statistics import median
 from time import perf_counter
 
 import torch
 
 from switchkd.doctor.findings import Finding
-from switchkd.doctor.looked_at import autocast, collate
-from switchkd.train.stage import OpenStage
+from switchkd.doctor.samples import Examined
 
 #: A step costs about three of its forward passes: its own, and the backward, which is twice that.
 _STEP = 3
@@ -17,12 +17,12 @@ _TOLERATED = 0.2
 _REPEATS = 2
 
 
-def throughput(opened: OpenStage) -> Iterator[Finding]:
+def throughput(examined: Examined) -> Iterator[Finding]:
     """Rows per second that are read and processed, against rows per second that are trained on, as far as a forward pass tells."""
-    size = min(opened.stage.per_device_train_batch_size or 1, len(opened.rows))
-    load_s = min(_load_seconds(opened, size) for _ in range(_REPEATS)) / size
-    step_s = _STEP * min(_forward_seconds(opened, size) for _ in range(_REPEATS)) / size
-    workers = opened.session.recipe.train.dataloader_num_workers
+    size = min(examined.context.stage.per_device_train_batch_size, len(examined.samples))
+    load_s = median(examined.encoding_s)
+    step_s = _STEP * min(_forward_seconds(examined, size) for _ in range(_REPEATS)) / size
+    workers = examined.context.run.recipe.train.dataloader_num_workers
     share = waiting(load_s, step_s, workers)
     detail = (
         f"{1 / load_s:.0f} rows/s from one process, about {1 / step_s:.0f} rows/s through the models (estimated from a forward pass): "
@@ -48,19 +48,13 @@ def waiting(load_s: float, step_s: float, workers: int) -> float:
     return wait_s / (wait_s + step_s)
 
 
-def _load_seconds(opened: OpenStage, size: int) -> float:
-    begin = perf_counter()
-    opened.collator([opened.rows[index] for index in range(size)])
-    return perf_counter() - begin
-
-
 @torch.no_grad()
-def _forward_seconds(opened: OpenStage, size: int) -> float:
-    """Of all routes without their heads."""
-    batch = collate(opened, [opened.rows[index] for index in range(size)])
+def _forward_seconds(examined: Examined, size: int) -> float:
+    """Of all pathways without their heads."""
+    batch = examined.batch(examined.samples[:size])
     begin = perf_counter()
-    with autocast(opened):
-        opened.pair(batch, opened.method.needs, lambda hidden: (hidden.student,))
-    if batch["input_ids"].device.type == "cuda":
-        torch.cuda.synchronize(batch["input_ids"].device)
+    with examined.autocast():
+        examined.context.pair(batch)
+    if batch.student.tokens.is_cuda:
+        torch.cuda.synchronize(batch.student.tokens.device)
     return perf_counter() - begin

@@ -8,32 +8,32 @@ from accelerate.utils import parse_flag_from_env
 from torch import Tensor
 
 from switchkd.doctor.findings import Finding, Level
-from switchkd.doctor.looked_at import autocast
+from switchkd.doctor.samples import autocast
 from switchkd.train.memory import Load, Memory, NoEstimateError, estimate, left_out, loss_bytes
-from switchkd.train.stage import OpenStage
+from switchkd.train.stage import StageContext
 from switchkd.types import Batch, Hidden, answer_targets, to_device
 
 
-def memory(opened: OpenStage) -> Iterator[Finding]:
+def memory(context: StageContext) -> Iterator[Finding]:
     """The estimate for the longest batch; where none is possible without weights, one forward of it is measured."""
-    lengths = torch.tensor(opened.rows["length"])
-    longest = lengths.topk(min(opened.stage.per_device_train_batch_size or 1, len(lengths))).indices
-    rows = [opened.rows[index] for index in longest.tolist()]
-    batch = opened.collator(rows)
+    lengths = torch.tensor(context.rows["length"])
+    longest = lengths.topk(min(context.stage.per_device_train_batch_size, len(lengths))).indices
+    rows = [context.rows[index] for index in longest.tolist()]
+    batch = context.collator(rows)
     answers, images = len(answer_targets(batch["labels"])), sum(len(row["images"]) for row in rows)
     size, length = batch["input_ids"].shape
     load = Load(size, length, answers, images)
-    device = opened.pair.student.model.device
+    device = context.pair.student.model.device
     student, teacher = (
-        opened.pair.student.model.config,
-        opened.pair.teacher.model.config if opened.pair.teacher else None,
+        context.pair.student.model.config,
+        context.pair.teacher.model.config if context.pair.teacher else None,
     )
     try:
-        needed, how = estimate(opened.session.recipe, opened.stage, student, teacher, load, batch), ""
+        needed, how = estimate(context.run.recipe, context.stage, student, teacher, load, batch), ""
     except NoEstimateError:
-        needed, how = _measured(opened, to_device(batch, device)), " (measured, not estimated)"
+        needed, how = _measured(context, to_device(batch, device)), " (measured, not estimated)"
     free = _free_bytes(device)
-    detail = f"{needed}{how}{left_out(opened.method)}; {free / 2**30:.1f} GiB are free beside the weights"
+    detail = f"{needed}{how}{left_out(context.method)}; {free / 2**30:.1f} GiB are free beside the weights"
     level: Level = "ok" if needed.peak - needed.weights < free else "failed"
     if level == "failed" and _sharded():
         level, detail = "warning", f"{detail}. That is without sharding, and with it a device needs less"
@@ -45,23 +45,23 @@ def _sharded() -> bool:
     return any(parse_flag_from_env(name) for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"))
 
 
-def _measured(opened: OpenStage, batch: Batch) -> Memory:
+def _measured(context: StageContext, batch: Batch) -> Memory:
     """Weights, gradients and optimizer from their sizes; activations from one forward, all of them under the student's name."""
-    recipe, device = opened.session.recipe, opened.pair.student.model.device
-    weights = sum(p.numel() * p.element_size() for p in opened.pair.parameters())
-    gradients = sum(p.numel() * p.element_size() for p in opened.pair.parameters() if p.requires_grad)
-    hidden, kept = _forward(opened, batch)
-    loss = loss_bytes(recipe, opened.method, hidden, device)
+    recipe, device = context.run.recipe, context.pair.student.model.device
+    weights = sum(p.numel() * p.element_size() for p in context.pair.parameters())
+    gradients = sum(p.numel() * p.element_size() for p in context.pair.parameters() if p.requires_grad)
+    hidden, kept = _forward(context, batch)
+    loss = loss_bytes(recipe, context.method, hidden, device)
     held = kept + loss
     # activations go while gradients come; with accumulation those of earlier micro-batches are there from the start
-    most = held + gradients if (opened.stage.gradient_accumulation_steps or 1) > 1 else max(held, gradients)
+    most = held + gradients if context.stage.gradient_accumulation_steps > 1 else max(held, gradients)
     peak = weights + 2 * gradients + most
     return Memory(weights, 2 * gradients, gradients, 0, student_language=kept, switch=0, loss=loss, peak=peak)
 
 
-def _forward(opened: OpenStage, batch: Batch) -> tuple[Hidden, int]:
+def _forward(context: StageContext, batch: Batch) -> tuple[Hidden, int]:
     """The hidden states of one micro-batch, and the bytes that autograd keeps for its backward: storages once, parameters not."""
-    own = {p.untyped_storage().data_ptr() for p in opened.pair.parameters()}
+    own = {p.untyped_storage().data_ptr() for p in context.pair.parameters()}
     kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -70,15 +70,15 @@ def _forward(opened: OpenStage, batch: Batch) -> tuple[Hidden, int]:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    training = opened.pair.training
-    opened.pair.train()
+    training = context.pair.training
+    context.pair.train()
     with (
         torch.random.fork_rng(),
-        autocast(opened),
+        autocast(context),
         torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
     ):
-        hidden = opened.pair(batch, opened.method.needs, lambda hidden: hidden)
-    opened.pair.train(training)
+        hidden = context.pair(batch, context.method.needs, lambda hidden: hidden)
+    context.pair.train(training)
     assert isinstance(hidden, Hidden)
     return hidden, sum(kept.values())
 

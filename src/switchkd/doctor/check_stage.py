@@ -3,18 +3,19 @@
 from collections.abc import Iterator
 
 from switchkd.doctor.findings import Finding
-from switchkd.train.stage import OpenStage, total_steps
+from switchkd.doctor.samples import Examined
+from switchkd.train.stage import total_steps
 
 
-def steps(opened: OpenStage) -> Iterator[Finding]:
+def steps(examined: Examined) -> Iterator[Finding]:
     """There is a step to take."""
-    count = total_steps(opened)
-    yield Finding("ok" if count > 0 else "failed", "steps", f"{count} optimizer steps over {len(opened.rows)} rows")
+    count = total_steps(examined.context)
+    yield Finding("ok" if count > 0 else "failed", "steps", f"{count} optimizer steps over {len(examined.context.rows)} rows")
 
 
-def trainable(opened: OpenStage) -> Iterator[Finding]:
+def trainable(examined: Examined) -> Iterator[Finding]:
     """Something learns."""
-    student = opened.pair.student
+    student = examined.context.pair.student
     counts = {
         part: sum(p.numel() for p in student.part_parameters(part).values() if p.requires_grad)
         for part in student.family.parts

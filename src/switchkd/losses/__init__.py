@@ -4,19 +4,19 @@
 """
 
 from switchkd.losses.activation_losses import of_logits, relation, squared_error
-from switchkd.losses.chunks import ChunkLoss, CrossEntropyDBiLD, PlainTerms
-from switchkd.losses.dbild import Comparison, Softmax, bild, dbild
+from switchkd.losses.chunks import ChunkLoss, CrossEntropyDBiLD, AutogradTerms
+from switchkd.losses.dbild import DBiLDSettings, Softmax, bild, dbild
 from switchkd.losses.divergence import cross_entropy, forward_kl, jsd, reverse_kl, soft_cross_entropy
-from switchkd.losses.fused import SummedLoss, fused_loss, plain_loss, with_rows
+from switchkd.losses.fused import SummedLoss, fused_loss, plain_loss, with_samples
 from switchkd.losses.knee import knee
-from switchkd.types import Head
+from switchkd.signals import Head
 
 __all__ = [
     "ChunkLoss",
-    "Comparison",
+    "DBiLDSettings",
     "CrossEntropyDBiLD",
     "Head",
-    "PlainTerms",
+    "AutogradTerms",
     "Softmax",
     "SummedLoss",
     "bild",
@@ -32,5 +32,5 @@ __all__ = [
     "reverse_kl",
     "soft_cross_entropy",
     "squared_error",
-    "with_rows",
+    "with_samples",
 ]

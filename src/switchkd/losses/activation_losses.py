@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from switchkd.losses.checks import at_least_float32
-from switchkd.types import Head
+from switchkd.signals import Head
 
 #: From the logits of student and teacher at the positions of one row to one value, or several.
 LogitLoss = Callable[[Float[Tensor, "n vocab"], Float[Tensor, "n vocab"]], Float[Tensor, "..."]]

@@ -63,7 +63,7 @@ def _forward_kl_on(
 
 
 @dataclass(frozen=True)
-class Comparison:
+class DBiLDSettings:
     """Which logits `dbild` compares, and how: its knobs, see there."""
 
     temperature: float = 3.0
@@ -155,7 +155,7 @@ def dbild(
     """
     check_pair(student, teacher)
     check_at_least_two("the vocabulary", student.shape[1])
-    return _DBiLD.apply(student, teacher, Comparison(temperature, window, min_k, top_k, direction, softmax, t_squared))
+    return _DBiLD.apply(student, teacher, DBiLDSettings(temperature, window, min_k, top_k, direction, softmax, t_squared))
 
 
 class _DBiLD(torch.autograd.Function):
@@ -166,7 +166,7 @@ class _DBiLD(torch.autograd.Function):
         ctx: Any,
         student: Float[Tensor, "n vocab"],
         teacher: Float[Tensor, "n vocab"],
-        comparison: Comparison,
+        comparison: DBiLDSettings,
     ) -> Float[Tensor, " n"]:
         precision = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
         (ids_t, k_t), (ids_s, k_s) = comparison.choose(teacher), comparison.choose(student)

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from switchkd.types import Head
+from switchkd.signals import Head
 
 #: Rows of a half-precision head that are widened at a time, so that no second copy of the head arises.
 _WIDENED_ROWS = 8192
@@ -94,7 +94,7 @@ class Projection:
             out.add_(self.bias)
         return out if self.softcap is None else out.div_(self.softcap).tanh_().mul_(self.softcap)
 
-    def slope(self, logits: Float[Tensor, "n rows"]) -> Float[Tensor, "n rows"] | None:
+    def softcap_derivative(self, logits: Float[Tensor, "n rows"]) -> Float[Tensor, "n rows"] | None:
         """∂ logits/∂(h Wᵀ + b) of a soft-capped head, 1 − (z/c)²; None without a cap."""
         return None if self.softcap is None else (logits / self.softcap).square_().neg_().add_(1)
 

@@ -6,7 +6,7 @@ from switchkd.methods.feature_kd import FeatureKD
 from switchkd.methods.kd import KD
 from switchkd.methods.llava_kd import LLaVAKD
 from switchkd.methods.llava_mod import LLaVAMoD
-from switchkd.methods.method import Direction, Method, RowTerms, Terms
+from switchkd.methods.method import Direction, Method, Need, SampleTerms, TokenTerms
 from switchkd.methods.sft import SFT
 from switchkd.methods.switch_kd import SwitchKD
 
@@ -35,7 +35,8 @@ __all__ = [
     "LLaVAKD",
     "LLaVAMoD",
     "Method",
-    "RowTerms",
+    "Need",
+    "SampleTerms",
     "SwitchKD",
-    "Terms",
+    "TokenTerms",
 ]

@@ -8,9 +8,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from switchkd.batch import TEACHER
 from switchkd.losses import cross_entropy, forward_kl, of_logits, squared_error
-from switchkd.methods.method import Direction, Method, RowTerms, Terms, check_temperature, side_by_side
-from switchkd.types import Inner, Need, Routes, Sizes
+from switchkd.methods.method import Direction, Method, Need, SampleTerms, TokenTerms, check_temperature
+from switchkd.models.capture import Attention, Hidden, Projected
+from switchkd.signals import Activations, AnswerLogits, Signals, Sizes, TokenTerm
+
+_TEXT, _PROJECTED, _ATTENTION = Hidden(at="text"), Projected(), Attention(layer=0, of="text", to="visual")
 
 
 class Maps(nn.Module):
@@ -32,12 +36,12 @@ class Maps(nn.Module):
         for layer in (self.heads, self.width):
             nn.init.zeros_(layer.bias)
 
-    def attention(self, student: Float[Tensor, "heads texts tokens"]) -> Float[Tensor, "their_heads texts tokens"]:
+    def attention(self, student: Float[Tensor, "heads texts tokens"]) -> Float[Tensor, "teacher_heads texts tokens"]:
         """M_A A_S."""
         mapped: Tensor = self.heads(student.movedim(0, -1).to(self.heads.weight.dtype))
         return mapped.movedim(-1, 0)
 
-    def projected(self, student: Float[Tensor, "tokens width"]) -> Float[Tensor, "tokens their_width"]:
+    def projected(self, student: Float[Tensor, "tokens width"]) -> Float[Tensor, "tokens teacher_width"]:
         """M_P P_S."""
         mapped: Tensor = self.width(student.to(self.width.weight.dtype))
         return mapped
@@ -77,9 +81,9 @@ class AlignKD(Method):
         weights: dict[Need, float] = {
             "student": 1,
             "teacher": 1,
-            "text": self.soft,
-            "attention": self.attention + self.focus,
-            "projected": self.projected + self.focus,
+            _TEXT: self.soft,
+            _ATTENTION: self.attention + self.focus,
+            _PROJECTED: self.projected + self.focus,
         }
         return frozenset(need for need, weight in weights.items() if weight)
 
@@ -90,46 +94,45 @@ class AlignKD(Method):
 
     def learned(self, student: Sizes, teacher: Sizes) -> nn.Module | None:
         """M_A and M_P; None where only soft targets are learned from."""
-        return Maps(student, teacher) if self.needs & {"attention", "projected"} else None
+        return Maps(student, teacher) if self.needs & {_ATTENTION, _PROJECTED} else None
 
-    def terms(self, routes: Routes, targets: Int[Tensor, " answers"]) -> Terms:
+    def token_terms(self, logits: AnswerLogits) -> TokenTerms:
         """Cross-entropy."""
-        return {"ce": cross_entropy(routes.student, targets)}
+        return {"ce": TokenTerm(cross_entropy(logits.student, logits.targets))}
 
-    def row_terms(self, student: Inner, teacher: Inner, learned: nn.Module | None) -> RowTerms:
+    def sample_terms(self, signals: Signals, learned: nn.Module | None) -> SampleTerms:
         """All others, each at its weight."""
-        found: dict[str, list[Tensor]] = {}
+        both = signals.activations[TEACHER]
+        terms: dict[str, list[Tensor]] = {}
         if self.soft:
-            found["soft"] = [
-                of_logits(self._soft, ours, student.head, theirs, teacher.head)
-                for ours, theirs in side_by_side("text", student, teacher, width=False)
+            terms["soft"] = [
+                of_logits(self._soft, student_hidden, both.student_head, teacher_hidden, both.teacher_head)
+                for student_hidden, teacher_hidden in both.pairs(_TEXT, width=False)
             ]
         if isinstance(learned, Maps):
-            found |= self._mapped(student, teacher, learned)
+            terms |= self._mapped(both, learned)
         weights = self._weights()
-        return {name: weights[name] * torch.stack(values) for name, values in found.items() if weights[name]}
+        return {name: weights[name] * torch.stack(values) for name, values in terms.items() if weights[name]}
 
-    def _mapped(self, student: Inner, teacher: Inner, maps: Maps) -> dict[str, list[Tensor]]:
+    def _mapped(self, both: Activations, maps: Maps) -> dict[str, list[Tensor]]:
         """The terms whose students are mapped to the teacher's sizes."""
-        found: dict[str, list[Tensor]] = {}
+        terms: dict[str, list[Tensor]] = {}
         if self.attention:
-            found["attention"] = [
-                squared_error(maps.attention(ours), theirs)
-                for ours, theirs in side_by_side("attention", student, teacher)
-            ]
+            pairs = both.pairs(_ATTENTION)
+            terms["attention"] = [squared_error(maps.attention(student_a), teacher_a) for student_a, teacher_a in pairs]
         if self.projected or self.focus:
             pairs = [
-                (maps.projected(ours), theirs)
-                for ours, theirs in side_by_side("projected", student, teacher, width=False)
+                (maps.projected(student_tokens), teacher_tokens)
+                for student_tokens, teacher_tokens in both.pairs(_PROJECTED, width=False)
             ]
-            found["projected"] = [squared_error(ours, theirs) for ours, theirs in pairs]
+            terms["projected"] = [squared_error(*pair) for pair in pairs]
         if self.focus:
-            chosen = [_focus(attention, self.top) for attention in teacher["attention"]]
-            found["focus"] = [
-                squared_error(ours[tokens], theirs[tokens])
-                for (ours, theirs), tokens in zip(pairs, chosen, strict=True)
+            chosen = [_focus(attention, self.top) for attention in both.teacher[_ATTENTION]]
+            terms["focus"] = [
+                squared_error(student_tokens[tokens], teacher_tokens[tokens])
+                for (student_tokens, teacher_tokens), tokens in zip(pairs, chosen, strict=True)
             ]
-        return found
+        return terms
 
     def _soft(self, student: Float[Tensor, "n vocab"], teacher: Float[Tensor, "n vocab"]) -> Float[Tensor, ""]:
         return forward_kl(student, teacher, temperature=self.temperature).mean()

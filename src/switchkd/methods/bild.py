@@ -3,13 +3,10 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from jaxtyping import Int
-from torch import Tensor
-
-from switchkd.losses import cross_entropy
-from switchkd.losses import dbild as bild
-from switchkd.methods.method import Direction, Method, Terms, check_temperature
-from switchkd.types import Need, Routes
+from switchkd.batch import TEACHER
+from switchkd.losses import bild, cross_entropy
+from switchkd.methods.method import Direction, Method, TokenTerms, check_temperature
+from switchkd.signals import AnswerLogits, TokenTerm
 
 
 @dataclass(frozen=True)
@@ -32,18 +29,12 @@ class BiLD(Method):
         check_temperature(self.name, self.temperature)
 
     @property
-    def needs(self) -> frozenset[Need]:
-        """Student and teacher."""
-        return frozenset({"student", "teacher"})
-
-    @property
     def directions(self) -> dict[str, Direction]:
         """Forward, from both leaders."""
         return {"bild": "forward"}
 
-    def terms(self, routes: Routes, targets: Int[Tensor, " answers"]) -> Terms:
+    def token_terms(self, logits: AnswerLogits) -> TokenTerms:
         """Cross-entropy and the logits-difference loss."""
-        return {
-            "ce": cross_entropy(routes.student, targets),
-            "bild": bild(routes["student"], routes["teacher"], top_k=self.top_k, temperature=self.temperature),
-        }
+        compared = logits.compared[TEACHER]
+        differences = bild(compared.student, compared.teacher, top_k=self.top_k, temperature=self.temperature)
+        return {"ce": TokenTerm(cross_entropy(logits.student, logits.targets)), "bild": compared.term(differences)}

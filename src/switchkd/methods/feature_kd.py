@@ -5,14 +5,15 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Int
-from torch import Tensor, nn
+from torch import nn
 
+from switchkd.batch import TEACHER
 from switchkd.losses import ChunkLoss, squared_error
-from switchkd.methods.method import Direction, Method, RowTerms, Terms, check_temperature, side_by_side
+from switchkd.methods.method import Direction, Method, Need, SampleTerms, TokenTerms, check_temperature
 from switchkd.methods.sft import SFT
 from switchkd.methods.switch_kd import SwitchKD
-from switchkd.types import Inner, Need, Routes
+from switchkd.models.capture import Vision
+from switchkd.signals import AnswerLogits, Signals
 
 
 @dataclass(frozen=True)
@@ -43,25 +44,26 @@ class FeatureKD(Method):
     @property
     def needs(self) -> frozenset[Need]:
         """Student and teacher, and what both see."""
-        return frozenset({"student", "teacher", "features"})
+        return frozenset({"student", "teacher", Vision()})
 
     @property
     def directions(self) -> dict[str, Direction]:
         """Those of `align`: reverse, from both leaders."""
         return self._answers.directions
 
-    def terms(self, routes: Routes, targets: Int[Tensor, " answers"]) -> Terms:
+    def token_terms(self, logits: AnswerLogits) -> TokenTerms:
         """Cross-entropy and `align`, at its weight."""
-        return self._answers.terms(routes, targets)
+        return self._answers.token_terms(logits)
 
-    def row_terms(self, student: Inner, teacher: Inner, learned: nn.Module | None) -> RowTerms:
+    def sample_terms(self, signals: Signals, learned: nn.Module | None) -> SampleTerms:
         """`features`, at its weight."""
-        pairs = side_by_side("features", student, teacher)
-        return {"features": self.features * torch.stack([squared_error(ours, theirs) for ours, theirs in pairs])}
+        pairs = signals.activations[TEACHER].pairs(Vision())
+        errors = [squared_error(student_features, teacher_features) for student_features, teacher_features in pairs]
+        return {"features": self.features * torch.stack(errors)}
 
-    def statistics(self, routes: Routes) -> Terms:
+    def statistics(self, logits: AnswerLogits) -> TokenTerms:
         """The knees of `align`."""
-        return self._answers.statistics(routes)
+        return self._answers.statistics(logits)
 
     def chunk_loss(self) -> ChunkLoss:
         """Of the terms on the answers."""

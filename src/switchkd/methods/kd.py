@@ -3,12 +3,10 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from jaxtyping import Int
-from torch import Tensor
-
+from switchkd.batch import TEACHER
 from switchkd.losses import cross_entropy, jsd
-from switchkd.methods.method import Direction, Method, Terms, check_temperature
-from switchkd.types import Need, Routes
+from switchkd.methods.method import Direction, Method, TokenTerms, check_temperature
+from switchkd.signals import AnswerLogits, TokenTerm
 
 
 @dataclass(frozen=True)
@@ -28,18 +26,12 @@ class KD(Method):
         check_temperature(self.name, self.temperature)
 
     @property
-    def needs(self) -> frozenset[Need]:
-        """Student and teacher."""
-        return frozenset({"student", "teacher"})
-
-    @property
     def directions(self) -> dict[str, Direction]:
         """Forward for β = 0, reverse for β = 1; between them neither."""
         return {"kd": "forward"} if self.beta == 0 else {"kd": "reverse"} if self.beta == 1 else {}
 
-    def terms(self, routes: Routes, targets: Int[Tensor, " answers"]) -> Terms:
+    def token_terms(self, logits: AnswerLogits) -> TokenTerms:
         """Cross-entropy and the divergence from the teacher."""
-        return {
-            "ce": cross_entropy(routes.student, targets),
-            "kd": jsd(routes["student"], routes["teacher"], beta=self.beta, temperature=self.temperature),
-        }
+        compared = logits.compared[TEACHER]
+        divergence = jsd(compared.student, compared.teacher, beta=self.beta, temperature=self.temperature)
+        return {"ce": TokenTerm(cross_entropy(logits.student, logits.targets)), "kd": compared.term(divergence)}

@@ -5,12 +5,14 @@ from dataclasses import asdict, dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
+from switchkd.batch import TEACHER
 from switchkd.losses import cross_entropy, forward_kl, of_logits, relation
-from switchkd.methods.method import Direction, Method, RowTerms, Terms, check_temperature, side_by_side
-from switchkd.types import Inner, Need, Routes
+from switchkd.methods.method import Direction, Method, Need, SampleTerms, TokenTerms, check_temperature
+from switchkd.models.capture import Hidden
+from switchkd.signals import AnswerLogits, Signals, TokenTerm
 
 
 @dataclass(frozen=True)
@@ -37,31 +39,33 @@ class LLaVAKD(Method):
     @property
     def needs(self) -> frozenset[Need]:
         """Student and teacher, and both at visual tokens where these have a weight."""
-        return frozenset({"student", "teacher", "visual"} if self.visual or self.relation else {"student", "teacher"})
+        return frozenset({"student", "teacher", Hidden(at="visual")} if self.visual or self.relation else {"student", "teacher"})
 
     @property
     def directions(self) -> dict[str, Direction]:
         """Forward, at answers and visual tokens."""
         return {name: "forward" for name, weight in (("answers", self.answers), ("visual", self.visual)) if weight}
 
-    def terms(self, routes: Routes, targets: Int[Tensor, " answers"]) -> Terms:
+    def token_terms(self, logits: AnswerLogits) -> TokenTerms:
         """Cross-entropy and `answers`."""
-        terms = {"ce": cross_entropy(routes.student, targets)}
+        terms = {"ce": TokenTerm(cross_entropy(logits.student, logits.targets))}
         if self.answers:
-            divergence = forward_kl(routes["student"], routes["teacher"], temperature=self.temperature)
-            terms["answers"] = self.answers * divergence
+            compared = logits.compared[TEACHER]
+            divergence = forward_kl(compared.student, compared.teacher, temperature=self.temperature)
+            terms["answers"] = compared.term(self.answers * divergence)
         return terms
 
-    def row_terms(self, student: Inner, teacher: Inner, learned: nn.Module | None) -> RowTerms:
-        """`visual` and `relation`, the logits of one row at a time."""
-        found = [
-            of_logits(self._at_visual_tokens, ours, student.head, theirs, teacher.head)
-            if len(ours)
-            else ours.new_zeros(2)
-            for ours, theirs in side_by_side("visual", student, teacher, width=False)
+    def sample_terms(self, signals: Signals, learned: nn.Module | None) -> SampleTerms:
+        """`visual` and `relation`, the logits of one sample at a time."""
+        both = signals.activations[TEACHER]
+        terms = [
+            of_logits(self._at_visual_tokens, student_hidden, both.student_head, teacher_hidden, both.teacher_head)
+            if len(student_hidden)
+            else student_hidden.new_zeros(2)
+            for student_hidden, teacher_hidden in both.pairs(Hidden(at="visual"), width=False)
         ]
         weights = {"visual": self.visual, "relation": self.relation}
-        values = torch.stack(found).unbind(dim=1)
+        values = torch.stack(terms).unbind(dim=1)
         return {name: weights[name] * value for name, value in zip(weights, values, strict=True) if weights[name]}
 
     def _at_visual_tokens(

@@ -4,12 +4,10 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from jaxtyping import Int
-from torch import Tensor
-
+from switchkd.batch import TEACHER
 from switchkd.losses import cross_entropy, soft_cross_entropy
-from switchkd.methods.method import Method, Terms, check_temperature
-from switchkd.types import Need, Routes
+from switchkd.methods.method import Method, TokenTerms, check_temperature
+from switchkd.signals import AnswerLogits, TokenTerm
 
 
 @dataclass(frozen=True)
@@ -32,12 +30,11 @@ class LLaVAMoD(Method):
             )
         check_temperature(self.name, self.temperature)
 
-    @property
-    def needs(self) -> frozenset[Need]:
-        """Student and teacher."""
-        return frozenset({"student", "teacher"})
-
-    def terms(self, routes: Routes, targets: Int[Tensor, " answers"]) -> Terms:
+    def token_terms(self, logits: AnswerLogits) -> TokenTerms:
         """Cross-entropy with the answers of the data, and with the teacher's, at its weight."""
-        mimic = soft_cross_entropy(routes["student"], routes["teacher"], temperature=self.temperature)
-        return {"ce": cross_entropy(routes.student, targets), "mimic": self.mimic * mimic}
+        compared = logits.compared[TEACHER]
+        mimic = soft_cross_entropy(compared.student, compared.teacher, temperature=self.temperature)
+        return {
+            "ce": TokenTerm(cross_entropy(logits.student, logits.targets)),
+            "mimic": compared.term(self.mimic * mimic),
+        }

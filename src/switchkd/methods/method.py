@@ -4,16 +4,19 @@ import math
 from abc import ABC, abstractmethod
 from typing import ClassVar, Literal
 
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from switchkd.losses import ChunkLoss, PlainTerms
-from switchkd.types import Inner, Look, Need, Routes, Sizes
+from switchkd.losses import AutogradTerms, ChunkLoss
+from switchkd.models.capture import Site
+from switchkd.signals import AnswerLogits, Route, Signals, Sizes, TokenTerm
 
-#: Named values in nats, one for each answer token.
-Terms = dict[str, Float[Tensor, " answers"]]
-#: Named values, one for each row of the batch.
-RowTerms = dict[str, Float[Tensor, " rows"]]
+#: All that a method can ask for: pathways, and places inside both models.
+Need = Route | Site
+#: Named terms about answer tokens.
+TokenTerms = dict[str, TokenTerm]
+#: Named values, one for each sample of the batch.
+SampleTerms = dict[str, Float[Tensor, " samples"]]
 #: forward: KL(p_T ‖ p_S), the expectation is the teacher's. reverse: KL(p_S ‖ p_T), the learner's.
 Direction = Literal["forward", "reverse"]
 
@@ -27,31 +30,37 @@ def check_temperature(name: str, temperature: float) -> None:
 class Method(ABC):
     """A distillation method: a frozen dataclass whose fields are its knobs.
 
-    A method knows routes, never models. The trainer sums what `terms` returns and divides once, by the number of answer tokens of the
-    global batch (all ranks, all accumulation steps), so a term carries its weight and no reduction.
+    A method knows signals, never models. The trainer sums what `token_terms` returns and divides once, by the number of answer tokens of
+    the global batch (all ranks, all accumulation steps), so a term carries its weight and no reduction.
     """
 
     name: ClassVar[str]
 
     @property
-    @abstractmethod
     def needs(self) -> frozenset[Need]:
-        """The pathways whose logits `terms` reads, and what `row_terms` looks at inside both models."""
+        """The pathways whose logits `token_terms` reads, and the places inside both models that `sample_terms` looks at."""
+        return frozenset({"student", "teacher"})
+
+    @property
+    def sites(self) -> frozenset[Site]:
+        """Of these, the places inside both models."""
+        return frozenset(need for need in self.needs if isinstance(need, Site))
 
     @abstractmethod
-    def terms(self, routes: Routes, targets: Int[Tensor, " answers"]) -> Terms:
-        """The weighted terms of the loss at every answer token."""
+    def token_terms(self, logits: AnswerLogits) -> TokenTerms:
+        """The weighted terms of the loss: a value for each answer token, and which answers these are."""
 
-    def row_terms(self, student: Inner, teacher: Inner, learned: nn.Module | None) -> RowTerms:
-        """The weighted terms about what is inside both models, one value for each row; 0 for a row that has nothing to compare.
+    def sample_terms(self, signals: Signals, learned: nn.Module | None) -> SampleTerms:
+        """The weighted terms about what is inside both models, one value for each sample; 0 for one that has nothing to compare.
 
-        Every answer token carries the value of its row: the trainer adds Σ over rows of value × answer tokens of the row before it divides.
-        So these terms too are the same however the global batch is spread over ranks and steps. Only called where `needs` looks inside.
+        Every answer token carries the value of its sample: the trainer adds Σ over samples of value × answer tokens of the sample before
+        it divides. So these terms too are the same however the global batch is spread over ranks and steps. Only called where `needs`
+        names a site.
         """
         return {}
 
     def learned(self, student: Sizes, teacher: Sizes) -> nn.Module | None:
-        """What `row_terms` needs of weights of its own, such as a map from the student's width to the teacher's.
+        """What `sample_terms` needs of weights of its own, such as a map from the student's width to the teacher's.
 
         They learn with the student, are kept in checkpoints for resuming, and are in no finished student.
         """
@@ -66,36 +75,10 @@ class Method(ABC):
         """The method as it is at a step of a stage, `progress` from above 0 (first step) to 1 (last): itself, unless a weight changes."""
         return self
 
-    def statistics(self, routes: Routes) -> Terms:
+    def statistics(self, logits: AnswerLogits) -> TokenTerms:
         """What else is worth a line in the log, per answer token; not part of the loss."""
         return {}
 
     def chunk_loss(self) -> ChunkLoss:
         """The same for the fused loss. A method whose gradients are written out returns them here; for the others autograd finds them."""
-        return PlainTerms(self.terms, self.statistics)
-
-
-def side_by_side(
-    look: Look, student: Inner, teacher: Inner, *, width: bool = True
-) -> list[tuple[Float[Tensor, "..."], Float[Tensor, "..."]]]:
-    """What both models have of each row.
-
-    Args:
-        look: what is compared.
-        student: of the student.
-        teacher: of the teacher.
-        width: whether the last axis must agree too. It does not where a head or a learned map comes before the comparison.
-
-    Raises:
-        ValueError: with both numbers, where the two cannot be laid side by side.
-    """
-    pairs = list(zip(student[look], teacher[look], strict=True))
-    for row, (ours, theirs) in enumerate(pairs):
-        axes = ("texts", "tokens") if look == "attention" else ("tokens", "channels")
-        for what, place in zip(axes, (-2, -1) if width else (-2,), strict=False):
-            if ours.shape[place] != theirs.shape[place]:
-                raise ValueError(
-                    f"row {row} of a batch has {ours.shape[place]} {what} of {look!r} in the student and {theirs.shape[place]} in the "
-                    "teacher, and they are compared one by one: choose models (or image processors) that agree in this, or another method"
-                )
-    return pairs
+        return AutogradTerms(self.token_terms, self.statistics)

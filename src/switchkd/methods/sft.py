@@ -3,12 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from jaxtyping import Int
-from torch import Tensor
-
 from switchkd.losses import cross_entropy
-from switchkd.methods.method import Method, Terms
-from switchkd.types import Need, Routes
+from switchkd.methods.method import Method, Need, TokenTerms
+from switchkd.signals import AnswerLogits, TokenTerm
 
 
 @dataclass(frozen=True)
@@ -22,6 +19,6 @@ class SFT(Method):
         """The student alone."""
         return frozenset({"student"})
 
-    def terms(self, routes: Routes, targets: Int[Tensor, " answers"]) -> Terms:
+    def token_terms(self, logits: AnswerLogits) -> TokenTerms:
         """Cross-entropy with the answers of the data."""
-        return {"ce": cross_entropy(routes.student, targets)}
+        return {"ce": TokenTerm(cross_entropy(logits.student, logits.targets))}

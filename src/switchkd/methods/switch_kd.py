@@ -4,12 +4,13 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import ClassVar, get_args
 
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from switchkd.losses import Comparison, CrossEntropyDBiLD, Softmax, cross_entropy, dbild, knee
-from switchkd.methods.method import Direction, Method, Terms, check_temperature
-from switchkd.types import Need, Route, Routes
+from switchkd.batch import TEACHER
+from switchkd.losses import DBiLDSettings, CrossEntropyDBiLD, Softmax, cross_entropy, dbild, knee
+from switchkd.methods.method import Direction, Method, Need, TokenTerms, check_temperature
+from switchkd.signals import AnswerLogits, ComparedLogits, Route, TokenTerm
 
 
 @dataclass(frozen=True)
@@ -78,35 +79,37 @@ class SwitchKD(Method):
             return self
         return replace(self, switch=self.switch * progress / self.switch_warmup, switch_warmup=0.0)
 
-    def terms(self, routes: Routes, targets: Int[Tensor, " answers"]) -> Terms:
+    def token_terms(self, logits: AnswerLogits) -> TokenTerms:
         """Cross-entropy, `align` and `switch`, each at its weight."""
-        terms = {"ce": cross_entropy(routes.student, targets)}
+        compared = logits.compared[TEACHER]
+        terms = {"ce": TokenTerm(cross_entropy(logits.student, logits.targets))}
         if self.align:
-            terms["align"] = self.align * self._dbild(routes, "student")
+            terms["align"] = compared.term(self.align * self._dbild(compared, "student"))
         if self.switch:
-            terms["switch"] = self.switch * self._dbild(routes, "switch")
+            terms["switch"] = compared.term(self.switch * self._dbild(compared, "switch"))
         return terms
 
-    def _dbild(self, routes: Routes, learner: Route) -> Float[Tensor, " answers"]:
-        return dbild(routes[learner], routes["teacher"], **asdict(self._comparison))
+    def _dbild(self, compared: ComparedLogits, learner: Route) -> Float[Tensor, " compared"]:
+        return dbild(compared.of(learner), compared.teacher, **asdict(self._settings))
 
-    def statistics(self, routes: Routes) -> Terms:
+    def statistics(self, logits: AnswerLogits) -> TokenTerms:
         """The knee k of each leader: a k stuck at `min_k` means that almost no logits are compared. None where k is fixed."""
         if self.top_k is not None:
             return {}
+        compared = logits.compared[TEACHER]
         weights: dict[Route, float] = {"teacher": 1, "student": self.align, "switch": self.switch}
         return {
-            f"knee_{who}": knee(routes[who], window=self.window, min_k=self.min_k).float()
-            for who, weight in weights.items()
+            f"knee_{route}": compared.term(knee(compared.of(route), window=self.window, min_k=self.min_k).float())
+            for route, weight in weights.items()
             if weight
         }
 
     def chunk_loss(self) -> CrossEntropyDBiLD:
         """The same terms and statistics, every gradient written out."""
-        return CrossEntropyDBiLD(self.align, self.switch, self._comparison)
+        return CrossEntropyDBiLD(self.align, self.switch, self._settings)
 
     @property
-    def _comparison(self) -> Comparison:
-        return Comparison(
+    def _settings(self) -> DBiLDSettings:
+        return DBiLDSettings(
             self.temperature, self.window, self.min_k, self.top_k, self.direction, self.softmax, self.t_squared
         )

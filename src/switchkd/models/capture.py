@@ -1,120 +1,255 @@
-"""What a method looks at inside a model, noted while the model says its answers: no second forward pass."""
+"""Places inside a model that a method can look at, captured while the model says its answers: no second forward pass.
 
-from types import TracebackType
-from typing import Any
+A new place is one class: what it hooks, and what of that belongs to each sample.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
-from switchkd.models.families.family import Features
-from switchkd.models.pathway import Pathway
-from switchkd.types import Batch, Head, Inner, Look, text_positions
+from switchkd.batch import Inputs
+
+if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
+
+    from switchkd.models.families import Features
+    from switchkd.models.pathway import Pathway
+
+#: Tokens of a sample: its visual tokens; its text, as far as the next token is text too (no padding, not the end of a sample); the
+#: positions that predict its answers.
+Where = Literal["visual", "text", "answers"]
 
 
-class Watch:
-    """Notes what one `Pathway.say` makes on its way, as a context manager around it.
+@dataclass
+class Capture:
+    """What one `Pathway.say` made on its way, by the place that hooked it."""
 
-    Args:
-        pathway: whose `say` runs inside.
-        batch: what it reads.
-        looks: what is wanted; without any, nothing is hooked and nothing kept.
+    pathway: "Pathway"
+    inputs: Inputs
+    #: V(x) that was said.
+    features: "Features | None"
+    noted: dict["Site", Any] = field(default_factory=dict)
+
+    def positions(self, where: Where) -> Bool[Tensor, "batch sequence"]:
+        """These tokens of every sample."""
+        tokens, image_token = self.inputs.tokens, self.pathway.family.image_token_id
+        if where == "visual":
+            return tokens == image_token
+        mask = torch.zeros_like(tokens, dtype=torch.bool)
+        if where == "answers":
+            mask.flatten()[self.inputs.predicts] = True
+            return mask
+        text = self.inputs.is_text() & (tokens != image_token)
+        mask[:, :-1] = text[:, :-1] & text[:, 1:]
+        return mask
+
+    def counts(self, where: Where) -> list[int]:
+        """How many of these tokens each sample has."""
+        return list(self.positions(where).sum(dim=1).tolist())
+
+
+@dataclass(frozen=True)
+class Site(ABC):
+    """A place inside a model. Equal sites are one place: methods name them in `needs`."""
+
+    #: What the last two axes of a sample's tensor count.
+    axes: ClassVar[tuple[str, str]] = ("tokens", "channels")
+    #: Whether attention weights must be kept, which eager attention alone does.
+    eager_attention: ClassVar[bool] = False
+
+    @property
+    def alike(self) -> frozenset[str]:
+        """What the two models must agree in, to be compared there: fields of `Geometry`, "tokenizer" and "chat template"."""
+        return VISUAL
+
+    @abstractmethod
+    def hook(self, pathway: "Pathway", note: Callable[[Any], None]) -> Iterable["RemovableHandle"]:
+        """Hook the model so that it notes what passes here."""
+
+    @abstractmethod
+    def of_samples(self, capture: Capture) -> list[Float[Tensor, "..."]]:
+        """What was noted, one tensor for each sample."""
+
+
+#: Sizes on which the number of visual tokens depends.
+VISUAL = frozenset(("tokens_per_image", "tokens_per_tile", "merge_size", "patch_size", "frames_per_patch"))
+_TEXT = frozenset(("tokenizer", "chat template"))
+
+
+def _on_entering(pathway: "Pathway", note: Callable[[Any], None]) -> Iterable["RemovableHandle"]:
+    """Note P(V(x)) as it enters the language model."""
+
+    def entering(module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        note((keywords["mm_encoder_outputs"] or {}).get("image"))
+
+    return [pathway.model.model.register_forward_pre_hook(entering, with_kwargs=True)]
+
+
+@dataclass(frozen=True)
+class Vision(Site):
+    """V(x): [tokens, width] as the projector receives them."""
+
+    @property
+    def alike(self) -> frozenset[str]:
+        """They are compared place by place and channel by channel."""
+        return frozenset(
+            ("feature_width", "grid_side", "window_size", "deepstack_layers", "patch_size", "frames_per_patch")
+        )
+
+    def hook(self, pathway: "Pathway", note: Callable[[Any], None]) -> Iterable["RemovableHandle"]:
+        """The projected tokens tell how many pictures each sample has."""
+        return _on_entering(pathway, note)
+
+    def of_samples(self, capture: Capture) -> list[Float[Tensor, "tokens width"]]:
+        """None of a sample without an image."""
+        family, projected, media = capture.pathway.family, capture.noted[self], capture.inputs.images
+        tokens = capture.counts("visual")
+        if capture.features is None or projected is None or media is None:  # or a blank one, which belongs to no sample
+            empty = capture.pathway.head.weight.new_zeros(0, family.geometry.feature_width)
+            return [empty for _ in tokens]
+        pictures = family.pictures_of_samples(media, projected, tokens)
+        return family.features_of_samples(capture.features, media, pictures)
+
+
+@dataclass(frozen=True)
+class Projected(Site):
+    """P(V(x)): [tokens, width] as they enter the language model."""
+
+    def hook(self, pathway: "Pathway", note: Callable[[Any], None]) -> Iterable["RemovableHandle"]:
+        """Where they enter."""
+        return _on_entering(pathway, note)
+
+    def of_samples(self, capture: Capture) -> list[Float[Tensor, "tokens width"]]:
+        """None of a sample without an image."""
+        tokens, projected = capture.counts("visual"), capture.noted[self]
+        if projected is None:
+            return [capture.pathway.head.weight.new_zeros(0, capture.pathway.sizes.width) for _ in tokens]
+        return list(capture.pathway.family.tokens_of(projected).split(tokens))
+
+
+@dataclass(frozen=True)
+class Hidden(Site):
+    """Hidden states of the language model: [tokens, width].
+
+    `layer` is a depth from 0 to 1: 1 is behind the last layer and its norm, less is the output of a layer on the way, 0 the first one's.
     """
 
-    def __init__(self, pathway: Pathway, batch: Batch, looks: frozenset[Look]) -> None:
-        self.pathway, self.batch, self.looks = pathway, batch, looks
-        self._noted: dict[str, Any] = {}
-        self._hooks: list[RemovableHandle] = []
+    layer: float = 1.0
+    at: Where = "visual"
 
-    def __enter__(self) -> "Watch":
-        """Hook the model."""
-        if self.looks:
-            model: nn.Module = self.pathway.model.model
-            self._hooks = [
-                model.register_forward_pre_hook(self._on_entering, with_kwargs=True),
-                model.register_forward_hook(self._on_leaving),
-            ]
-        if "attention" in self.looks:
-            first = self.pathway.family.first_attention(self.pathway.model)
-            self._hooks.append(first.register_forward_hook(self._on_attention))
-        return self
+    def __post_init__(self) -> None:
+        _check_depth(self, self.layer)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Remove the hooks."""
-        for hook in self._hooks:
-            hook.remove()
+    @property
+    def alike(self) -> frozenset[str]:
+        """The tokens are compared one by one."""
+        return VISUAL if self.at == "visual" else _TEXT
 
-    def _on_entering(self, module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        self._noted["projected"] = (keywords["mm_encoder_outputs"] or {}).get("image")
-
-    def _on_leaving(self, module: nn.Module, inputs: tuple[Any, ...], outputs: Any) -> None:
-        self._noted["hidden"] = outputs.last_hidden_state
-
-    def _on_attention(self, module: nn.Module, inputs: tuple[Any, ...], outputs: tuple[Tensor, Tensor | None]) -> None:
-        if outputs[1] is None:
-            raise ValueError(
-                f"the first layer of the {self.pathway.family.model_type} language model keeps no attention weights: only eager attention "
-                "does. Use attn_implementation auto or eager"
+    def hook(self, pathway: "Pathway", note: Callable[[Any], None]) -> Iterable["RemovableHandle"]:
+        """Behind the layer, or behind the whole."""
+        if self.layer == 1:
+            whole = pathway.model.model
+            return [whole.register_forward_hook(lambda module, inputs, output: note(output.last_hidden_state))]
+        layer = _at_depth(pathway.family.layers(pathway.model), self.layer)
+        return [
+            layer.register_forward_hook(
+                lambda module, inputs, output: note(output[0] if isinstance(output, tuple) else output)
             )
-        self._noted["attention"] = outputs[1]
+        ]
 
-    def inner(self, features: Features | None, head: Head) -> Inner | None:
-        """What was noted, cut into rows; None where nothing was asked for. `features` is the V(x) that `say` was given."""
-        if not self.looks:
-            return None
-        ids, config = self.batch["input_ids"], self.pathway.model.config
-        image_token = self.pathway.family.geometry(config)["image token id"]
-        seen = ids == image_token
-        texts = text_positions(ids, self.batch["attention_mask"], image_token)
-        tokens = seen.sum(dim=1).tolist()
-        hidden, rows = self._noted["hidden"], dict[Look, list[Tensor]]()
-        if "features" in self.looks:
-            rows["features"] = self._features(features, tokens)
-        if "projected" in self.looks:
-            rows["projected"] = self._projected(tokens, hidden)
-        if "visual" in self.looks:
-            rows["visual"] = list(hidden[seen].split(tokens))
-        if "text" in self.looks:
-            rows["text"] = list(hidden[texts].split(texts.sum(dim=1).tolist()))
-        if "attention" in self.looks:
-            rows["attention"] = [
-                weights[:, queries][:, :, keys]
-                for weights, queries, keys in zip(self._noted["attention"], texts, seen, strict=True)
-            ]
-        return Inner(rows, head)
-
-    def _features(self, features: Features | None, tokens: list[int]) -> list[Float[Tensor, "tokens width"]]:
-        family, config, projected = self.pathway.family, self.pathway.model.config, self._noted["projected"]
-        if features is None or projected is None:  # no image, or a blank one that belongs to no row
-            width = family.geometry(config)["feature width"]
-            return [self.pathway.head.weight.new_zeros(0, width) for _ in tokens]
-        pictures = family.pictures_of_rows(config, self.batch, projected, tokens)
-        return family.features_of_rows(config, features, self.batch, pictures)
-
-    def _projected(self, tokens: list[int], hidden: Tensor) -> list[Float[Tensor, "tokens width"]]:
-        projected = self._noted["projected"]
-        if projected is None:
-            return [hidden.new_zeros(0, hidden.shape[-1]) for _ in tokens]
-        return list(self.pathway.family.tokens_of(projected).split(tokens))
+    def of_samples(self, capture: Capture) -> list[Float[Tensor, "tokens width"]]:
+        """In the order of the tokens."""
+        return list(capture.noted[self][capture.positions(self.at)].split(capture.counts(self.at)))
 
 
-def texts_of_rows(pathway: Pathway, batch: Batch) -> list[Int[Tensor, " texts"]]:
-    """The ids at the text positions of each row: what must agree before two models are compared there."""
-    token = pathway.family.geometry(pathway.model.config)["image token id"]
-    mask = text_positions(batch["input_ids"], batch["attention_mask"], token)
-    return list(batch["input_ids"][mask].split(mask.sum(dim=1).tolist()))
+@dataclass(frozen=True)
+class Attention(Site):
+    """Attention weights of one layer of the language model, from some tokens to others: [heads, of, to]. `layer` is a depth from 0 to 1."""
+
+    axes: ClassVar[tuple[str, str]] = ("queries", "keys")
+    eager_attention: ClassVar[bool] = True
+    layer: float = 0.0
+    of: Where = "text"
+    to: Where = "visual"
+
+    def __post_init__(self) -> None:
+        _check_depth(self, self.layer)
+
+    @property
+    def alike(self) -> frozenset[str]:
+        """Both the queries and the keys are compared one by one."""
+        return frozenset().union(*(VISUAL if where == "visual" else _TEXT for where in (self.of, self.to)))
+
+    def hook(self, pathway: "Pathway", note: Callable[[Any], None]) -> Iterable["RemovableHandle"]:
+        """Behind the layer's attention."""
+        layer = round(self.layer * (len(pathway.family.layers(pathway.model)) - 1))
+
+        def attended(module: nn.Module, inputs: tuple[Any, ...], outputs: tuple[Tensor, Tensor | None]) -> None:
+            if outputs[1] is None:
+                raise ValueError(
+                    f"layer {layer} of the {pathway.family.model_type} language model keeps no attention weights: only eager attention "
+                    "does. Use attn_implementation auto or eager"
+                )
+            note(outputs[1])
+
+        return [pathway.family.attention(pathway.model, layer).register_forward_hook(attended)]
+
+    def of_samples(self, capture: Capture) -> list[Float[Tensor, "heads of to"]]:
+        """In the order of the tokens."""
+        queries, keys = capture.positions(self.of), capture.positions(self.to)
+        return [w[:, q][:, :, k] for w, q, k in zip(capture.noted[self], queries, keys, strict=True)]
 
 
-def check_same_text(student: Pathway, teacher: Pathway, ours: Batch, theirs: Batch) -> None:
-    """Raise ValueError unless both models read the same text in every row."""
-    pairs = zip(texts_of_rows(student, ours), texts_of_rows(teacher, theirs), strict=True)
-    for row, (mine, other) in enumerate(pairs):
-        if not torch.equal(mine, other):
+def _check_depth(site: Site, layer: float) -> None:
+    if not 0 <= layer <= 1:
+        raise ValueError(f"{site}: layer is a depth, from 0 for the first to 1 for the last")
+
+
+def _at_depth(layers: list[nn.Module], depth: float) -> nn.Module:
+    return layers[max(math.ceil(depth * len(layers)), 1) - 1]
+
+
+@contextmanager
+def capture(
+    pathway: "Pathway", features: "Features | None", inputs: Inputs, sites: frozenset[Site]
+) -> Iterator[Capture]:
+    """Note what one `Pathway.say` makes at some places, around that call; without any, nothing is hooked and nothing kept."""
+    captured = Capture(pathway, inputs, features)
+    handles = [
+        handle for site in sites for handle in site.hook(pathway, lambda value, s=site: captured.noted.update({s: value}))
+    ]
+    try:
+        yield captured
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def of_samples(captured: Capture, sites: frozenset[Site]) -> dict[Site, list[Float[Tensor, "..."]]]:
+    """What was captured, one tensor for each sample."""
+    return {site: site.of_samples(captured) for site in sites}
+
+
+def check_same_text(
+    student: "Pathway", teacher: "Pathway", student_inputs: Inputs, teacher_inputs: Inputs, keys: tuple[str, ...]
+) -> None:
+    """Raise ValueError unless both models read the same text in every sample."""
+    texts = [
+        list(inputs.tokens[read.positions("text")].split(read.counts("text")))
+        for inputs in (student_inputs, teacher_inputs)
+        for read in [Capture(student if inputs is student_inputs else teacher, inputs, None)]
+    ]
+    for key, student_text, teacher_text in zip(keys, *texts, strict=True):
+        if not torch.equal(student_text, teacher_text):
             raise ValueError(
-                f"row {row} of a batch is {len(mine)} tokens of text for the student and {len(other)} others for the teacher, and the "
-                "method compares all of them one by one: give both models one tokenizer and chat template, or choose a method that "
+                f"sample {key!a} is {len(student_text)} tokens of text for the student and {len(teacher_text)} others for the teacher, and "
+                "the method compares all of them one by one: give both models one tokenizer and chat template, or choose a method that "
                 "compares answers"
             )

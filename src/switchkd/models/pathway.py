@@ -11,10 +11,11 @@ from torch import Tensor, distributed, nn
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 from transformers.utils import is_flash_attn_2_available
 
+from switchkd.batch import Inputs, Media
 from switchkd.models.families import family_of
 from switchkd.models.families.family import Features
 from switchkd.models.quantize import Quantization, bits_and_bytes, keep_gradients
-from switchkd.types import Batch, Head, Sizes, answer_positions, to_device
+from switchkd.signals import Head, Sizes
 
 
 class Pathway(nn.Module):
@@ -30,38 +31,42 @@ class Pathway(nn.Module):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.family = family_of(model.config)
-        self.family.check(model.config)
         self.model = model
         self._attention = self._language.config._attn_implementation
 
-    def see(self, batch: Batch) -> Features | None:
-        """V(x), what the projector receives; None for a batch without images."""
-        images = self.images(batch)
-        return None if images is None else self.family.see(self.model, images)
+    def see(self, inputs: Inputs) -> Features | None:
+        """V(x), what the projector receives; None for inputs without images."""
+        media = self.media(inputs)
+        return None if media is None else self.family.see(self.model, media)
 
-    def images(self, batch: Batch) -> Batch | None:
-        """What V looks at: the batch's images. In a batch without any it is nothing, or, on several ranks, a blank image.
+    def media(self, inputs: Inputs) -> Media | None:
+        """What V looks at. Where no sample has an image it is nothing, or, on several ranks, a blank image.
 
         The other ranks may have images: every rank must then run the same layers, or sharded ones wait for each other for ever.
         """
-        if "pixel_values" in batch:
-            return batch
-        return to_device(self.family.blank(self.model.config), batch["input_ids"].device) if _several_ranks() else None
+        if inputs.images is not None or not _several_ranks():
+            return inputs.images
+        return {name: tensor.to(inputs.tokens.device) for name, tensor in self.family.blank().items()}
 
-    def say(self, features: Features | None, batch: Batch) -> Float[Tensor, "answers hidden"]:
-        """L(P(features), t): the hidden state at every position whose next token is part of an answer."""
-        images = self.images(batch)
-        projected = None if features is None or images is None else self.family.project(self.model, features, images)
-        own = projected if images is batch else None
+    def say(self, features: Features | None, inputs: Inputs) -> Float[Tensor, "answers hidden"]:
+        """L(P(features), t): the hidden state at every position whose next token is part of an answer.
+
+        Rows are padded on the right and language models are causal, so that no answer sees padding: no mask is passed on, which would keep
+        attention from its fastest kernels, but in families that say otherwise.
+        """
+        media = self.media(inputs)
+        projected = None if features is None or media is None else self.family.project(self.model, features, media)
+        own = projected if inputs.images is not None else None
         with _without_effect(self.model.get_input_embeddings(), projected if own is None else None):
             outputs = self.model.model(
-                input_ids=batch["input_ids"],
-                attention_mask=batch["attention_mask"],
+                input_ids=inputs.tokens,
+                attention_mask=inputs.is_text().long() if self.family.padding_mask else None,
                 mm_encoder_outputs=None if own is None else {"image": own},
                 use_cache=False,
-                **self.family.beside(batch),
+                **self.family.language_inputs(inputs.images, inputs.types),
             )
-        return outputs.last_hidden_state[answer_positions(batch["labels"])]
+        hidden: Tensor = outputs.last_hidden_state
+        return hidden.flatten(0, 1).index_select(0, inputs.predicts)
 
     def logits(self, hidden: Float[Tensor, "positions hidden"]) -> Float[Tensor, "positions rows"]:
         """What the head makes of hidden states, in float32 or wider."""
@@ -71,12 +76,12 @@ class Pathway(nn.Module):
     def head(self) -> Head:
         """The output matrix, from hidden states to logits, with what the family puts behind it."""
         matrix = self.model.get_output_embeddings()
-        return Head(matrix.weight, matrix.bias, self.family.softcap(self.model.config))
+        return Head(matrix.weight, matrix.bias, self.family.softcap)
 
     @property
     def sizes(self) -> Sizes:
         """Width and heads of the language model."""
-        return self.family.language_sizes(self.model.config)
+        return self.family.language_sizes
 
     @property
     def _language(self) -> PreTrainedModel:
@@ -115,7 +120,8 @@ class Pathway(nn.Module):
         trainable = {name: p for name, p in self.part_parameters("vision").items() if p.requires_grad}
         if not trainable:
             return {}
-        blank = to_device(self.family.blank(self.model.config), next(iter(trainable.values())).device)
+        device = next(iter(trainable.values())).device
+        blank = {name: tensor.to(device) for name, tensor in self.family.blank().items()}
         training = self.model.training
         self.model.eval()  # no dropout, no checkpointing
         with torch.enable_grad():

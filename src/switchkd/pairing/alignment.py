@@ -16,18 +16,18 @@ from switchkd.data.errors import DataError
 _WORD_START = "\u2581"
 
 
-def align(ours: Sequence[AnswerToken | None], theirs: Sequence[AnswerToken | None]) -> Iterator[tuple[int, int]]:
+def align(student: Sequence[AnswerToken | None], teacher: Sequence[AnswerToken | None]) -> Iterator[tuple[int, int]]:
     """Indices of the tokens that begin and end together, in order.
 
     Several tokens with one span are the bytes of one character; they are paired where both sides have equally many.
     """
     spans: list[dict[AnswerToken, list[int]]] = []
-    for tokens in (ours, theirs):
-        found: dict[AnswerToken, list[int]] = defaultdict(list)
+    for tokens in (student, teacher):
+        by_span: dict[AnswerToken, list[int]] = defaultdict(list)
         for index, token in enumerate(tokens):
             if token is not None:
-                found[token].append(index)
-        spans.append(found)
+                by_span[token].append(index)
+        spans.append(by_span)
     for token, indices in sorted(spans[0].items()):
         others = spans[1].get(token, [])
         if len(indices) == len(others):
@@ -69,25 +69,24 @@ def token_bytes(tokenizer: Any) -> dict[int, bytes]:
     )
 
 
-def match_ids(ours: Any, theirs: Any, closing: tuple[int, int]) -> tuple[list[int], list[int]]:
-    """The ids of two tokenizers that stand for the same text, pairwise, in the order of ours.
+def match_ids(student: Any, teacher: Any, closing: tuple[int, int]) -> tuple[list[int], list[int]]:
+    """The ids of two tokenizers that stand for the same text, pairwise, in the order of the student's.
 
     Special tokens match where they are written alike; the tokens that close an answer, `closing`, match whatever they are called.
 
     Raises:
         DataError: for a tokenizer whose marks are not known.
     """
-    if ours.get_vocab() == theirs.get_vocab():
-        ids = list(range(len(ours)))
+    if student.get_vocab() == teacher.get_vocab():
+        ids = list(range(len(student)))
         return ids, ids
-    pairs = dict(_common(_by_text(ours), _by_text(theirs)))
-    pairs |= dict(
-        _common(*({token.content: index for index, token in t.added_tokens_decoder.items()} for t in (ours, theirs)))
-    )
-    pairs = {mine: other for mine, other in pairs.items() if mine != closing[0] and other != closing[1]}
+    pairs = dict(_common(_by_text(student), _by_text(teacher)))
+    special = [{t.content: index for index, t in tokens.added_tokens_decoder.items()} for tokens in (student, teacher)]
+    pairs |= dict(_common(*special))
+    pairs = {first: second for first, second in pairs.items() if first != closing[0] and second != closing[1]}
     pairs[closing[0]] = closing[1]
-    mine = sorted(pairs)
-    return mine, [pairs[index] for index in mine]
+    student_ids = sorted(pairs)
+    return student_ids, [pairs[index] for index in student_ids]
 
 
 def _by_text(tokenizer: Any) -> dict[bytes, int]:
@@ -99,8 +98,8 @@ def _by_text(tokenizer: Any) -> dict[bytes, int]:
     return {texts[index]: index for index in ordered}
 
 
-def _common(ours: dict, theirs: dict) -> Iterable[tuple[int, int]]:
-    return ((index, theirs[text]) for text, index in ours.items() if text in theirs)
+def _common(student: dict[Any, int], teacher: dict[Any, int]) -> Iterable[tuple[int, int]]:
+    return ((index, teacher[text]) for text, index in student.items() if text in teacher)
 
 
 def _is_byte(token: str) -> bool:

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-#: One image, [height, width, channels]: the features of a vision encoder where its patches are.
-Grid = Float[Tensor, "_ _ _"]
+from switchkd.models.families import FeatureGrid
+
 
 
 class Bridge(nn.Module):
@@ -36,7 +36,7 @@ class Bridge(nn.Module):
                 nn.init.orthogonal_(self.translate.weight, gain=math.sqrt(max(teacher_width / student_width, 1)))
             self.translate.bias.zero_()
 
-    def forward(self, grids: list[Grid], sizes: list[tuple[int, int]]) -> list[Grid]:
+    def forward(self, grids: list[FeatureGrid], sizes: list[tuple[int, int]]) -> list[FeatureGrid]:
         """The grids of as many images, each in the size (height, width) that the teacher's own encoder gives it."""
         return [
             self.translate(resample(grid.to(self.translate.weight.dtype), size))
@@ -44,7 +44,7 @@ class Bridge(nn.Module):
         ]
 
     @torch.no_grad()
-    def fit(self, examples: Iterable[tuple[list[Grid], list[Grid]]]) -> float:
+    def fit(self, examples: Iterable[tuple[list[FeatureGrid], list[FeatureGrid]]]) -> float:
         """Least squares: translate the student's grids into the teacher's of the same images.
 
         Args:
@@ -60,8 +60,8 @@ class Bridge(nn.Module):
         gram = torch.zeros(width + 1, width + 1, dtype=dtype)
         cross = torch.zeros(width + 1, self.translate.out_features, dtype=dtype)
         square, total, count = torch.zeros((), dtype=dtype), cross.new_zeros(cross.shape[1]), 0
-        for ours, theirs in examples:
-            for grid, target in zip(ours, theirs, strict=True):
+        for student_grids, teacher_grids in examples:
+            for grid, target in zip(student_grids, teacher_grids, strict=True):
                 x = resample(grid, (target.shape[0], target.shape[1])).flatten(0, 1).to("cpu", dtype)
                 x = torch.cat([x, x.new_ones(len(x), 1)], dim=1)
                 y = target.flatten(0, 1).to("cpu", dtype)
@@ -81,7 +81,7 @@ class Bridge(nn.Module):
         return 1 - (residual / variance).item()
 
 
-def resample(grid: Grid, size: tuple[int, int]) -> Grid:
+def resample(grid: FeatureGrid, size: tuple[int, int]) -> FeatureGrid:
     """The grid at another size: bilinear, and averaging where it shrinks."""
     if grid.shape[:2] == size:
         return grid

@@ -1,75 +1,66 @@
 """A student and its frozen teacher: the visual switch, and what must agree before it can work."""
 
-import logging
-from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from collections.abc import Iterable, Iterator
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from switchkd.models.capture import Watch, check_same_text
-from switchkd.models.families.family import Features
+from switchkd.batch import TEACHER, Aligned, Batch, Inputs
+from switchkd.models.capture import Site, Vision, capture, check_same_text, of_samples
+from switchkd.models.families import FeatureGrid, Features
 from switchkd.models.pathway import Pathway
-from switchkd.pairing import compatibility as fit
-from switchkd.pairing.bridge import Bridge, Grid
+from switchkd.pairing import compatibility
+from switchkd.pairing.bridge import Bridge
 from switchkd.pairing.vocabulary import Ids, Vocabulary
-from switchkd.types import LOOKS, Batch, Hidden, Inner, Look, Need, Routes, to_device
-
-T = TypeVar("T")
-_log = logging.getLogger(__name__)
+from switchkd.signals import Activations, Compared, FromHidden, Route, Signals
 
 
 class Pair(nn.Module):
-    """The only module that the trainer, DDP and FSDP see: a student, and a teacher where the method has one.
+    """A student, and a teacher where the method has one.
 
     The teacher is in eval mode and without gradients whatever happens to the pair; the switch runs *through* it, so that the gradient
-    reaches the student's vision encoder. Where the two read differently, a batch holds what the teacher reads in `batch["teacher"]`.
+    reaches the student's vision encoder. Each model reads its own inputs of a batch, which are one object where both read alike.
 
     Args:
         student: the pathway that learns.
         teacher: the frozen pathway, or None.
-        needs: the routes that the method will ask for; what they require is checked here, before anything runs.
+        needs: what the method will ask for; what that requires is checked here, before anything runs.
         vocabulary: the number of real token ids, `len(processor.tokenizer)`; head rows beyond it are padding and never compared. Where
             the tokenizers differ, the ids that mean the same in both. Required where `needs` has the teacher.
         bridge: from the student's visual features to the teacher's projector, where their shapes differ.
-        learned: what else the method trains, beside the student: it lives and learns with the pair and is in no student.
+        learned: what else the method trains, besides the student: it lives and learns with the pair and is in no student.
 
     Raises:
         ValueError: if the pair does not fit `needs`, with both numbers.
     """
-
-    # How transformers.Trainer is told that the loss shifts labels and divides by the answer tokens of the global batch itself
-    loss_type = "ForCausalLM"
-    accepts_loss_kwargs = True
 
     def __init__(
         self,
         student: Pathway,
         teacher: Pathway | None,
         *,
-        needs: frozenset[Need],
+        needs: frozenset[Route | Site],
         vocabulary: int | Ids | None = None,
         bridge: Bridge | None = None,
         learned: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self._apart = check_fit(student, teacher, needs, bridged=bridge is not None)
+        self.separate_inputs = check_compatible(student, teacher, needs, bridged=bridge is not None)
+        self.needs = needs
         self.student = student
         self.teacher = None if teacher is None else teacher.requires_grad_(False).eval()
         self.bridge = bridge if "switch" in needs else None
         self.learned = learned
+        self.sites = frozenset(need for need in needs if isinstance(need, Site))
         for pathway in (student, *([teacher] if teacher is not None else [])):
-            pathway.show_attention("attention" in needs)
+            pathway.show_attention(any(site.eager_attention for site in self.sites))
         self.shared = Vocabulary(
             vocabulary, student.head, teacher.head if teacher is not None and "teacher" in needs else None
         )
-        self.one_encoder = "teacher" in needs and teacher is not None and see_alike(student, teacher)
-        if self.one_encoder:
-            _log.info("the student's vision encoder is the teacher's, and frozen: it runs once for both")
 
     @property
-    def beside(self) -> dict[str, nn.Module | None]:
+    def auxiliary_modules(self) -> dict[str, nn.Module | None]:
         """What learns with the student and is not part of it, by its name in the pair."""
         return {"bridge": self.bridge, "learned": self.learned}
 
@@ -78,89 +69,90 @@ class Pair(nn.Module):
         """How many ids are compared."""
         return self.shared.size
 
-    def dropped_mass(self, hidden: Float[Tensor, "n hidden"]) -> Float[Tensor, " n"] | None:
-        """The teacher's probability on ids that are not compared, from its hidden states; None where all real ones are."""
-        assert self.teacher is not None
-        return self.shared.dropped_mass(hidden, self.teacher.head)
+    def dropped_mass(self, signals: Signals) -> Float[Tensor, " compared"] | None:
+        """The teacher's probability on ids that are not compared; None where all real ones are."""
+        teacher = signals.compared[TEACHER].teacher if TEACHER in signals.compared else None
+        if self.teacher is None or not isinstance(teacher, FromHidden):
+            return None
+        return self.shared.dropped_mass(teacher.hidden, self.teacher.head)
 
-    def forward(self, batch: Batch, needs: frozenset[Need], finish: Callable[[Hidden], T] | None = None) -> Routes | T:
-        """The logits of the routes in `needs` at the answer positions, or what `finish` makes of the hidden states before the heads.
+    def forward(self, batch: Batch) -> Signals:
+        """The signals that `needs` names: the student's, the teacher's and the switch's distributions, and what is inside both models.
 
-        `finish` runs in here, so that DDP and FSDP see the heads being used. It returns tensors in a tuple or a dict, where they look.
+        Raises:
+            ValueError: for inputs that the two cannot be compared on, naming the sample.
         """
-        theirs = self._theirs(batch, needs)
-        looks = LOOKS & needs
-        if looks & {"text", "attention"} and theirs is not batch:
-            assert self.teacher is not None
-            check_same_text(self.student, self.teacher, batch, theirs)
-        seen = self.student.see(batch)  # V_S(x)
-        with Watch(self.student, batch, looks) as ours:
-            spoken = self.student.say(seen, batch)  # L_S(P_S(V_S(x)), t)
-        heard, teacher_inner = self._teacher(seen, batch, theirs, looks) if "teacher" in needs else (None, None)
-        hidden = Hidden(
-            student=spoken,
-            teacher=None if heard is None else _compared(heard, batch),
-            switch=_compared(self._switch(seen, batch, theirs), batch) if "switch" in needs else None,
-            student_head=self.student.head,
-            teacher_head=self.shared.head(self.teacher.head)
-            if self.teacher is not None and "teacher" in needs
-            else None,
-            vocabulary=self.vocabulary,
-            compared=None
-            if "aligned" not in batch or len(batch["aligned"]) == len(spoken)
-            else batch["aligned"][:, 0].contiguous(),
-            ids=self.shared.ids,
-            student_inner=ours.inner(seen, self.shared.students_cut(self.student.head)) if looks else None,
-            teacher_inner=teacher_inner,
-        )
-        return hidden.routes() if finish is None else finish(hidden)
-
-    def _switch(self, seen: Features | None, batch: Batch, theirs: Batch) -> Float[Tensor, "answers hidden"]:
-        """L_T(P_T(V_S(x)), t): the visual switch. The teacher speaks about what the student sees."""
-        assert self.teacher is not None
-        return self.teacher.say(seen if self.bridge is None else self._across(seen, batch, theirs), theirs)
-
-    @torch.no_grad()
-    def _teacher(
-        self, seen: Features | None, batch: Batch, theirs: Batch, looks: frozenset[Look]
-    ) -> tuple[Float[Tensor, "answers hidden"], Inner | None]:
-        """L_T(P_T(V_T(x)), t); where V_T is V_S, the teacher need not look again."""
-        assert self.teacher is not None
-        seen = seen if self.one_encoder and theirs is batch else self.teacher.see(theirs)
-        with Watch(self.teacher, theirs, looks) as watch:
-            heard = self.teacher.say(seen, theirs)
-        return heard, watch.inner(seen, self.shared.teachers_cut(self.teacher.head))
-
-    def _theirs(self, batch: Batch, needs: frozenset[Need]) -> Batch:
-        """What the teacher reads: the batch itself where both read the same."""
-        if "teacher" not in batch and self._apart and "teacher" in needs:
-            raise ValueError(
-                f"student and teacher differ in {self._apart[0]}, so each must read its own images and text: collate with "
-                'switchkd.pairing.pair_collate.PairCollator, which puts the teacher\'s into batch["teacher"]'
+        inputs, teacher_inputs = batch.student, self._teacher_inputs(batch)
+        seen = self.student.see(inputs)  # V_S(x)
+        with capture(self.student, seen, inputs, self.sites) as captured:
+            hidden = self.student.say(seen, inputs)  # L_S(P_S(V_S(x)), t)
+        student = FromHidden(hidden, self.student.head)
+        if self.teacher is None or teacher_inputs is None:
+            return Signals(student, inputs.targets, inputs.sample, batch.keys, {}, {})
+        if any("tokenizer" in site.alike for site in self.sites) and teacher_inputs is not inputs:
+            check_same_text(self.student, self.teacher, inputs, teacher_inputs, batch.keys)
+        with torch.no_grad():
+            teacher_seen = self.teacher.see(teacher_inputs)
+            with capture(self.teacher, teacher_seen, teacher_inputs, self.sites) as teacher_captured:
+                teacher = self.teacher.say(teacher_seen, teacher_inputs)
+        switch = None
+        if "switch" in self.needs:  # L_T(P_T(V_S(x)), t): the visual switch, the teacher's answers about what the student sees
+            switch = self.teacher.say(self.cross(seen, batch), teacher_inputs)
+        activations = {}
+        if self.sites:
+            activations[TEACHER] = Activations(
+                of_samples(captured, self.sites),
+                of_samples(teacher_captured, self.sites),
+                self.shared.cut_student(self.student.head),
+                self.shared.cut_teacher(self.teacher.head),
+                batch.keys,
             )
-        return batch.get("teacher", batch)
+        compared = {TEACHER: self._compared(teacher, switch, batch.shared[TEACHER])}
+        return Signals(student, inputs.targets, inputs.sample, batch.keys, compared, activations)
+
+    def _teacher_inputs(self, batch: Batch) -> Inputs | None:
+        """What the teacher reads; None where the method has no teacher."""
+        if "teacher" not in self.needs:
+            return None
+        if TEACHER not in batch.readers:
+            raise ValueError(
+                "the batch has nothing for the teacher to read: make it with a `Collator` that is given the teacher's reading, "
+                "`Collator(Reader(processor), {TEACHER: …})`"
+            )
+        reader = batch.readers[TEACHER]
+        if reader is batch.student and self.separate_inputs:
+            raise ValueError(
+                f"student and teacher differ in {self.separate_inputs[0]}, so each must read its own images and text: give the `Collator` "
+                "a `Reader` of the teacher's own processor"
+            )
+        return reader
+
+    def _compared(self, teacher: Tensor, switch: Tensor | None, aligned: Aligned) -> Compared:
+        assert self.teacher is not None
+        head = self.shared.head(self.teacher.head)
+        both = [None if hidden is None else _chosen(hidden, aligned.reader) for hidden in (teacher, switch)]
+        signals = [None if hidden is None else FromHidden(hidden, head, self.vocabulary) for hidden in both]
+        assert signals[0] is not None
+        return Compared(signals[0], self.vocabulary, aligned.targets, signals[1], aligned.student, self.shared.ids)
 
     # ---- the bridge
 
-    def _across(
-        self, seen: Features | None, batch: Batch, theirs: Batch
-    ) -> Float[Tensor, "*their_tokens their_width"] | None:
-        """B(V_S(x)), the student's features as V_T(x) is laid out."""
-        if seen is None:
-            return None
+    def cross(self, seen: Features | None, batch: Batch) -> Float[Tensor, "*tokens width"] | None:
+        """What the teacher's projector receives of V_S(x): B(V_S(x)), laid out as V_T(x) is; V_S(x) itself without a bridge."""
+        if seen is None or self.bridge is None:
+            return seen
         assert self.teacher is not None
-        assert self.bridge is not None
-        family, config = self.teacher.family, self.teacher.model.config
-        ours_seen, theirs_seen = self.student.images(batch), self.teacher.images(theirs)
-        assert ours_seen is not None
-        assert theirs_seen is not None
-        maps, sizes = self._maps(self.student, seen, ours_seen), family.shapes(config, theirs_seen)
-        if len(maps) != len(sizes):
+        family = self.teacher.family
+        student_media, teacher_media = self.student.media(batch.student), self.teacher.media(batch.readers[TEACHER])
+        assert student_media is not None
+        assert teacher_media is not None
+        grids, shapes = self.student.family.to_grids(seen, student_media), family.grid_shapes(teacher_media)
+        if len(grids) != len(shapes):
             raise ValueError(
-                f"the student sees {len(maps)} pictures in this batch and the teacher {len(sizes)}: they cut images into tiles "
+                f"the student sees {len(grids)} pictures in this batch and the teacher {len(shapes)}: they cut images into tiles "
                 "differently. Make both image processors cut as many tiles, or set the method's switch to 0"
             )
-        return family.unmaps(config, self.bridge(maps, sizes), theirs_seen)
+        return family.from_grids(self.bridge(grids, shapes), teacher_media)
 
     @torch.no_grad()
     def fit_bridge(self, batches: Iterable[Batch]) -> float:
@@ -172,17 +164,18 @@ class Pair(nn.Module):
         self.student.train(training)
         return explained
 
-    def _examples(self, batches: Iterable[Batch]) -> Iterator[tuple[list[Grid], list[Grid]]]:
+    def _examples(self, batches: Iterable[Batch]) -> Iterator[tuple[list[FeatureGrid], list[FeatureGrid]]]:
         assert self.teacher is not None
         for batch in batches:
-            theirs = batch.get("teacher", batch)
-            ours_seen, theirs_seen = self.student.see(batch), self.teacher.see(theirs)
-            if ours_seen is not None and theirs_seen is not None:
-                yield self._maps(self.student, ours_seen, batch), self._maps(self.teacher, theirs_seen, theirs)
-
-    @staticmethod
-    def _maps(pathway: Pathway, seen: Features, batch: Batch) -> list[Grid]:
-        return pathway.family.maps(pathway.model.config, seen, batch)
+            pathways = ((self.student, batch.student), (self.teacher, batch.readers[TEACHER]))
+            seen = [(pathway, pathway.see(inputs), inputs.images) for pathway, inputs in pathways]
+            grids = [
+                pathway.family.to_grids(features, media)
+                for pathway, features, media in seen
+                if features is not None and media is not None
+            ]
+            if len(grids) == 2:
+                yield grids[0], grids[1]
 
     def train(self, mode: bool = True) -> "Pair":
         """Set the student's mode; the teacher stays in eval mode."""
@@ -192,42 +185,14 @@ class Pair(nn.Module):
         return self
 
 
-def _compared(hidden: Float[Tensor, "answers hidden"], batch: Batch) -> Float[Tensor, "compared hidden"]:
-    """Of the teacher's answer tokens, those that the student has too."""
-    return hidden[batch["aligned"][:, 1]] if "aligned" in batch else hidden
+def _chosen(hidden: Float[Tensor, "answers hidden"], places: Int[Tensor, " compared"] | None) -> Tensor:
+    return hidden if places is None else hidden.index_select(0, places)
 
 
-@torch.no_grad()
-def see_alike(student: Pathway, teacher: Pathway) -> bool:
-    """Whether V_S(x) is V_T(x) bit for bit and stays so: equal weights, none of which trains, and equal features of a blank image.
-
-    The image tells what weights do not: the layer that features are taken from, and dropout.
-    """
-    if student.family is not teacher.family or any(p.requires_grad for p in student.part_parameters("vision").values()):
-        return False
-    for ours, theirs in zip(student.part("vision"), teacher.part("vision"), strict=True):
-        mine, other = ours.state_dict(), theirs.state_dict()
-        if mine.keys() != other.keys() or not all(_equal(tensor, other[name]) for name, tensor in mine.items()):
-            return False
-    device = student.head.weight.device
-    blank = to_device(student.family.blank(student.model.config), device)
-    training = student.training
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        found, expected = student.train().see(blank), teacher.see(blank)
-    student.train(training)
-    assert found is not None
-    assert expected is not None
-    return _equal(found, expected)
-
-
-def _equal(one: Tensor, other: Tensor) -> bool:
-    return one.dtype == other.dtype and one.device == other.device and torch.equal(one, other)
-
-
-def check_fit(
-    student: Pathway, teacher: Pathway | None, needs: frozenset[Need], *, bridged: bool = False
-) -> list[fit.Item]:
-    """Raise ValueError, with both numbers, if `teacher` cannot teach `student` along the routes in `needs`.
+def check_compatible(
+    student: Pathway, teacher: Pathway | None, needs: frozenset[Route | Site], *, bridged: bool = False
+) -> list[compatibility.Difference]:
+    """Raise ValueError, with both numbers, if `teacher` cannot teach `student` what is in `needs`.
 
     Returns:
         What differs so that each model must read its own images and text.
@@ -235,18 +200,15 @@ def check_fit(
     if not needs - {"student"}:
         return []
     if teacher is None:
-        raise ValueError(f"the method needs the routes {', '.join(sorted(needs - LOOKS))}, but there is no teacher")
-    items = fit.compare(student.model.config, teacher.model.config)
-    fit.refuse(items, needs, bridge=bridged)
-    trains_vision: dict[Need, str] = {
-        "switch": "the switch trains nothing else: add vision to the stage's `train`, or set the method's switch to 0",
-        "features": "its term on V(x) trains nothing else: add vision to the stage's `train`, or choose another method",
-    }
+        routes = sorted(need for need in needs if isinstance(need, str))
+        raise ValueError(f"the method needs the routes {', '.join(routes)}, but there is no teacher")
+    differences = compatibility.compare(student.family, teacher.family)
+    compatibility.raise_if_incompatible(differences, needs, bridge=bridged)
     vision = student.part_parameters("vision").values()
-    frozen = not any(parameter.requires_grad for parameter in vision)
-    for need, why in trains_vision.items():
-        if frozen and need in needs:
-            raise ValueError(
-                f"the student's vision encoder is frozen (0 of {sum(p.numel() for p in vision)} parameters train) and {why}"
-            )
-    return [item for item in items if item.verdict in ("bridge", "own inputs") and item.what != fit.WIDTH]
+    if needs & {"switch", Vision()} and not any(parameter.requires_grad for parameter in vision):
+        what = "the switch" if "switch" in needs else "its term on V(x)"
+        raise ValueError(
+            f"the student's vision encoder is frozen (0 of {sum(p.numel() for p in vision)} parameters train) and {what} trains nothing "
+            "else: add vision to the stage's `train`, or choose another method (for the switch: `switch: 0`)"
+        )
+    return [difference for difference in differences if difference.separate_inputs]

@@ -8,8 +8,9 @@ from transformers import AutoConfig, AutoProcessor, PretrainedConfig, ProcessorM
 
 from switchkd.data.chat_format import choose_format
 from switchkd.data.errors import DataError
+from switchkd.models.families import family_of
 from switchkd.pairing.alignment import match_ids
-from switchkd.pairing.compatibility import ROWS, WIDTH, Item, Verdict, compare
+from switchkd.pairing.compatibility import ROWS, Difference, Verdict, compare
 from switchkd.pairing.vocabulary import Ids
 
 #: Entries of an image processor's settings that change neither pixels nor their geometry. The numbers of tokens are the models' matter.
@@ -20,40 +21,37 @@ _NOT_PIXELS = {
 
 
 @dataclass(frozen=True)
-class Match:
-    """What was found about a pair, and what follows."""
+class PairReport:
+    """What is known about a pair, and what follows."""
 
-    items: list[Item]
+    differences: list[Difference]
     #: What is compared: so many first ids, or the ids that both tokenizers have.
     vocabulary: int | Ids
 
     @property
-    def mismatches(self) -> list[Item]:
-        """All in which the two differ."""
-        return [item for item in self.items if item.verdict != "fits"]
+    def mismatches(self) -> list[Difference]:
+        """All in which the two really differ."""
+        return [difference for difference in self.differences if difference.verdict != "fits"]
 
     @property
     def needs_bridge(self) -> bool:
         """Whether the switch can only go over a bridge."""
-        return any(item.verdict == "bridge" for item in self.items)
+        return any(difference.verdict == "bridge" for difference in self.differences)
 
     @property
-    def apart(self) -> bool:
+    def separate_inputs(self) -> bool:
         """Whether each model must read its own images and text."""
-        return any(
-            item.verdict in ("own inputs", "aligned") or (item.verdict == "bridge" and item.what != WIDTH)
-            for item in self.items
-        )
+        return any(difference.separate_inputs for difference in self.differences)
 
     def recipe_lines(self, student: str, teacher: str) -> str:
         """What a recipe for this pair says besides its defaults."""
         lines = [f"teacher: {{path: {teacher}}}", f"student: {{path: {student}}}"]
-        if any(item.verdict == "refused for the switch" for item in self.items):
+        if any(difference.verdict == "refused for the switch" for difference in self.differences):
             lines.append("method: {name: switch_kd, switch: 0}")
         return "\n".join(lines) + "\n"
 
 
-def match_checkpoints(student: str | Path, teacher: str | Path) -> Match:
+def compare_checkpoints(student: str | Path, teacher: str | Path) -> PairReport:
     """Compare two checkpoints, directories or names on the Hugging Face hub, without their weights.
 
     Raises:
@@ -61,62 +59,64 @@ def match_checkpoints(student: str | Path, teacher: str | Path) -> Match:
     """
     configs = [AutoConfig.from_pretrained(path, trust_remote_code=False) for path in (student, teacher)]
     processors = [AutoProcessor.from_pretrained(path, trust_remote_code=False) for path in (student, teacher)]
-    return match((configs[0], processors[0]), (configs[1], processors[1]))
+    return compare_models((configs[0], processors[0]), (configs[1], processors[1]))
 
 
-def match(student: tuple[PretrainedConfig, ProcessorMixin], teacher: tuple[PretrainedConfig, ProcessorMixin]) -> Match:
+def compare_models(
+    student: tuple[PretrainedConfig, ProcessorMixin], teacher: tuple[PretrainedConfig, ProcessorMixin]
+) -> PairReport:
     """Compare config and processor of two models."""
-    items = compare(student[0], teacher[0])
-    fixed = any(item.what.startswith("visual tokens per") and item.verdict == "fits" for item in items)
+    differences = compare(family_of(student[0]), family_of(teacher[0]))
+    fixed = any(d.what.startswith("visual tokens per") and d.verdict == "fits" for d in differences)
     tokens, vocabulary = _tokenizers(student[1], teacher[1])
     if tokens.verdict == "fits":
-        items = [_with_padding(item, vocabulary) for item in items]
-    items += [*_images(student[1], teacher[1], fixed=fixed), tokens]
+        differences = [_with_padding(difference, vocabulary) for difference in differences]
+    differences += [*_images(student[1], teacher[1], fixed=fixed), tokens]
     templates = [choose_format(processor).template for _, processor in (student, teacher)]
     same = templates[0] == templates[1]
-    items.append(
-        Item("chat template", "one", "one", "fits")
+    differences.append(
+        Difference("chat template", "one", "one", "fits")
         if same
-        else Item("chat template", "its own", "its own", "own inputs", "answers are matched by their index")
+        else Difference("chat template", "its own", "its own", "own inputs", "answers are matched by their index")
     )
-    return Match(items, vocabulary)
+    return PairReport(differences, vocabulary)
 
 
-def _with_padding(item: Item, vocabulary: int | Ids) -> Item:
+def _with_padding(difference: Difference, vocabulary: int | Ids) -> Difference:
     """Of the rows of two heads with one tokenizer: how many are real."""
-    if item.what != ROWS or (item.student == item.teacher == vocabulary):
-        return item
-    return replace(item, detail=f"{vocabulary} real ids; padding rows are never compared")
+    if difference.what != ROWS or (difference.student == difference.teacher == vocabulary):
+        return difference
+    return replace(difference, detail=f"{vocabulary} real ids; padding rows are never compared")
 
 
-def _images(student: Any, teacher: Any, *, fixed: bool) -> list[Item]:
+def _images(student: Any, teacher: Any, *, fixed: bool) -> list[Difference]:
     """Every setting that differs. `fixed`: each picture becomes the same grid of features in both models, whatever its size."""
-    ours, theirs = (
+    settings = [
         {
             key: value
             for key, value in processor.image_processor.to_dict().items()
             if value is not None and value is not False
         }
         for processor in (student, teacher)
-    )
+    ]
     verdict: Verdict = "own inputs" if fixed else "bridge"
     detail = "each model gets its own pixels of an image"
-    found = [
-        Item(f"image processor's {key}", ours.get(key), theirs.get(key), verdict, detail)
-        for key in sorted((ours | theirs).keys() - _NOT_PIXELS)
-        if ours.get(key) != theirs.get(key)
+    differences = [
+        Difference(f"image processor's {key}", settings[0].get(key), settings[1].get(key), verdict, detail)
+        for key in sorted((settings[0] | settings[1]).keys() - _NOT_PIXELS)
+        if settings[0].get(key) != settings[1].get(key)
     ]
-    return found or [Item("image processor", "one", "one", "fits")]
+    return differences or [Difference("image processor", "one", "one", "fits")]
 
 
-def _tokenizers(student: Any, teacher: Any) -> tuple[Item, int | Ids]:
-    ours, theirs = student.tokenizer, teacher.tokenizer
-    sizes = [f"{len(tokenizer):,} tokens" for tokenizer in (ours, theirs)]
-    if ours.get_vocab() == theirs.get_vocab():
-        return Item("tokenizer", sizes[0], sizes[1], "fits"), len(ours)
+def _tokenizers(student: Any, teacher: Any) -> tuple[Difference, int | Ids]:
+    sizes = [f"{len(processor.tokenizer):,} tokens" for processor in (student, teacher)]
+    if student.tokenizer.get_vocab() == teacher.tokenizer.get_vocab():
+        return Difference("tokenizer", sizes[0], sizes[1], "fits"), len(student.tokenizer)
+    closing = choose_format(student).closing_id, choose_format(teacher).closing_id
     try:
-        ids = match_ids(ours, theirs, (choose_format(student).closing_id, choose_format(teacher).closing_id))
+        ids = match_ids(student.tokenizer, teacher.tokenizer, closing)
     except DataError as error:
-        return Item("tokenizer", sizes[0], sizes[1], "refused", str(error)), len(ours)
+        return Difference("tokenizer", sizes[0], sizes[1], "refused", str(error)), len(student.tokenizer)
     detail = f"{len(ids[0]):,} ids mean the same; answers are aligned by their text"
-    return Item("tokenizer", sizes[0], sizes[1], "aligned", detail), ids
+    return Difference("tokenizer", sizes[0], sizes[1], "aligned", detail), ids

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from switchkd.types import Head
+from switchkd.signals import Head
 
 #: Token ids that mean the same in both tokenizers: the student's, and the teacher's in the same order.
 Ids = tuple[list[int], list[int]]
@@ -27,7 +27,7 @@ class Vocabulary(nn.Module):
 
     #: The student's ids, and the teacher's; None where they are the first ones of both.
     ids: Int[Tensor, " vocab"] | None
-    their_ids: Int[Tensor, " vocab"] | None
+    teacher_ids: Int[Tensor, " vocab"] | None
     weight: Float[Tensor, "vocab hidden"] | None
     bias: Float[Tensor, " vocab"] | None
 
@@ -38,19 +38,19 @@ class Vocabulary(nn.Module):
                 f"which of the heads' {student.rows} (student) and {teacher.rows} (teacher) vocabulary rows are real token ids? Padding "
                 "must not be compared: pass vocabulary=len(processor.tokenizer)"
             )
-        mine, theirs = compared if isinstance(compared, tuple) else ([], [])
-        self.size = len(mine) or (compared if isinstance(compared, int) else student.rows)
-        for who, head, ids in (("student", student, mine), ("teacher", teacher, theirs)):
+        student_ids, teacher_ids = compared if isinstance(compared, tuple) else ([], [])
+        self.size = len(student_ids) or (compared if isinstance(compared, int) else student.rows)
+        for who, head, ids in (("student", student, student_ids), ("teacher", teacher, teacher_ids)):
             real = max(ids, default=self.size - 1) + 1
             if head is not None and real > head.rows:
                 raise ValueError(
                     f"the tokenizer has {real} ids but the {who}'s head only {head.rows} rows: the processor belongs to another model"
                 )
-        rows: dict[str, Tensor | None] = dict.fromkeys(("ids", "their_ids", "weight", "bias"))
-        if mine and teacher is not None:
-            chosen = torch.tensor(theirs, device=teacher.weight.device)
+        rows: dict[str, Tensor | None] = dict.fromkeys(("ids", "teacher_ids", "weight", "bias"))
+        if student_ids and teacher is not None:
+            chosen = torch.tensor(teacher_ids, device=teacher.weight.device)
             bias = None if teacher.bias is None else teacher.bias.detach()[chosen]
-            rows |= {"ids": chosen.new_tensor(mine), "their_ids": chosen, "bias": bias}
+            rows |= {"ids": chosen.new_tensor(student_ids), "teacher_ids": chosen, "bias": bias}
             rows["weight"] = teacher.weight.detach()[chosen]
         for name, tensor in rows.items():  # not saved: the teacher is in no file of the student
             self.register_buffer(name, tensor, persistent=False)
@@ -59,11 +59,11 @@ class Vocabulary(nn.Module):
         """The teacher's head, with the rows that are compared as its first ones."""
         return teacher if self.weight is None else Head(self.weight, self.bias, teacher.softcap)
 
-    def students_cut(self, student: Head) -> Head:
+    def cut_student(self, student: Head) -> Head:
         """The student's head with the rows that are compared and no others."""
         return _rows(student, slice(self.size) if self.ids is None else self.ids)
 
-    def teachers_cut(self, teacher: Head) -> Head:
+    def cut_teacher(self, teacher: Head) -> Head:
         """The teacher's head with the same rows in the same order."""
         return _rows(self.head(teacher), slice(self.size))
 
@@ -73,7 +73,7 @@ class Vocabulary(nn.Module):
 
         None where all real ids are compared: nothing but padding is left out.
         """
-        if self.their_ids is None:
+        if self.teacher_ids is None:
             return None
         kept = _log_sum_exp(hidden, self.head(teacher))
         return -torch.expm1(kept - _log_sum_exp(hidden, teacher)).clamp(max=0)
@@ -81,11 +81,11 @@ class Vocabulary(nn.Module):
 
 def _log_sum_exp(hidden: Float[Tensor, "n hidden"], head: Head) -> Float[Tensor, " n"]:
     """log Σ exp z over the rows of a head, some rows at a time."""
-    found = []
+    sums = []
     for start in range(0, head.rows, _ROWS):
         rows = slice(start, start + _ROWS)
-        found.append(_rows(head, rows).logits(hidden).logsumexp(dim=-1))
-    return torch.stack(found).logsumexp(dim=0)
+        sums.append(_rows(head, rows).logits(hidden).logsumexp(dim=-1))
+    return torch.stack(sums).logsumexp(dim=0)
 
 
 def _rows(head: Head, rows: slice | Tensor) -> Head:

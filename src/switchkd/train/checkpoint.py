@@ -20,8 +20,8 @@ from switchkd.train import lora
 MANIFEST = "manifest.json"
 _STAGING = ".saving"
 _LORA = "lora.safetensors"
-#: What learns beside the student (`Pair.beside`) → its file in a checkpoint.
-BESIDE = {"bridge": "bridge.safetensors", "learned": "learned.safetensors"}
+#: What learns with the student (`Pair.auxiliary_modules`) → its file in a checkpoint.
+AUXILIARY = {"bridge": "bridge.safetensors", "learned": "learned.safetensors"}
 _NAME = re.compile(r"checkpoint-(\d+)")
 _log = logging.getLogger(__name__)
 
@@ -36,14 +36,14 @@ def save_student(
     """Write the student as plain Hugging Face code loads it: weights, config, processor and model card.
 
     Args:
-        student: the pathway to save; LoRA adapters are merged into the saved weights, and kept beside them for resuming.
+        student: the pathway to save; LoRA adapters are merged into the saved weights, and kept with them for resuming.
         processor: its processor.
         card: the text of README.md.
         directory: is made if needed.
         state: the whole pair's gathered state dict where the parameters are sharded (FSDP, DeepSpeed).
     """
     directory = Path(directory)
-    prefix = "student.model."
+    prefix = "pair.student.model."
     if state is None:
         state = student.model.state_dict()
     else:
@@ -83,30 +83,30 @@ def load_student(student: Pathway, directory: str | Path) -> None:
         student.model.load_state_dict(saved.state_dict())
 
 
-def save_beside(
+def save_auxiliary(
     modules: Mapping[str, nn.Module | None], directory: str | Path, state: dict[str, Tensor] | None = None
 ) -> None:
-    """Write what learns beside the student, for resuming: no model needs it afterwards.
+    """Write what learns with the student, for resuming: no model needs it afterwards.
 
     Args:
-        modules: `Pair.beside`.
+        modules: `Pair.auxiliary_modules`.
         directory: of the checkpoint.
         state: as in `save_student`.
     """
     for name, module in modules.items():
         if module is not None:
-            own = module.state_dict() if state is None else {n: state[f"{name}.{n}"] for n in module.state_dict()}
-            save_file({n: tensor.contiguous() for n, tensor in own.items()}, Path(directory) / BESIDE[name])
+            own = module.state_dict() if state is None else {n: state[f"pair.{name}.{n}"] for n in module.state_dict()}
+            save_file({n: tensor.contiguous() for n, tensor in own.items()}, Path(directory) / AUXILIARY[name])
 
 
-def load_beside(modules: Mapping[str, nn.Module | None], directory: str | Path) -> None:
-    """Put what learned beside the student of a checkpoint into `modules`.
+def load_auxiliary(modules: Mapping[str, nn.Module | None], directory: str | Path) -> None:
+    """Put what learned with the student of a checkpoint into `modules`.
 
     Raises:
         ValueError: if only one of the two has it.
     """
     for name, module in modules.items():
-        file = Path(directory) / BESIDE[name]
+        file = Path(directory) / AUXILIARY[name]
         if file.exists() != (module is not None):
             where = f"{directory} was saved {'with' if file.exists() else 'without'} {file.name}"
             raise ValueError(f"{where}, and the recipe's pair has {'one' if module is not None else 'none'}")

@@ -23,7 +23,7 @@ from switchkd.recipe.schema import Recipe, load_recipe, recipe_to_dict, save_rec
 from switchkd.train import checkpoint
 from switchkd.train.model_card import model_card
 from switchkd.train.progress import Progress
-from switchkd.train.stage import OpenStage, total_steps
+from switchkd.train.stage import StageContext, total_steps
 from switchkd.train.trainer import DistillationTrainer
 
 STUDENT = "student"
@@ -54,7 +54,7 @@ def claim(recipe: Recipe, *, resume: bool) -> Path:
     return output
 
 
-def fit(opened: OpenStage) -> None:
+def train_stage(context: StageContext) -> None:
     """Train one stage to its end, from its newest sound checkpoint if there is one.
 
     The metrics of every logged step go to `metrics.jsonl` and TensorBoard in the stage's folder.
@@ -63,47 +63,45 @@ def fit(opened: OpenStage) -> None:
         ValueError: if there is no step to take.
         FloatingPointError: if the loss or the gradient is not finite; no update is made with it.
     """
-    steps = total_steps(opened)
+    steps = total_steps(context)
     if steps < 1:
         raise ValueError(
-            f"stage {opened.stage.name}: {len(opened.rows)} rows make {steps} steps: nothing would be trained"
+            f"stage {context.stage.name}: {len(context.rows)} rows make {steps} steps: nothing would be trained"
         )
-    train = opened.session.recipe.train
+    train = context.run.recipe.train
     if train.torch_compile:
-        pathways = [opened.pair.student, *([opened.pair.teacher] if opened.pair.teacher else [])]
+        pathways = [context.pair.student, *([context.pair.teacher] if context.pair.teacher else [])]
         for pathway in pathways:
             compile_layers([*pathway.part("vision"), *pathway.part("language")], backend=train.torch_compile_backend)
     trainer = DistillationTrainer(
-        opened.pair,
-        opened.method,
-        arguments(opened),
-        loss=train.loss,
-        rates=opened.stage.learning_rates.given() if opened.stage.learning_rates else None,
-        processor=opened.session.processor,
-        card=_card(opened),
-        train_dataset=opened.rows,
-        data_collator=opened.collator,
-        callbacks=[MetricsFile(opened.directory / "metrics.jsonl")],
+        context.step,
+        arguments(context),
+        rates=context.stage.learning_rates.given(),
+        processor=context.run.processor,
+        card=_card(context),
+        train_dataset=context.rows,
+        data_collator=context.collator,
+        callbacks=[MetricsFile(context.directory / "metrics.jsonl")],
     )
-    trainer.add_callback(Progress(opened.stage.name, trainer.terms))
+    trainer.add_callback(Progress(context.stage.name, trainer.terms))
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    newest = checkpoint.latest(opened.directory)
+    newest = checkpoint.latest(context.directory)
     if newest is not None:
         done = json.loads((newest / "trainer_state.json").read_text())["global_step"]
-        _log.info("stage %s: resuming from %s, step %d of %d", opened.stage.name, newest, done, steps)
+        _log.info("stage %s: resuming from %s, step %d of %d", context.stage.name, newest, done, steps)
         if done >= steps:
-            checkpoint.load_student(opened.session.student, newest)
-            checkpoint.load_beside(opened.pair.beside, newest)
+            checkpoint.load_student(context.run.student, newest)
+            checkpoint.load_auxiliary(context.pair.auxiliary_modules, newest)
             return
     trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
     if trainer.state.global_step < steps:
-        raise RuntimeError(f"stage {opened.stage.name} ended after {trainer.state.global_step} of {steps} steps")
+        raise RuntimeError(f"stage {context.stage.name} ended after {trainer.state.global_step} of {steps} steps")
 
 
-def arguments(opened: OpenStage) -> TrainingArguments:
+def arguments(context: StageContext) -> TrainingArguments:
     """The Trainer's arguments for a stage."""
-    train, stage = opened.session.recipe.train, opened.stage
+    train, stage = context.run.recipe.train, context.stage
     values: dict[str, Any] = {
         name: getattr(train, name)
         for name in (
@@ -117,9 +115,9 @@ def arguments(opened: OpenStage) -> TrainingArguments:
             "num_train_epochs", "max_steps", "learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps",
         )
     }  # fmt: skip
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(opened.directory / "tensorboard")
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(context.directory / "tensorboard")
     return TrainingArguments(
-        output_dir=str(opened.directory),
+        output_dir=str(context.directory),
         warmup_steps=train.warmup_ratio,
         report_to=list(train.report_to),
         remove_unused_columns=False,
@@ -127,17 +125,17 @@ def arguments(opened: OpenStage) -> TrainingArguments:
         train_sampling_strategy="group_by_length" if train.group_by_length else "random",
         ddp_find_unused_parameters=False,  # every rank runs every part, on a blank image where it has none (models/pathway.py)
         use_cpu=PartialState().device.type == "cpu",  # without it the Trainer refuses bf16 there
-        dataloader_pin_memory=opened.pair.student.model.device.type == "cuda",
+        dataloader_pin_memory=context.pair.student.model.device.type == "cuda",
         **values,
     )
 
 
-def save_result(opened: OpenStage, output: Path) -> Path:
+def save_result(context: StageContext, output: Path) -> Path:
     """Write the finished student to `<output>/student`, complete or not at all."""
     target = output / STUDENT
     state = PartialState()
     if state.is_main_process:
-        newest = checkpoint.latest(opened.directory)
+        newest = checkpoint.latest(context.directory)
         assert newest is not None, "a finished stage has a checkpoint"
         staging = output / f".{STUDENT}"
         for folder in (staging, target):
@@ -159,22 +157,22 @@ _TRAINING_STATE = {
     "trainer_state.json",
     "scaler.pt",
     "lora.safetensors",
-    *checkpoint.BESIDE.values(),
+    *checkpoint.AUXILIARY.values(),
     checkpoint.MANIFEST,
 }
 
 
-def _card(opened: OpenStage) -> str:
-    recipe = opened.session.recipe
+def _card(context: StageContext) -> str:
+    recipe = context.run.recipe
     stages = recipe.resolved_stages()
     return model_card(
         recipe_yaml=yaml.safe_dump(recipe_to_dict(recipe), sort_keys=False, allow_unicode=True),
         student=recipe.student.path,
-        teacher=recipe.teacher.path if opened.session.teacher and recipe.teacher else None,
-        methods=list(dict.fromkeys(stage.method.name for stage in stages if stage.method)),
-        data=list(dict.fromkeys(str(stage.data) for stage in stages)),
-        mismatches=[f"{item}: {item.verdict}" for item in opened.session.match.mismatches]
-        if opened.session.match
+        teacher=recipe.teacher.path if context.run.teacher and recipe.teacher else None,
+        methods=list(dict.fromkeys(stage.method.name for stage in stages)),
+        data=list(dict.fromkeys(stage.data for stage in stages)),
+        mismatches=[f"{difference}: {difference.verdict}" for difference in context.run.pair_report.mismatches]
+        if context.run.pair_report
         else [],
     )
 

@@ -4,66 +4,88 @@ import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
 from datasets import Dataset
 from torch import nn
 from transformers import AutoConfig, AutoProcessor, ProcessorMixin, set_seed
 
+from switchkd.batch import TEACHER
 from switchkd.data.collate import Collator
 from switchkd.data.formats import load_rows
-from switchkd.data.images import check_rows
-from switchkd.methods import Method
+from switchkd.data.index import build_index
+from switchkd.data.reader import Reader
+from switchkd.methods import Method, Need
 from switchkd.models import Pathway, load_pathway
+from switchkd.models.capture import Site
 from switchkd.models.layers import recompute
 from switchkd.models.liger import use_liger
 from switchkd.pairing import Pair
 from switchkd.pairing.bridge import Bridge
-from switchkd.pairing.compatibility import refuse
-from switchkd.pairing.pair_collate import PairCollator
-from switchkd.pairing.pair_report import Match, match
-from switchkd.recipe.schema import Recipe, Stage
+from switchkd.pairing.compatibility import raise_if_incompatible
+from switchkd.pairing.pair_report import PairReport, compare_models
+from switchkd.pairing.reading import OwnInputs, SameInputs
+from switchkd.pairing.vocabulary import Ids
+from switchkd.recipe.schema import Recipe, ResolvedStage
 from switchkd.train import lora
 from switchkd.train.parts import freeze
-from switchkd.types import Need, to_device
+from switchkd.train.step import DistillationStep
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Session:
+class RunContext:
     """What all stages of a run share: the student in memory goes from one to the next."""
 
     recipe: Recipe
     student: Pathway
     teacher: Pathway | None
     processor: ProcessorMixin
-    #: Makes the student's batches.
-    collator: Collator
-    match: Match | None = None
-    #: Makes the student's batches with the teacher's in them, where the two read differently.
-    pair_collator: PairCollator | None = None
+    #: Reads what the student reads.
+    reader: Reader
+    #: How the teacher reads it, and how the two differ; None where no method has a teacher.
+    teacher_reading: SameInputs | OwnInputs | None = None
+    pair_report: PairReport | None = None
     bridge: Bridge | None = None
+
+    def collator(self, method: Method) -> Collator:
+        """Makes the batches of a method."""
+        if "teacher" not in method.needs or self.teacher_reading is None:
+            return Collator(self.reader)
+        return Collator(self.reader, {TEACHER: self.teacher_reading})
+
+    @property
+    def vocabulary(self) -> int | Ids:
+        """Which ids are compared."""
+        tokenizer: Any = self.processor.tokenizer  # type: ignore[attr-defined]
+        return self.pair_report.vocabulary if self.pair_report else len(tokenizer)
 
 
 @dataclass(frozen=True)
-class OpenStage:
+class StageContext:
     """One stage, ready to run."""
 
-    session: Session
-    stage: Stage
-    method: Method
+    run: RunContext
+    stage: ResolvedStage
     rows: Dataset
-    pair: Pair
+    step: DistillationStep
+    collator: Collator
     directory: Path
 
     @property
-    def collator(self) -> Collator | PairCollator:
-        """Makes its batches."""
-        return _collator(self.session, self.method)
+    def method(self) -> Method:
+        """What is distilled."""
+        return self.step.method
+
+    @property
+    def pair(self) -> Pair:
+        """Student and teacher."""
+        return self.step.pair
 
 
-def open_session(recipe: Recipe) -> Session:
+def open_run(recipe: Recipe) -> RunContext:
     """Load student, teacher and processor.
 
     Raises:
@@ -90,40 +112,38 @@ def open_session(recipe: Recipe) -> Session:
         lora.add(student, r=settings.r, alpha=settings.alpha, dropout=settings.dropout)
     if recipe.train.gradient_checkpointing:
         student.model.activation_checkpointing_enable({"use_reentrant": False})
-    teacher, found = None, None
-    if any("teacher" in stage.method.needs for stage in recipe.resolved_stages() if stage.method):
-        assert recipe.teacher is not None  # the recipe has checked it
-        found = match_pair(recipe, processor)
-        teacher = load_pathway(
-            recipe.teacher.path,
-            dtype=recipe.teacher.dtype,
-            attn_implementation=recipe.teacher.attn_implementation,
-            quantization=recipe.teacher.quantization,
-            device=device,
-        )
-        if recipe.train.liger_kernel:
-            use_liger(teacher)
-        if recipe.train.switch_checkpointing:
-            recompute(teacher.part("language"))
-    collator = Collator(processor, max_length=recipe.data.max_length, max_pixels=recipe.data.max_pixels)
-    processor.chat_template = collator.format.template  # the student is asked as it was trained
-    if teacher is None or found is None:
-        return Session(recipe, student, None, processor, collator)
-    theirs = None
-    if found.apart:
-        assert recipe.teacher is not None
-        reader = AutoProcessor.from_pretrained(recipe.teacher.path, trust_remote_code=False)
-        limits = {"max_length": recipe.data.max_length, "max_pixels": recipe.data.max_pixels}
-        theirs = PairCollator(collator, Collator(reader, **limits), found.vocabulary)
+    limits: dict[str, Any] = {"max_length": recipe.data.max_length, "max_pixels": recipe.data.max_pixels}
+    reader = Reader(processor, **limits)
+    report = report_on_pair(recipe, processor) if _has_teacher(recipe) else None  # before the teacher's weights are loaded
+    processor.chat_template = reader.format.template  # the student is asked as it was trained
+    if report is None or recipe.teacher is None:
+        return RunContext(recipe, student, None, processor, reader)
+    teacher = load_pathway(
+        recipe.teacher.path,
+        dtype=recipe.teacher.dtype,
+        attn_implementation=recipe.teacher.attn_implementation,
+        quantization=recipe.teacher.quantization,
+        device=device,
+    )
+    if recipe.train.liger_kernel:
+        use_liger(teacher)
+    if recipe.train.switch_checkpointing:
+        recompute(teacher.part("language"))
+    reading: SameInputs | OwnInputs
+    if report.separate_inputs:
+        teacher_processor = AutoProcessor.from_pretrained(recipe.teacher.path, trust_remote_code=False)
+        reading = OwnInputs(Reader(teacher_processor, **limits), report.vocabulary)
+    else:
+        assert isinstance(report.vocabulary, int)  # with other tokenizers, inputs are separate
+        reading = SameInputs(report.vocabulary)
     bridge = None
-    if recipe.pair.bridge == "always" or found.needs_bridge:
-        widths = [pathway.family.geometry(pathway.model.config)["feature width"] for pathway in (student, teacher)]
-        bridge = Bridge(*widths).to(device)
-    return Session(recipe, student, teacher, processor, collator, found, theirs, bridge)
+    if recipe.pair.bridge == "always" or report.needs_bridge:
+        bridge = Bridge(student.family.geometry.feature_width, teacher.family.geometry.feature_width).to(device)
+    return RunContext(recipe, student, teacher, processor, reader, reading, report, bridge)
 
 
-def match_pair(recipe: Recipe, processor: ProcessorMixin) -> Match:
-    """How the recipe's teacher fits its student; every mismatch is logged.
+def report_on_pair(recipe: Recipe, processor: ProcessorMixin) -> PairReport:
+    """How the recipe's teacher fits its student; every difference is logged.
 
     Raises:
         ValueError: if they cannot be compared, or only over a bridge that the recipe does not want.
@@ -131,23 +151,28 @@ def match_pair(recipe: Recipe, processor: ProcessorMixin) -> Match:
     assert recipe.teacher is not None
     student, teacher = recipe.student.path, recipe.teacher.path
     configs = [AutoConfig.from_pretrained(path, trust_remote_code=False) for path in (student, teacher)]
-    found = match(
-        (configs[0], processor), (configs[1], AutoProcessor.from_pretrained(teacher, trust_remote_code=False))
+    teacher_processor = AutoProcessor.from_pretrained(teacher, trust_remote_code=False)
+    report = compare_models((configs[0], processor), (configs[1], teacher_processor))
+    raise_if_incompatible(
+        report.differences, _needs(recipe), bridge=recipe.pair.bridge != "none", pair=f"{student} and {teacher}"
     )
-    refuse(found.items, _needs(recipe), bridge=recipe.pair.bridge != "none", pair=f"{student} and {teacher}")
-    for item in found.mismatches:
-        _log.info("student and teacher differ in %s: %s", item, item.verdict)
-    return found
+    for difference in report.mismatches:
+        _log.info("student and teacher differ in %s: %s", difference, difference.verdict)
+    return report
 
 
 def _needs(recipe: Recipe) -> frozenset[Need]:
     """Of all stages."""
-    return frozenset().union(*(stage.method.needs for stage in recipe.resolved_stages() if stage.method))
+    return frozenset().union(*(stage.method.needs for stage in recipe.resolved_stages()))
+
+
+def _has_teacher(recipe: Recipe) -> bool:
+    return "teacher" in _needs(recipe)
 
 
 def _check_attention(recipe: Recipe) -> None:
     """Raise ValueError where a method looks at attention weights and the recipe asks for code that keeps none."""
-    if "attention" not in _needs(recipe):
+    if not any(isinstance(need, Site) and need.eager_attention for need in _needs(recipe)):
         return
     for who, model in (("student", recipe.student), ("teacher", recipe.teacher)):
         if model is not None and model.attn_implementation not in ("auto", "eager"):
@@ -162,73 +187,71 @@ def _check_attention(recipe: Recipe) -> None:
         )
 
 
-def stage_rows(session: Session, stage: Stage, directory: Path) -> Dataset:
-    """The stage's rows, every one of them checked; what was found is left in `directory`.
+def index_rows(run: RunContext, stage: ResolvedStage, directory: Path) -> Dataset:
+    """The stage's usable rows, from an index in which every row has been looked at once; what is wrong is left in `directory`.
 
     Raises:
         DataError: if too many rows cannot be used.
         ValueError: if too few of the answer tokens can be compared.
     """
-    assert stage.method is not None
-    assert stage.data is not None
-    recipe, collator = session.recipe, _collator(session, stage.method)
+    recipe = run.recipe
     directory.mkdir(parents=True, exist_ok=True)
     state = PartialState()
-    with state.main_process_first():
+    with state.local_main_process_first():  # one process of each node parses the file; the others map its rows
         rows = load_rows(stage.data, recipe.data.image_root)
-        if recipe.data.rows is not None:
-            if recipe.data.rows > len(rows):
-                raise ValueError(
-                    f"data.rows asks for the first {recipe.data.rows} rows, and {stage.data} has {len(rows)}"
-                )
-            rows = rows.select(range(recipe.data.rows))
-        rows = check_rows(
-            rows,
-            collator,
-            max_bad_fraction=recipe.data.max_bad_fraction,
-            report_path=directory / "rows.json" if state.is_main_process else None,
-        )
-    if isinstance(collator, PairCollator):
-        check_aligned(collator, rows, recipe.pair.min_aligned)
-    return rows
+    if recipe.data.rows is not None:
+        if recipe.data.rows > len(rows):
+            raise ValueError(f"data.rows asks for the first {recipe.data.rows} rows, and {stage.data} has {len(rows)}")
+        rows = rows.select(range(recipe.data.rows))
+    index = build_index(
+        rows,
+        run.collator(stage.method),
+        max_bad_fraction=recipe.data.max_bad_fraction,
+        report_path=directory / "rows.json" if state.is_main_process else None,
+    )
+    if isinstance(run.teacher_reading, OwnInputs) and "teacher" in stage.method.needs:
+        check_aligned(index.rows, recipe.pair.min_aligned)
+    return index.rows
 
 
-def open_stage(session: Session, stage: Stage, directory: Path, rows: Dataset | None = None) -> OpenStage:
-    """Set which parts learn, and join student and teacher. `rows`: those of `stage_rows`, where they have been checked already.
+def open_stage(
+    run: RunContext, stage: ResolvedStage, directory: Path, rows: Dataset | None = None
+) -> StageContext:
+    """Set which parts learn, and join student and teacher. `rows`: those of `index_rows`, where they are known already.
 
     Raises:
         DataError, ValueError: if the rows cannot be used, or the pair does not fit the method.
     """
-    assert stage.method is not None
-    recipe = session.recipe
-    rows = stage_rows(session, stage, directory) if rows is None else rows
-    session.student.train_only(stage.train)
-    freeze(session.student, recipe.student.freeze)
+    recipe = run.recipe
+    rows = index_rows(run, stage, directory) if rows is None else rows
+    run.student.train_only(stage.train)
+    freeze(run.student, recipe.student.freeze)
     pair = Pair(
-        session.student,
-        session.teacher,
+        run.student,
+        run.teacher,
         needs=stage.method.needs,
-        vocabulary=session.match.vocabulary if session.match else len(session.processor.tokenizer),
-        bridge=session.bridge,
-        learned=_learned(session, stage.method),
+        vocabulary=run.vocabulary,
+        bridge=run.bridge,
+        learned=_learned(run, stage.method),
     )
-    opened = OpenStage(session, stage, stage.method, rows, pair, directory)
+    step = DistillationStep(pair, stage.method, loss=recipe.train.loss)
+    context = StageContext(run, stage, rows, step, run.collator(stage.method), directory)
     if pair.bridge is not None and not pair.bridge.fitted and recipe.pair.fit_rows:
-        fit_bridge(opened, recipe.pair.fit_rows)
-    return opened
+        fit_bridge(context, recipe.pair.fit_rows)
+    return context
 
 
-def _learned(session: Session, method: Method) -> nn.Module | None:
-    """What the method learns beside the student."""
-    if session.teacher is None:
+def _learned(run: RunContext, method: Method) -> nn.Module | None:
+    """What the method learns besides the student."""
+    if run.teacher is None:
         return None
-    module = method.learned(session.student.sizes, session.teacher.sizes)
-    return None if module is None else module.to(session.student.head.weight.device)
+    module = method.learned(run.student.sizes, run.teacher.sizes)
+    return None if module is None else module.to(run.student.head.weight.device)
 
 
-def check_aligned(collator: PairCollator, rows: Dataset, least: float) -> None:
+def check_aligned(rows: Dataset, least: float) -> None:
     """Log the share of answer tokens that can be compared, and raise ValueError where it is too small."""
-    share = collator.aligned_share(rows)
+    share = sum(rows["compared"]) / sum(rows["answers"])
     if share < least:
         raise ValueError(
             f"only {share:.1%} of the student's answer tokens are the same text and id for the teacher, and `pair.min_aligned` asks for "
@@ -237,16 +260,16 @@ def check_aligned(collator: PairCollator, rows: Dataset, least: float) -> None:
     _log.info("%.1f %% of the student's answer tokens are compared with the teacher's", 100 * share)
 
 
-def fit_bridge(opened: OpenStage, rows: int) -> None:
+def fit_bridge(context: StageContext, rows: int) -> None:
     """Fit the pair's new bridge to the teacher's features of the first rows."""
-    size = opened.stage.per_device_train_batch_size or 1
-    chosen = opened.rows.select(range(min(rows, len(opened.rows))))
-    device = opened.pair.student.head.weight.device
+    size = context.stage.per_device_train_batch_size
+    chosen = context.rows.select(range(min(rows, len(context.rows))))
+    device = context.pair.student.head.weight.device
     batches = (
-        to_device(opened.collator(list(chosen.select(range(start, min(start + size, len(chosen)))))), device)
+        context.collator(list(chosen.select(range(start, min(start + size, len(chosen)))))).to(device)
         for start in range(0, len(chosen), size)
     )
-    explained = opened.pair.fit_bridge(batches)
+    explained = context.pair.fit_bridge(batches)
     _log.info(
         "bridge fitted on %d rows: it explains %.1f %% of the variance of the teacher's features",
         len(chosen),
@@ -254,18 +277,12 @@ def fit_bridge(opened: OpenStage, rows: int) -> None:
     )
 
 
-def _collator(session: Session, method: Method) -> Collator | PairCollator:
-    both = "teacher" in method.needs and session.pair_collator is not None
-    return session.pair_collator if both and session.pair_collator else session.collator
-
-
-def total_steps(opened: OpenStage) -> int:
+def total_steps(context: StageContext) -> int:
     """Optimizer steps of a stage, as the Trainer counts them: a last step of fewer rows, and of a fraction of an epoch, is one too."""
-    stage = opened.stage
-    assert stage.max_steps is not None
-    assert stage.num_train_epochs is not None
+    stage = context.stage
     if stage.max_steps > 0:
         return stage.max_steps
-    world = PartialState().num_processes
-    per_step = (stage.per_device_train_batch_size or 1) * (stage.gradient_accumulation_steps or 1) * world
-    return math.ceil(stage.num_train_epochs * math.ceil(len(opened.rows) / per_step))
+    per_step = (
+        stage.per_device_train_batch_size * stage.gradient_accumulation_steps * PartialState().num_processes
+    )
+    return math.ceil(stage.num_train_epochs * math.ceil(len(context.rows) / per_step))

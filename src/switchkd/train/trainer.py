@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,28 +10,25 @@ from torch.utils.data import Sampler
 from transformers import ProcessorMixin, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
 
-from switchkd.losses import PlainTerms, SummedLoss, fused_loss, plain_loss, with_rows
-from switchkd.methods import Method
-from switchkd.pairing import Pair
+from switchkd.batch import Batch, sample_id
+from switchkd.losses import SummedLoss
 from switchkd.train import checkpoint
 from switchkd.train.parts import set_rates
 from switchkd.train.sampler import LengthGroupedSampler
-from switchkd.types import Batch, Hidden, answer_positions, answer_targets
+from switchkd.train.step import DistillationStep
 
 _log = logging.getLogger(__name__)
 
 
 class DistillationTrainer(Trainer):
-    """Trains `pair.student` with `method`.
+    """Trains the student of a `DistillationStep`.
 
     The loss is the sum of the method's terms over all answer tokens of the global batch (every rank, every accumulation step), divided
     once by their number. So batch 4 × 1, 1 × 4 accumulation and 2 processes × 2 are the same step.
 
     Args:
-        pair: student and frozen teacher.
-        method: whose terms are summed.
+        step: student, frozen teacher and method.
         args: the Trainer's arguments.
-        loss: `fused` walks the answer tokens in chunks; `plain` makes all logits at once, for debugging.
         rates: part → learning rate, of the parts that have one of their own.
         processor: saved with every checkpoint.
         card: the text of the model card of every checkpoint.
@@ -40,21 +37,18 @@ class DistillationTrainer(Trainer):
 
     def __init__(
         self,
-        pair: Pair,
-        method: Method,
+        step: DistillationStep,
         args: TrainingArguments,
         *,
-        loss: Literal["fused", "plain"] = "fused",
         rates: Mapping[str, float] | None = None,
         processor: ProcessorMixin,
         card: str,
         **kwargs: Any,
     ) -> None:
         callbacks = [StopOnNonFiniteGradient(), *kwargs.pop("callbacks", [])]
-        super().__init__(model=pair, args=args, callbacks=callbacks, **kwargs)
-        self.pair = pair
-        self.method = method
-        self.loss = loss
+        super().__init__(model=step, args=args, callbacks=callbacks, **kwargs)
+        self.step = step
+        self.pair = step.pair
         self.rates = rates or {}
         self.processor = processor
         self.card = card
@@ -75,64 +69,46 @@ class DistillationTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The sum of all terms on this rank's micro-batch over the answer tokens of the global batch."""
-        if num_items_in_batch is None or num_items_in_batch == 0:
-            raise ValueError(
-                f"step {self.state.global_step}: the global batch has no answer token, so there is nothing to learn from"
-            )
-        targets = answer_targets(inputs["labels"])
-        answers = answer_positions(inputs["labels"]).sum(dim=1)
-        sums: SummedLoss = model(
-            inputs, self.method.needs, lambda hidden: self._with_rows(self._sum(hidden, targets), hidden, answers)
-        )
+        now = self.state.global_step + 1
+        if not num_items_in_batch:
+            raise ValueError(f"step {now}: the global batch has no answer token, so there is nothing to learn from")
+        progress = now / max(self.state.max_steps, 1)
+        try:
+            sums: SummedLoss = model(inputs, progress, dropped_mass=now % self.args.logging_steps == 0)
+        except (ValueError, IndexError, RuntimeError) as error:
+            error.args = (f"step {now}, samples {_named(inputs)}: {error}",)
+            raise
         if not torch.isfinite(sums.loss):
-            found = ", ".join(f"{name} {value.item():.4g}" for name, value in sums.terms.items())
-            raise FloatingPointError(
-                f"step {self.state.global_step}: the loss is not finite ({found}); stopped before the update"
-            )
-        self._record(sums, len(targets), len(inputs["aligned"]) if "aligned" in inputs else None)
+            raise FloatingPointError(self._not_finite(sums, inputs, now))
+        self._record(sums, own_inputs=any(reader is not inputs.student for reader in inputs.readers.values()))
         # DDP averages gradients over ranks; the division here is already global
         loss = sums.loss / num_items_in_batch * self.accelerator.num_processes
         return (loss, sums) if return_outputs else loss
 
-    def _sum(self, hidden: Hidden, targets: Tensor) -> SummedLoss:
-        """The method's terms, from hidden states to sums over the answer tokens."""
-        method = self._method_now()
-        if self.loss == "plain":
-            sums = plain_loss(PlainTerms(method.terms, method.statistics), targets, hidden)
-        else:
-            sums = fused_loss(
-                method.chunk_loss(),
-                targets,
-                hidden.student,
-                hidden.student_head,
-                hidden.teacher,
-                hidden.switch,
-                hidden.teacher_head,
-                vocabulary=hidden.vocabulary,
-                compared=hidden.compared,
-                ids=hidden.ids,
-            )
-        if hidden.teacher is not None and (self.state.global_step + 1) % self.args.logging_steps == 0:
-            dropped = self.pair.dropped_mass(hidden.teacher)
-            if dropped is not None:
-                sums = sums._replace(statistics=sums.statistics | {"dropped_mass": dropped.sum()})
-        return sums
+    def _not_finite(self, sums: SummedLoss, batch: Batch, now: int) -> str:
+        """What is said of a loss that is not finite: its terms, and the samples that it comes from."""
+        terms = ", ".join(f"{name} {value.item():.4g}" for name, value in sums.terms.items())
+        where = f"samples {_named(batch)}"
+        if self.accelerator.num_processes == 1:  # with sharded weights, other ranks would have to take part
+            blamed = self.step.not_finite(batch)
+            each = "; ".join(f"{name!a} ({', '.join(pathways)})" for name, pathways in blamed.items())
+            where = f"logits are not finite in {each}" if each else f"all logits are finite; {where}"
+        return f"step {now}: the loss is not finite ({terms}); {where}; stopped before the update"
 
-    def _method_now(self) -> Method:
-        return self.method.at((self.state.global_step + 1) / max(self.state.max_steps, 1))
+    def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> Tensor | int:
+        """The answer tokens of the global batch: of all ranks and all accumulation steps."""
+        count = sum(len(batch.student.targets) for batch in batch_samples)
+        if self.accelerator.num_processes == 1:
+            return count
+        total: Tensor = self.accelerator.reduce(torch.tensor(count, device=device), reduction="sum")
+        return total
 
-    def _with_rows(self, sums: SummedLoss, hidden: Hidden, answers: Tensor) -> SummedLoss:
-        """The same with the method's terms about what is inside both models."""
-        if hidden.student_inner is None or hidden.teacher_inner is None:
-            return sums
-        with torch.autocast(answers.device.type, enabled=False):  # products and maps in the precision of what they get
-            values = self._method_now().row_terms(hidden.student_inner, hidden.teacher_inner, self.pair.learned)
-        sums = with_rows(sums, values, answers)
-        if (
-            self.pair.learned is not None
-        ):  # a rank whose rows have no image must give these a gradient too, or DDP waits
-            sums = sums._replace(loss=sums.loss + 0 * sum(p.sum() for p in self.pair.learned.parameters()))
-        return sums
+    def _prepare_inputs(self, inputs: Batch) -> Batch:  # type: ignore[override]
+        return inputs.to(self.args.device, non_blocking=True)
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Not counted: transformers' estimate is for one model that reads `input_ids`."""
+        return 0
 
     # ---- optimizer
 
@@ -146,18 +122,22 @@ class DistillationTrainer(Trainer):
 
     # ---- log
 
-    def _record(self, sums: SummedLoss, tokens: int, compared: int | None) -> None:
-        """Terms per answer token, statistics per token that is compared with the teacher's."""
+    def _record(self, sums: SummedLoss, *, own_inputs: bool) -> None:
+        """Terms per answer token, statistics per token that is compared; with inputs of its own, a teacher has a share of them."""
+        tokens = sums.answers
         if not self._told and self.is_world_process_zero():
             _log.info(
-                "%s loss: logits of %d answer tokens at a time, of %d in the first batch", self.loss, sums.chunk, tokens
+                "%s loss: logits of %d answer tokens at a time, of %d in the first batch",
+                self.step.loss,
+                sums.chunk,
+                tokens,
             )
         self._told = True
         self.terms[:] = sums.terms
         counted = {name: (total, tokens) for name, total in sums.terms.items()}
-        counted |= {name: (total, tokens if compared is None else compared) for name, total in sums.statistics.items()}
-        if compared is not None:
-            counted["aligned"] = (sums.loss.new_tensor(compared), tokens)
+        counted |= {name: (total, sums.compared or tokens) for name, total in sums.statistics.items()}
+        if own_inputs:
+            counted["aligned"] = (sums.loss.new_tensor(sums.compared), tokens)
         counted["answer_tokens"] = (sums.loss.new_tensor(tokens, dtype=torch.float64), 1)
         for name, (total, count) in counted.items():
             entry = torch.stack([total.double(), total.new_full((), count, dtype=torch.float64)])
@@ -191,7 +171,7 @@ class DistillationTrainer(Trainer):
             return super()._get_train_sampler(train_dataset)
         rows = self.train_dataset if train_dataset is None else train_dataset
         return LengthGroupedSampler(
-            rows["length"],  # type: ignore[index]  # guard.check_rows has added it
+            rows["length"],  # type: ignore[index]  # the index has it
             self.args.per_device_train_batch_size * self.args.world_size,
             seed=self.args.seed,
             epoch=lambda: int(self.state.epoch or 0),
@@ -203,11 +183,11 @@ class DistillationTrainer(Trainer):
         if self.args.should_save:
             directory = output_dir or self._run
             checkpoint.save_student(self.pair.student, self.processor, self.card, directory, state_dict)
-            checkpoint.save_beside(self.pair.beside, directory, state_dict)
+            checkpoint.save_auxiliary(self.pair.auxiliary_modules, directory, state_dict)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         checkpoint.load_student(self.pair.student, resume_from_checkpoint)
-        checkpoint.load_beside(self.pair.beside, resume_from_checkpoint)
+        checkpoint.load_auxiliary(self.pair.auxiliary_modules, resume_from_checkpoint)
 
     def _get_output_dir(self, trial: Any) -> str:
         return self._staging or super()._get_output_dir(trial)
@@ -239,4 +219,10 @@ class StopOnNonFiniteGradient(TrainerCallback):
         """Check the norm of all gradients."""
         gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
         if not args.fp16 and not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
-            raise FloatingPointError(f"step {state.global_step}: the gradient is not finite; stopped before the update")
+            raise FloatingPointError(f"step {state.global_step + 1}: the gradient is not finite; stopped before the update")
+
+
+def _named(batch: Batch) -> str:
+    """The samples of a batch, for an error."""
+    names = [ascii(sample_id(key)) for key in batch.keys]
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

@@ -1,0 +1,206 @@
+"""What one model reads: canonical rows -> encoded samples -> padded tensors, for training (padded right) and for generation (padded left)."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import ProcessorMixin
+
+from switchkd.batch import Inputs, Media
+from switchkd.data.answer_tokens import AnswerToken
+from switchkd.data.chat_format import ChatFormat, Tokens, choose_format
+from switchkd.data.errors import DataError, SampleError
+from switchkd.data.images import MAX_PIXELS, open_image
+from switchkd.models.families import family_of_processor
+
+#: What a processor makes of text; all else that it makes is the images'.
+_TEXT = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One sample as one model reads it."""
+
+    tokens: list[int]
+    #: Where the answer tokens are, ascending; never the first token, which nothing predicts.
+    answers: list[int]
+    #: What each token covers of its answer; None where that is nothing but space.
+    covers: list[AnswerToken | None]
+    #: Tokens before truncation.
+    whole_length: int
+    #: Token types, by the names of the model's arguments.
+    types: dict[str, list[int]]
+    images: Media
+
+
+class Reader:
+    """A model's processor and chat template at work. Picklable, so that `DataLoader` workers can run it.
+
+    `format` holds the chat template in use (see `choose_format`).
+
+    Args:
+        processor: the model's.
+        max_length: tokens of a sample, its visual tokens included: of a longer one, the last answers are cut, images never.
+        max_pixels: an image with more is refused before it is decoded.
+
+    Raises:
+        DataError: at once, for processors that it cannot serve.
+    """
+
+    def __init__(self, processor: ProcessorMixin, *, max_length: int = 2048, max_pixels: int = MAX_PIXELS) -> None:
+        self.processor = processor
+        self.max_length = max_length
+        self.max_pixels = max_pixels
+        self.format = choose_format(processor)
+        _padding_id(processor, self.format)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of all that an encoded sample depends on besides its row: processor, template, limits."""
+        processor: Any = self.processor
+        settings = [type(processor).__name__, self.format.template, self.max_length, self.max_pixels]
+        parts = [part.to_dict() for name in ("image_processor", "video_processor") if (part := getattr(processor, name, None))]
+        text = json.dumps([settings, parts], sort_keys=True, default=str) + processor.tokenizer.backend_tokenizer.to_str()
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    def encode(self, row: dict[str, Any]) -> Encoded:
+        """Encode one row.
+
+        Raises:
+            SampleError: naming the row, if it cannot be used.
+        """
+        try:
+            if any(not _text(message).strip() for message in row["messages"] if message["role"] == "assistant"):
+                raise SampleError("has an empty answer")
+            tokens, images = self._read(row)
+            return self._cut(tokens, images)
+        except DataError as error:
+            raise SampleError(f"sample {row['id']!a}: {error}") from error
+
+    def inputs(self, samples: list[Encoded]) -> Inputs:
+        """Join samples, padded on the right. The only place where answers are shifted: each is predicted one token before it."""
+        width = max(len(sample.tokens) for sample in samples)
+        places = [(number, column) for number, sample in enumerate(samples) for column in sample.answers]
+        names = samples[0].types
+        images = _joined([sample.images for sample in samples])
+        return Inputs(
+            tokens=_padded([sample.tokens for sample in samples], _padding_id(self.processor, self.format), "right"),
+            lengths=torch.tensor([len(sample.tokens) for sample in samples]),
+            predicts=torch.tensor([number * width + column - 1 for number, column in places], dtype=torch.long),
+            targets=torch.tensor([samples[number].tokens[column] for number, column in places], dtype=torch.long),
+            sample=torch.tensor([number for number, _ in places], dtype=torch.long),
+            media={"image": images} if images else {},
+            types={name: _padded([sample.types[name] for sample in samples], 0, "right") for name in names},
+        )
+
+    def prompts(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Conversations to be answered, padded on the left, with the beginning of an answer: what `generate` takes.
+
+        Raises:
+            SampleError: naming the row, for one whose last message is not the user's, or that cannot be used.
+        """
+        asked, images = [], []
+        for row in rows:
+            try:
+                if not row["messages"] or row["messages"][-1]["role"] != "user":
+                    raise SampleError("cannot be asked: its last message is not the user's")
+                tokens, of_row = self._read(row, generation_prompt=True)
+            except DataError as error:
+                raise SampleError(f"sample {row['id']!a}: {error}") from error
+            asked.append(tokens)
+            images.append(of_row)
+        types = [self._types(tokens.input_ids, tokens.is_answer) for tokens in asked]
+        padding = _padding_id(self.processor, self.format)
+        return {
+            "input_ids": _padded([tokens.input_ids for tokens in asked], padding, "left"),
+            "attention_mask": _padded([[1] * len(tokens.input_ids) for tokens in asked], 0, "left"),
+            **{name: _padded([of_row[name] for of_row in types], 0, "left") for name in types[0]},
+            **_joined(images),
+        }
+
+    def _read(self, row: dict[str, Any], *, generation_prompt: bool = False) -> tuple[Tokens, Media]:
+        """Open a row's images, process them, and tokenise its messages around what the processor writes for them."""
+        if row.get("problem"):
+            raise SampleError(row["problem"])
+        opened = [open_image(image, max_pixels=self.max_pixels) for image in row["images"]]
+        placeholders: list[str] = []
+        images: Media = {}
+        if opened:
+            call: Any = self.processor
+            try:
+                processed = call(
+                    text=[self.format.image_token * len(opened)],
+                    images=[opened],
+                    text_kwargs={"return_tensors": None},
+                    images_kwargs={"return_tensors": "pt"},
+                    return_text_replacement_offsets=True,
+                )
+            except ValueError as error:  # too small, too long and narrow, …
+                raise SampleError(f"{type(self.processor).__name__} cannot process its images: {error}") from error
+            placeholders = [place["replacement"] for place in processed["text_replacement_offsets"][0]]
+            images = {name: made for name, made in processed.items() if isinstance(made, Tensor) and name not in _TEXT}
+        tokens = self.format.tokenize(row["messages"], placeholders, generation_prompt=generation_prompt)
+        return tokens, images
+
+    def _cut(self, tokens: Tokens, images: Media) -> Encoded:
+        """Apply `max_length`: at the end only, never inside or before an image."""
+        count = len(tokens.input_ids)
+        if tokens.images_end > self.max_length:
+            raise SampleError(
+                f"has {count} tokens and its last image ends at token {tokens.images_end}, but max_length is "
+                f"{self.max_length}; raise max_length or use fewer images in a row"
+            )
+        input_ids, is_answer = tokens.input_ids[: self.max_length], tokens.is_answer[: self.max_length]
+        answers = [index for index, answer in enumerate(is_answer) if answer and index]
+        if not answers:
+            if not any(tokens.is_answer):
+                raise SampleError("has no answer token: no assistant turn")
+            first = tokens.is_answer.index(True)
+            raise SampleError(
+                f"has {count} tokens and its first answer begins at token {first}, but max_length is "
+                f"{self.max_length}; raise max_length or shorten the question"
+            )
+        covers = tokens.covers[: self.max_length]
+        return Encoded(input_ids, answers, covers, count, self._types(input_ids, is_answer), images)
+
+    def _types(self, input_ids: list[int], is_answer: list[bool]) -> dict[str, list[int]]:
+        """The token types that the processor's model reads; none for most."""
+        family = family_of_processor(self.processor)
+        return family.token_types(input_ids, is_answer, self.format.image_token_id) if family else {}
+
+
+def _padded(rows: list[list[int]], filler: int, side: Literal["left", "right"]) -> Int[Tensor, "rows width"]:
+    width = max(map(len, rows))
+    fill = [[filler] * (width - len(row)) for row in rows]
+    return torch.tensor([f + row if side == "left" else row + f for row, f in zip(rows, fill, strict=True)])
+
+
+def _joined(samples: list[Media]) -> Media:
+    """What the samples' images make, one after another; filled up with zeros where tiles or pixels differ in number."""
+    joined = {}
+    for name in dict.fromkeys(name for media in samples for name in media):
+        tensors = [media[name] for media in samples if name in media]
+        shape = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
+        joined[name] = tensors[0].new_zeros(sum(map(len, tensors)), *shape)
+        begin = 0
+        for tensor in tensors:
+            joined[name][(slice(begin, begin + len(tensor)), *map(slice, tensor.shape[1:]))] = tensor
+            begin += len(tensor)
+    return joined
+
+
+def _text(message: dict[str, Any]) -> str:
+    return "".join(part["text"] or "" for part in message["content"])
+
+
+def _padding_id(processor: Any, chat: ChatFormat) -> int:
+    """What fills up rows: the padding token, or eos where there is none or it is the image token, which padding must not be."""
+    for candidate in (processor.tokenizer.pad_token_id, processor.tokenizer.eos_token_id):
+        if candidate is not None and candidate != chat.image_token_id:
+            return int(candidate)
+    raise DataError("the tokenizer has neither a padding nor an eos token that is not the image token; set tokenizer.pad_token")

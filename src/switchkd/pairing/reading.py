@@ -1,0 +1,102 @@
+"""How a teacher reads what its student reads: the same inputs, or its own pixels and text with the answers aligned."""
+
+import hashlib
+from dataclasses import dataclass, replace
+from typing import Any
+
+from switchkd.data.collate import Reading
+from switchkd.data.errors import SampleError
+from switchkd.data.reader import Encoded, Reader
+from switchkd.pairing.alignment import align
+from switchkd.pairing.vocabulary import Ids
+
+
+@dataclass(frozen=True)
+class SameInputs:
+    """The teacher reads what the student reads: one processor, tokenizer and template serves both.
+
+    Args:
+        vocabulary: the number of real ids, which are those that are compared.
+    """
+
+    vocabulary: int
+
+    @property
+    def reader(self) -> None:
+        """The student's."""
+        return
+
+    @property
+    def fingerprint(self) -> str:
+        """See `Teacher`."""
+        return f"same inputs, {self.vocabulary} ids"
+
+    def read(self, row: dict[str, Any], student: Encoded) -> Reading:
+        """Every answer token is compared."""
+        ids = [student.tokens[place] for place in student.answers]
+        columns = [token if token < self.vocabulary else -1 for token in ids]
+        return Reading(student, None, [(number, number) for number in range(len(ids))], columns)
+
+
+class OwnInputs:
+    """The teacher has its own pixels, template and tokenizer.
+
+    Answers are matched by their index and their text, so nothing before them needs to agree. Where one side's last answer was cut at
+    `max_length`, both end at the same token.
+
+    Args:
+        reader: the teacher's.
+        vocabulary: the shared one: student ids and teacher ids pairwise (`alignment.match_ids`), or the number of ids of one tokenizer.
+            Only tokens that are a pair of it are compared.
+    """
+
+    def __init__(self, reader: Reader, vocabulary: int | Ids) -> None:
+        self.reader = reader
+        student_ids, teacher_ids = (range(vocabulary),) * 2 if isinstance(vocabulary, int) else vocabulary
+        self._teacher_ids = dict(zip(student_ids, teacher_ids, strict=True))
+        self._columns = {token: column for column, token in enumerate(student_ids)}
+
+    @property
+    def fingerprint(self) -> str:
+        """See `Teacher`."""
+        ids = hashlib.blake2b(repr(list(self._teacher_ids.items())).encode(), digest_size=16).hexdigest()
+        return f"{self.reader.fingerprint}, {ids}"
+
+    def read(self, row: dict[str, Any], student: Encoded) -> Reading:
+        """Encode the row for the teacher, and align the answers of both."""
+        student, teacher = _end_together(student, self.reader.encode(row))
+        indices = [{cover.answer for cover in side.covers if cover is not None} for side in (student, teacher)]
+        if indices[0] != indices[1]:
+            raise SampleError(
+                f"sample {row['id']!a}: the student's chat template gives {len(indices[0])} answers and the teacher's {len(indices[1])} "
+                f"within max_length (answer {min(indices[0] ^ indices[1])} for one of them only): they cannot be matched. Raise "
+                "max_length, or give both a template that writes the answer as it is"
+            )
+        covers = [[side.covers[place] for place in side.answers] for side in (student, teacher)]
+        compared = sorted(
+            (first, second)
+            for first, second in align(*covers)
+            if self._teacher_ids.get(student.tokens[student.answers[first]]) == teacher.tokens[teacher.answers[second]]
+        )
+        columns = [self._columns[student.tokens[student.answers[first]]] for first, _ in compared]
+        return Reading(student, teacher, compared, columns)
+
+
+def _end_together(*sides: Encoded) -> list[Encoded]:
+    """Take from each side the answer tokens that another could not read: they stay, as no answer."""
+    if all(len(side.tokens) == side.whole_length for side in sides):
+        return list(sides)
+    reached = min(max(((c.answer, c.end) for c in side.covers if c), default=(0, 0)) for side in sides)
+    return [_until(side, reached) for side in sides]
+
+
+def _until(side: Encoded, reached: tuple[int, int]) -> Encoded:
+    beyond = [cover is not None and (cover.answer, cover.end) > reached for cover in side.covers]
+    if True not in beyond:
+        return side
+    first = beyond.index(True)
+    return replace(
+        side,
+        answers=[place for place in side.answers if place < first],
+        covers=side.covers[:first] + [None] * (len(side.covers) - first),
+    )
