@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +45,7 @@ class Sizes(NamedTuple):
     heads: int
 
 
+@runtime_checkable
 class Logits(Protocol):
     """A next-token distribution for each of some answers, which need not stand in memory as a whole."""
 

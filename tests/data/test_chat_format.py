@@ -7,8 +7,10 @@ from tiny import IMAGE_TOKENS, tiny_processor, tiny_tokenizer
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from switchkd.data.chat_format import CHATML, VICUNA, ChatFormat, choose_format
+from switchkd.data.chat_format import ChatFormat, choose_format
 from switchkd.data.errors import DataError, SampleError
+from switchkd.models.families.chat_blocks import CHATML
+from switchkd.models.families.llava import VICUNA
 
 IMAGE = {"type": "image", "text": None}
 PLACEHOLDER = "<image>" * IMAGE_TOKENS

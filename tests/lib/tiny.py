@@ -3,7 +3,7 @@
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlavaProcessor, PreTrainedTokenizerFast, SiglipImageProcessorPil
 
-from switchkd.data.chat_format import CHATML
+from switchkd.models.families.chat_blocks import CHATML
 
 IMAGE_SIZE = 32
 PATCH_SIZE = 8

@@ -6,7 +6,7 @@ from tiny import tiny_processor
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import LlavaProcessor, PreTrainedTokenizerFast, SiglipImageProcessorPil
 
-from switchkd.data.chat_format import VICUNA
+from switchkd.models.families.llava import VICUNA
 
 TEXT = [
     "What is in the image? A red circle and a blue square.",

@@ -5,17 +5,18 @@
 
 import copy
 import inspect
+from dataclasses import fields
 
 import pytest
 import torch
 from steps import NoProcessor
-from tiny_families import BUILDS, VOCABULARY, batch_for, tiny
+from tiny_families import BUILDS, IMAGE_TOKEN, SIZES, VOCABULARY, batch_for, tiny
 from transformers import AutoModelForImageTextToText, TrainingArguments
 
 from switchkd.losses import dbild
 from switchkd.methods import SwitchKD
 from switchkd.models import Pathway
-from switchkd.models.families import FAMILIES
+from switchkd.models.families import FAMILIES, LABELS, Geometry, family_of
 from switchkd.models.layers import recompute
 from switchkd.pairing import Pair
 from switchkd.train.trainer import DistillationTrainer
@@ -45,6 +46,24 @@ def make_pair(name, *, train=("vision", "projector", "language")):
 
 def test_every_family_has_a_build():
     assert {BUILDS[name].config(16, 1).model_type for name in BUILDS} == set(FAMILIES)
+
+
+@every_family
+@pytest.mark.parametrize("sizes", [SIZES, TEXT_ONLY], ids=["images", "text"])
+def test_padding_on_the_right_needs_a_mask_only_where_the_family_says_so(name, sizes):
+    """Without a mask attention runs in its fast causal form. It says the same unless tokens see what follows them, as in PaliGemma."""
+    model, batch = tiny(name).double(), batch_for(name, sizes=sizes)
+    assert not batch["attention_mask"].all()
+    inputs = {key: value for key, value in batch.items() if key != "labels"}
+    answers = batch["labels"] != IGNORE_INDEX
+    with torch.no_grad():
+        masked = model.model(**inputs).last_hidden_state[answers]
+        unmasked = model.model(**{**inputs, "attention_mask": None}).last_hidden_state[answers]
+    gap = (masked - unmasked).abs().max()
+    if family_of(model.config).padding_mask:
+        assert gap > 1e-3
+    else:
+        assert gap <= 1e-12
 
 
 @every_family
@@ -152,24 +171,27 @@ def test_the_parts_are_the_whole_model(name):
 
 
 @every_family
-def test_geometry_says_what_features_and_maps_will_be(name):
+def test_geometry_says_what_features_and_grids_will_be(name):
     pathway, batch = Pathway(tiny(name)), batch_for(name)
-    config, family = pathway.model.config, pathway.family
+    family, geometry = pathway.family, pathway.family.geometry
     features = pathway.see(batch)
-    geometry = family.geometry(config)
-    assert features.shape[-1] == geometry["feature width"]
-    assert geometry["vocabulary rows"] == pathway.head.rows
-    assert geometry["image token id"] == 5
-    image_tokens = (batch["input_ids"] == 5).sum().item()
-    if "merge size" in geometry:
-        assert image_tokens * geometry["merge size"] ** 2 == len(features)
+    assert features.shape[-1] == geometry.feature_width
+    assert geometry.vocabulary_rows == pathway.head.rows
+    assert geometry.image_token_id == IMAGE_TOKEN
+    image_tokens = (batch["input_ids"] == IMAGE_TOKEN).sum().item()
+    if geometry.merge_size is not None:
+        assert image_tokens * geometry.merge_size**2 == len(features)
     elif not name.startswith(("llava_next", "llava_onevision")):  # their packing adds newlines and leaves padding out
-        each = geometry.get("visual tokens per image") or geometry["visual tokens per tile"]
+        each = geometry.tokens_per_image or geometry.tokens_per_tile
         assert image_tokens == len(features) * each
-    maps = family.maps(config, features, batch)
-    assert [tuple(picture.shape[:2]) for picture in maps] == family.shapes(config, batch)
-    assert all(picture.shape[-1] == geometry["feature width"] for picture in maps)
-    assert torch.equal(family.unmaps(config, maps, batch), features)
+    grids = family.to_grids(features, batch)
+    assert [tuple(grid.shape[:2]) for grid in grids] == family.grid_shapes(batch)
+    assert all(grid.shape[-1] == geometry.feature_width for grid in grids)
+    assert torch.equal(family.from_grids(grids, batch), features)
+
+
+def test_every_size_has_a_label():
+    assert set(LABELS) == {field.name for field in fields(Geometry)}
 
 
 @every_family
@@ -238,7 +260,7 @@ def test_a_training_step_and_the_saved_student(name, tmp_path):
     torch.testing.assert_close(plain_logits(plain, batch), own_logits(pair.student.eval(), batch), rtol=0, atol=1e-6)
 
 
-def test_the_maps_of_qwen_are_pictures():
+def test_the_grids_of_qwen_are_pictures():
     """Held against patches cut from the image by hand; the windows of Qwen2.5-VL and the merger's blocks shuffle them."""
     model = tiny("qwen2_5_vl")
     tower = model.model.visual
@@ -250,31 +272,29 @@ def test_the_maps_of_qwen_are_pictures():
     batch = {"pixel_values": patches.flatten(0, 1)[order], "image_grid_thw": torch.tensor([[1, 6, 10]])}
     pathway = Pathway(model)
     features = pathway.see(batch)
-    (picture,) = pathway.family.maps(model.config, features, batch)
-    torch.testing.assert_close(picture.flatten(0, 1), tower.patch_embed(patches.flatten(0, 1)))
+    (grid,) = pathway.family.to_grids(features, batch)
+    torch.testing.assert_close(grid.flatten(0, 1), tower.patch_embed(patches.flatten(0, 1)))
     assert not torch.equal(features, tower.patch_embed(batch["pixel_values"]))  # there is something to put in order
 
 
-def test_maps_of_another_size_are_refused():
+def test_grids_of_another_size_are_refused():
     pathway, batch = Pathway(tiny("qwen2_vl")), batch_for("qwen2_vl")
-    maps = pathway.family.maps(pathway.model.config, pathway.see(batch), batch)
-    with pytest.raises(
-        ValueError, match=r"the maps are \[\(4, 4\)\] patches large, the batch has \[\(4, 4\), \(4, 8\)"
-    ):
-        pathway.family.unmaps(pathway.model.config, maps[:1], batch)
+    grids = pathway.family.to_grids(pathway.see(batch), batch)
+    with pytest.raises(ValueError, match=r"the grids are \[\(4, 4\)\] patches.*, the images .* \[\(4, 4\), \(4, 8\)"):
+        pathway.family.from_grids(grids[:1], batch)
 
 
-def test_the_class_token_has_no_place_in_a_map():
+def test_the_class_token_has_no_place_in_a_grid():
     model = tiny("llava-clip-llama")
     model.config.vision_feature_select_strategy = "full"
     pathway, batch = Pathway(model), batch_for("llava-clip-llama")
     with pytest.raises(ValueError, match="5 visual tokens per image make no square"):
-        pathway.family.maps(model.config, pathway.see(batch), batch)
+        pathway.family.to_grids(pathway.see(batch), batch)
 
 
 def test_what_families_ask_of_a_batch_is_what_transformers_takes():
     for name in BUILDS:
         model = tiny(name, depth=1)
         family = FAMILIES[model.config.model_type]
-        assert set(family.images) <= set(inspect.signature(model.model.get_image_features).parameters), name
-        assert set(family.context) <= set(inspect.signature(model.model.forward).parameters), name
+        assert set(family.image_inputs) <= set(inspect.signature(model.model.get_image_features).parameters), name
+        assert set(family.language_context) <= set(inspect.signature(model.model.forward).parameters), name

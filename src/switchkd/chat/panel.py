@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -13,11 +13,10 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
-from switchkd.data.collate import Collator
+from switchkd.data.reader import Reader
 from switchkd.evaluate.attention import attention_maps
 from switchkd.evaluate.generate import answers, load
 from switchkd.models import Pathway
-from switchkd.types import Batch, to_device
 
 
 @dataclass(frozen=True)
@@ -61,11 +60,14 @@ class Member:
         Raises:
             ValueError: for an empty answer, and for models whose visual tokens are no grid.
         """
-        batch = Collator(self.processor)([_row(image, question, answer)])
-        batch = cast(Batch, {k: v.to(self.model.dtype) if v.is_floating_point() else v for k, v in _tensors(batch)})
-        (attention,) = attention_maps(Pathway(self.model), to_device(batch, self.model.device))
+        reader = Reader(self.processor)
+        inputs = reader.inputs([reader.encode(_row(image, question, answer))])
+        pixels = inputs.media["image"]["pixel_values"]
+        images = {k: v.to(self.model.dtype) if v.is_floating_point() else v for k, v in inputs.media["image"].items()}
+        inputs = inputs._replace(media={"image": images}).to(self.model.device)
+        (attention,) = attention_maps(Pathway(self.model), inputs)
         processor: Any = self.processor
-        return Look(_picture(batch["pixel_values"][0].float(), processor.image_processor), attention.cpu())
+        return Look(_picture(pixels[0].float(), processor.image_processor), attention.cpu())
 
 
 def seat(models: Sequence[str]) -> list[Member]:
@@ -99,10 +101,6 @@ def _row(image: bytes, question: str, answer: str | None = None) -> dict[str, An
     if answer is not None:
         messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
     return {"id": "chat", "images": [{"bytes": image, "path": None}], "messages": messages}
-
-
-def _tensors(batch: Batch) -> list[tuple[str, Tensor]]:
-    return [(name, cast(Tensor, value)) for name, value in batch.items()]
 
 
 def _picture(pixels: Float[Tensor, "3 height width"], images: Any) -> Image.Image:

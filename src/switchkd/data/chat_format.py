@@ -17,8 +17,8 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from switchkd.data.answer_tokens import AnswerToken, locate
-from switchkd.data.chat_templates import CHATML, TEMPLATES, VICUNA
 from switchkd.data.errors import DataError, SampleError
+from switchkd.models.families import family_of_processor
 
 logger = logging.getLogger(__name__)
 
@@ -154,14 +154,13 @@ class ChatFormat:
 
 
 def choose_format(processor: ProcessorMixin) -> ChatFormat:
-    """The chat format to train and ask with: the processor's own template if it marks and closes answers, else ours.
+    """The chat format to train and ask with: the processor's own template if it marks and closes answers, else its family's.
 
-    Ours is the one that `chats.TEMPLATES` has for the class of the processor. For LLaVA's, which go with any language model, it is
-    `CHATML` where the tokenizer (and the own template, if there is one) has `<|im_start|>`, and `VICUNA` where the own template writes
-    `ASSISTANT:` or there is none. Save the one in use with the student, as `processor.chat_template = choose_format(processor).template`,
-    so that it is asked as it was trained.
+    Save the one in use with the student, as `processor.chat_template = choose_format(processor).template`, so that it is asked as it was
+    trained.
 
-    Raises `DataError` if neither fits, with what to do.
+    Raises:
+        DataError: if neither fits, with what to do.
     """
     known = ChatFormat(processor, "")
     own = getattr(processor, "chat_template", None) or known.tokenizer.chat_template
@@ -175,22 +174,19 @@ def choose_format(processor: ProcessorMixin) -> ChatFormat:
             return own_format
         except DataError as error:
             own_problem = str(error)
+    family = family_of_processor(processor)
     added = {token.content for token in known.tokenizer.added_tokens_decoder.values()}
-    if type(processor).__name__ in TEMPLATES:
-        name, template = TEMPLATES[type(processor).__name__]
-    elif {"<|im_start|>", "<|im_end|>"} <= added and (own is None or "<|im_start|>" in own):
-        name, template = "ChatML", CHATML
-    elif own is None or "ASSISTANT:" in own:
-        name, template = "LLaVA (vicuna)", VICUNA
-    else:
+    chosen = None if family is None else family.choose_template(own, added)
+    if chosen is None:
         raise DataError(
             f"the processor's chat template does not tell which tokens are answers ({own_problem}) and none of ours fits "
             "it; put {% generation %} and {% endgeneration %} around each answer and its end-of-turn token"
         )
-    ours = ChatFormat(processor, template.replace("<image>", known.image_token))
-    ours.tokenize(_PROBE, [])
+    name, template = chosen
+    family_format = ChatFormat(processor, template.replace("<image>", known.image_token))
+    family_format.tokenize(_PROBE, [])
     _warn_once(f"using the {name} chat template of switchkd in place of the processor's own ({own_problem})")
-    return ours
+    return family_format
 
 
 @lru_cache

@@ -3,88 +3,82 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import isqrt
-from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from switchkd.batch import Inputs
 from switchkd.models import Pathway
+from switchkd.models.capture import Attention, capture
 from switchkd.models.families import Features
-from switchkd.models.layers import repeated_layers
-from switchkd.types import Batch, answer_positions
 
 
 @torch.no_grad()
-def attention_maps(pathway: Pathway, batch: Batch, features: Features | None = None) -> list[Float[Tensor, "_ _"]]:
+def attention_maps(pathway: Pathway, inputs: Inputs, features: Features | None = None) -> list[Float[Tensor, "_ _"]]:
     """How much of its attention each answer pays to each visual token: one map [rows, columns] per picture, in the batch's order.
 
-    The mean over all layers and heads of the language model and over the answer positions of the picture's row (where the next token
+    The mean over all layers and heads of the language model and over the answer positions of the picture's sample (where the next token
     is part of an answer). A map sums to the share of attention that falls on its picture, at most 1.
 
     Args:
         pathway: the model that answers. For the maps its language model runs with eager attention, the only one that keeps weights.
-        batch: as this model reads it (`batch["teacher"]` for the teacher of a pair that reads differently).
-        features: what it is shown instead of its own V(x). `teacher` with `student.see(batch)` gives the maps of the visual switch.
+        inputs: what this model reads.
+        features: what it is shown instead of its own V(x). `teacher` with `student.see(inputs)` gives the maps of the visual switch.
 
     Raises:
-        ValueError: if the visual tokens of the family are no grid, a row's do not fill its pictures, or a row with pictures has no answer.
+        ValueError: if the visual tokens of the family are no grid, a sample's do not fill its pictures, or one with pictures has no answer.
     """
-    sides, shown, answers = grids(pathway, batch), _visual_tokens(pathway, batch), answer_positions(batch["labels"])
-    if silent := [row for row in range(len(shown)) if shown[row].any() and not answers[row].any()]:
-        raise ValueError(f"row {silent[0]} has a picture but no answer: attention is that of the answer's positions")
+    layers = [Attention(layer / max(depth - 1, 1), "answers", "visual") for layer in range(depth := _depth(pathway))]
+    sides, counts = grids(pathway, inputs), _visual_tokens(pathway, inputs)
+    answered = torch.bincount(inputs.sample, minlength=len(counts)).tolist()
+    for sample, (tokens, answers) in enumerate(zip(counts, answered, strict=True)):
+        if tokens and not answers:
+            raise ValueError(f"sample {sample} has a picture but no answer: attention is that of the answer's positions")
     if not sides:
         return []
-    layers = repeated_layers(pathway.part("language"))
-    received: list[list[Tensor]] = []
-
-    def keep(module: Any, inputs: Any, output: tuple[Tensor, Tensor]) -> None:
-        weights = output[1].float().mean(dim=1)  # over heads: [batch, queries, keys]
-        received.append([w[a].mean(dim=0)[v] for w, a, v in zip(weights, answers, shown, strict=True) if v.any()])
-
-    hooks = [layer.get_submodule("self_attn").register_forward_hook(keep) for layer in layers]
-    try:
-        with _eager(pathway):
-            pathway.say(pathway.see(batch) if features is None else features, batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if len(received) != len(layers):
-        raise RuntimeError(f"{len(layers)} layers were listened to, and {len(received)} gave attention weights")
-    mean = torch.stack([torch.cat(of_layer) for of_layer in received]).mean(dim=0)
-    parts = mean.split([height * width for height, width in sides])
+    features = pathway.see(inputs) if features is None else features
+    with _eager(pathway), capture(pathway, features, inputs, frozenset(layers)) as captured:
+        pathway.say(features, inputs)
+    of_layers = [
+        torch.cat([weights.float().mean(dim=(0, 1)) for weights in layer.of_samples(captured) if weights.shape[-1]])
+        for layer in layers
+    ]
+    parts = torch.stack(of_layers).mean(dim=0).split([height * width for height, width in sides])
     return [part.unflatten(0, side) for part, side in zip(parts, sides, strict=True)]
 
 
-def grids(pathway: Pathway, batch: Batch) -> list[tuple[int, int]]:
-    """Rows and columns of visual tokens of each picture of `batch`, as the language model receives them.
+def _depth(pathway: Pathway) -> int:
+    return len(pathway.family.layers(pathway.model))
+
+
+def grids(pathway: Pathway, inputs: Inputs) -> list[tuple[int, int]]:
+    """Rows and columns of visual tokens of each picture of `inputs`, as the language model receives them.
 
     Raises:
         ValueError: as `attention_maps`.
     """
-    config = pathway.model.config
-    geometry = pathway.family.geometry(config)
-    counted = "visual tokens per image"
-    if counted not in geometry:
+    kind, tokens = pathway.family.model_type, pathway.family.geometry.tokens_per_image
+    if tokens is None:
         raise ValueError(
-            f"{config.model_type} has no fixed grid of visual tokens per image, so its attention has no map: "
+            f"{kind} has no fixed grid of visual tokens per image, so its attention has no map: "
             "maps are drawn for families whose images all have as many tokens (LLaVA, PaliGemma, Gemma 3)"
         )
-    tokens = geometry[counted]
     side = isqrt(tokens)
     if side * side != tokens:
         raise ValueError(f"{tokens} visual tokens per image make no square: the class token is among them")
-    found = []
-    for row, count in enumerate(_visual_tokens(pathway, batch).sum(dim=1).tolist()):
+    sides = []
+    for sample, count in enumerate(_visual_tokens(pathway, inputs)):
         if count % tokens:
-            raise ValueError(f"row {row} has {count} visual tokens, and a picture of {config.model_type} has {tokens}")
-        found += [(side, side)] * (count // tokens)
-    return found
+            raise ValueError(f"sample {sample} has {count} visual tokens, and a picture of {kind} has {tokens}")
+        sides += [(side, side)] * (count // tokens)
+    return sides
 
 
-def _visual_tokens(pathway: Pathway, batch: Batch) -> Bool[Tensor, "batch sequence"]:
-    return batch["input_ids"] == pathway.family.geometry(pathway.model.config)["image token id"]
+def _visual_tokens(pathway: Pathway, inputs: Inputs) -> list[int]:
+    """How many each sample has."""
+    return list((inputs.tokens == pathway.family.image_token_id).sum(dim=1).tolist())
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import track
 from transformers import AutoProcessor, GenerationConfig, PreTrainedModel, ProcessorMixin
 
-from switchkd.data.collate import prompts
+from switchkd.data.reader import Reader
 from switchkd.models import load_pathway
 
 
@@ -82,7 +82,7 @@ def answers(
     """
     batch = {
         name: tensor.to(model.device, model.dtype if tensor.is_floating_point() else None)
-        for name, tensor in prompts(processor, rows).items()
+        for name, tensor in Reader(processor).prompts(rows).items()
     }
     config = greedy(model, max_new_tokens)
     tokenizer: Any = processor.tokenizer

@@ -12,6 +12,7 @@ import yaml
 
 from switchkd.data.images import MAX_PIXELS
 from switchkd.methods import METHODS, Method
+from switchkd.models.capture import Vision
 from switchkd.models.quantize import Quantization
 from switchkd.recipe.parsing import Builder, RecipeError, lay_over, parse_flags, read_yaml
 
@@ -258,12 +259,15 @@ class Stage:
                 "the switch trains nothing but the vision encoder, which is frozen here. Add vision to its parts, or "
                 "choose another method or `switch: 0`",
             )
-        if self.method is not None and "features" in self.method.needs:
+        if self.method is not None and Vision() in self.method.needs:
             _require(
                 "vision" in self.train,
                 f"stage {self.name} trains {', '.join(self.train)}, and its method {self.method.name} compares what both models see: that "
                 "term trains nothing but the vision encoder, which is frozen here. Add vision to its parts, or choose another method",
             )
+
+
+ResolvedStage = Stage
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from datasets import Dataset
 from jaxtyping import Float
 from torch import Tensor
 
+from switchkd.batch import TEACHER
+from switchkd.data.collate import Collator
 from switchkd.data.formats import load_rows
 from switchkd.data.images import open_image
 from switchkd.evaluate.attention import attention_maps
@@ -26,10 +28,10 @@ from switchkd.pairing import Pair
 from switchkd.recipe.schema import Recipe, Stage, load_recipe
 from switchkd.report.evidence import PATHWAYS, Agreement, Answer, Probe
 from switchkd.results.score import is_right
+from switchkd.signals import Route
 from switchkd.train import checkpoint
 from switchkd.train.run import STUDENT
-from switchkd.train.stage import Session, open_session
-from switchkd.types import Batch, Route, Routes, to_device
+from switchkd.train.stage import open_run
 
 #: Longest side of an image that is handed on, in pixels.
 SIDE = 448
@@ -143,8 +145,7 @@ def _look(
     notes: tuple[str, ...],
 ) -> Probe:
     knobs = _knobs(recipe)
-    pair, session = _open(recipe, run, frozenset(needs))
-    collator = session.pair_collator or session.collator
+    pair, collator = _open(recipe, run, frozenset(needs))
     device = pair.student.head.weight.device
     knees: dict[str, list[int]] = {who: [] for who in PATHWAYS if who in needs}
     distances: dict[str, list[Tensor]] = {
@@ -152,15 +153,19 @@ def _look(
     }
     tokens = 0
     for begin in range(0, len(counted), _BATCH):
-        rows = [asked.row(name) for name in counted[begin : begin + _BATCH]]
-        batch = to_device(collator(rows), device)
+        batch = collator([asked.row(name) for name in counted[begin : begin + _BATCH]]).to(device)
         with torch.no_grad():
-            routes = cast(Routes, pair(batch, frozenset(needs)))
-        for who, found in knees.items():
-            found += knee(routes[cast(Route, who)], window=knobs.window, min_k=knobs.min_k).tolist()
-        for who, rows_of in distances.items():
-            rows_of.append(_distances(routes[cast(Route, who)], routes["teacher"]))
-        tokens += len(routes["student"])
+            logits = pair(batch).logits()
+        compared = logits.compared.get(TEACHER)
+        for who, values in knees.items():
+            shown_logits = logits.student if compared is None else compared.of(cast(Route, who))
+            values += knee(shown_logits, window=knobs.window, min_k=knobs.min_k).tolist()
+        if compared is None:
+            tokens += len(logits.targets)
+            continue
+        for who, of_batches in distances.items():
+            of_batches.append(_distances(compared.of(cast(Route, who)), compared.teacher))
+        tokens += len(compared.targets)
     attention, unseen = _attention(pair, collator, asked, shown, needs)
     agreement = {who: Agreement(*torch.cat(found).mean(dim=0).tolist()) for who, found in distances.items() if found}
     return Probe(
@@ -183,7 +188,7 @@ def _knobs(recipe: Recipe) -> SwitchKD:
     return SwitchKD()
 
 
-def _open(recipe: Recipe, run: Path, needs: frozenset[Route]) -> tuple[Pair, Session]:
+def _open(recipe: Recipe, run: Path, needs: frozenset[Route]) -> tuple[Pair, Collator]:
     """The finished student and its teacher, joined as in training."""
     method = SwitchKD() if "switch" in needs else SwitchKD(switch=0) if "teacher" in needs else SFT()
     finished = replace(
@@ -193,25 +198,21 @@ def _open(recipe: Recipe, run: Path, needs: frozenset[Route]) -> tuple[Pair, Ses
         stages=(Stage("report"),),
     )
     try:
-        session = open_session(finished)
+        context = open_run(finished)
         pair = Pair(
-            session.student,
-            session.teacher,
-            needs=needs,
-            vocabulary=session.match.vocabulary if session.match else len(session.processor.tokenizer),
-            bridge=session.bridge,
+            context.student, context.teacher, needs=needs, vocabulary=context.vocabulary, bridge=context.bridge
         ).eval()
         if pair.bridge is not None:
             last = f"{len(recipe.stages)}-{recipe.stages[-1].name}"
             newest = checkpoint.latest(run / last)
             if newest is None:
                 raise ValueError(f"its bridge was in the checkpoints of {run / last}, and none is left")
-            checkpoint.load_beside({"bridge": pair.bridge}, newest)
+            checkpoint.load_auxiliary({"bridge": pair.bridge}, newest)
     except ValueError as error:
         if "switch" in needs:
             raise _NoSwitchError(str(error)) from error
         raise
-    return pair, session
+    return pair, context.collator(method)
 
 
 def _distances(logits: Float[Tensor, "n vocab"], teacher: Float[Tensor, "n vocab"]) -> Float[Tensor, "n 3"]:
@@ -223,7 +224,7 @@ def _distances(logits: Float[Tensor, "n vocab"], teacher: Float[Tensor, "n vocab
 
 
 def _attention(
-    pair: Pair, collator: Any, asked: Asked, shown: Sequence[str], needs: set[Route]
+    pair: Pair, collator: Collator, asked: Asked, shown: Sequence[str], needs: set[Route]
 ) -> tuple[dict[str, dict[str, list[list[float]]]], tuple[str, ...]]:
     """Question → pathway → map of the first image; and why there is none."""
     found: dict[str, dict[str, list[list[float]]]] = {}
@@ -234,15 +235,14 @@ def _attention(
             row = asked.row(name)
             if not row["images"]:
                 continue
-            batch: Batch = to_device(collator([row]), device)
-            maps = {"student": attention_maps(pair.student, batch)}
+            batch = collator([row]).to(device)
+            maps = {"student": attention_maps(pair.student, batch.student)}
             if pair.teacher is not None and "teacher" in needs:
-                theirs = batch.get("teacher", batch)
-                maps["teacher"] = attention_maps(pair.teacher, theirs)
+                maps["teacher"] = attention_maps(pair.teacher, batch.readers[TEACHER])
                 if "switch" in needs and not bridged:
                     with torch.no_grad():
-                        seen = pair.student.see(batch)
-                    maps["switch"] = attention_maps(pair.teacher, theirs, features=seen)
+                        seen = pair.student.see(batch.student)
+                    maps["switch"] = attention_maps(pair.teacher, batch.readers[TEACHER], features=seen)
             found[name] = {who: maps[who][0].tolist() for who in PATHWAYS if who in maps}
     except ValueError as error:
         return {}, (f"attention cannot be shown: {error}",)

@@ -1,58 +1,41 @@
-"""How much memory a training step needs, before there are weights: the models are built without any, and a step runs on shapes alone.
+"""How much memory a training step needs, before there are weights: the step itself runs, on tensors that have shapes and no memory.
 
-Every tensor that a step makes is counted while it lives, so gradient checkpointing, autocast, LoRA, frozen parts and every family's own
-layers count as what they are. Two things are not run but added by their sizes: the walk over the chunks of the loss, and the optimizer.
+Models are built without weights, and `DistillationStep` runs forward and backward. Every tensor that it makes is counted while it lives, so
+gradient checkpointing, autocast, LoRA, frozen parts and every family's own layers count as what they are. Whole numbers (tokens, places,
+sizes of pictures) are real, because shapes depend on them; only what a loss makes of the *values* of logits has a stand-in of its size.
 """
 
 import copy
 import weakref
-from dataclasses import dataclass, replace
-from typing import Any, cast
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensor,
-    FakeTensorMode,
-    unset_fake_temporarily,
-)
-from torch.autograd.function import once_differentiable
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConfig
 from transformers.initialization import no_init_weights
 
-from switchkd.losses import CrossEntropyDBiLD
-from switchkd.losses.fused import bytes_per_token, chunk_that_fits
-from switchkd.methods import Method
+from switchkd.batch import TEACHER, Aligned, Batch, Inputs
+from switchkd.losses import AutogradTerms, ChunkLoss, CrossEntropyDBiLD
+from switchkd.losses.chunks import ChunkGradients, ChunkSums
+from switchkd.losses.projection import Sparse
+from switchkd.methods import Method, Need
+from switchkd.methods.method import SampleTerms, TokenTerms
 from switchkd.models import Pathway
-from switchkd.models.families.family import Features
 from switchkd.models.layers import recompute
-from switchkd.recipe.schema import Recipe, Stage, Student, Teacher
+from switchkd.pairing import Pair
+from switchkd.pairing.bridge import Bridge
+from switchkd.pairing.compatibility import compare
+from switchkd.recipe.schema import Recipe, ResolvedStage, Student, Teacher
+from switchkd.signals import AnswerLogits, Signals, TokenTerm
 from switchkd.train import lora
 from switchkd.train.parts import freeze
-from switchkd.types import LOOKS, Batch, Hidden, Route
-
-#: Rows of a chunk's logits that autograd holds at a time for a loss without written gradients, beside the logits themselves.
-_PLAIN_COPIES = 3
-
-
-class NoEstimateError(ValueError):
-    """The shapes of a step cannot be known without its pictures."""
-
-
-@dataclass(frozen=True)
-class Load:
-    """The largest micro-batch of a device."""
-
-    rows: int
-    #: Tokens of its longest row, visual tokens included; the others are padded to it.
-    length: int
-    #: Answer tokens of all rows.
-    answers: int
-    images: int
+from switchkd.train.step import DistillationStep
 
 
 @dataclass(frozen=True)
@@ -82,47 +65,48 @@ class Memory:
 
 def estimate(
     recipe: Recipe,
-    stage: Stage,
+    stage: ResolvedStage,
     student: PretrainedConfig,
     teacher: PretrainedConfig | None,
-    load: Load,
-    pictures: Batch | None = None,
+    batch: Batch | None = None,
 ) -> Memory:
     """The memory of a step of `stage`, from the configs of the models and the sizes of a batch.
 
-    `pictures` is a batch whose images have the sizes of the load's; without it they are the smallest that the encoders take, which matters
-    where the number of visual tokens depends on an image's size.
+    Without a `batch` it is the largest that the recipe allows: rows of `data.max_length` tokens, nearly all of them answers, with one image
+    each, which is the smallest that the encoders take (that matters where the number of visual tokens depends on an image's size).
 
     Raises:
-        NoEstimateError: where the shapes in a vision encoder depend on what is in its pictures (Qwen2.5-VL, Idefics3, SmolVLM).
-        ValueError: where the rows do not hold the images' tokens.
+        ValueError: where the rows do not hold the images' tokens, or the pair does not fit the method.
     """
-    assert stage.method is not None
-    ours = _build(student, recipe.student)
+    configs = [student] if teacher is None or "teacher" not in stage.method.needs else [student, teacher]
+    chosen = [recipe.student, recipe.teacher][: len(configs)]
+    pathways = [_build(config, model) for config, model in zip(configs, chosen, strict=True) if model is not None]
     if recipe.student.lora:
         settings = recipe.student.lora
-        lora.add(ours, r=settings.r, alpha=settings.alpha, dropout=settings.dropout)
-    theirs = None
-    if teacher is not None and stage.method.needs & {"teacher", "switch"}:
-        assert recipe.teacher is not None
-        theirs = _build(teacher, recipe.teacher)
-    try:
-        with FakeTensorMode(allow_non_fake_inputs=True), _Live() as live:
-            memory = _Step(recipe, stage, ours, theirs, load, pictures, live).measure()
-    except (DataDependentOutputException, DynamicOutputShapeException) as error:
-        names = " or ".join(sorted({p.family.model_type for p in (ours, theirs) if p is not None}))
-        raise NoEstimateError(
-            f"no estimate of memory without weights for {names}: shapes in its vision encoder depend on the pictures themselves"
-        ) from error
-    saved = sum(_saved_by_quantization(*pair) for pair in ((ours, recipe.student), (theirs, recipe.teacher)))
-    return replace(memory, weights=memory.weights - saved, peak=memory.peak - saved)
+        lora.add(pathways[0], r=settings.r, alpha=settings.alpha, dropout=settings.dropout)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with FakeTensorMode(allow_non_fake_inputs=True), _Live() as live, torch.device(device):
+        step = _step(recipe, stage, *(_imagine(pathway) for pathway in pathways))
+        batch = _largest(recipe, stage, step.pair) if batch is None else _without_pixels(batch)
+        memory = _measure(recipe, stage, step, batch.to(device), live)
+    quantized = sum(_saved_by_quantization(*pair) for pair in zip(pathways, chosen, strict=True))
+    return _less(memory, quantized)
 
 
-def forecast(recipe: Recipe, stage: Stage) -> str:
-    """`estimate_longest` for a reader, or why there is none."""
-    assert stage.method is not None
+def forecast(recipe: Recipe, stage: ResolvedStage) -> str:
+    """The estimate for the largest batch that a recipe allows, for a reader, or why there is none; reads configs and no weights."""
+    paths = [recipe.student.path] + ([recipe.teacher.path] if recipe.teacher else [])
+    configs = []
+    for path in paths:
+        try:
+            configs.append(AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False))
+        except (OSError, ValueError):
+            return (
+                f"cannot be estimated: {path} is no folder with the config.json of a model, and the Hugging Face cache has none of that "
+                "name (nothing is downloaded for an estimate)"
+            )
     try:
-        memory = estimate_longest(recipe, stage)
+        memory = estimate(recipe, stage, configs[0], configs[1] if recipe.teacher else None)
     except ValueError as reason:
         return f"cannot be estimated: {reason}"
     rows, length = stage.per_device_train_batch_size, recipe.data.max_length
@@ -130,29 +114,14 @@ def forecast(recipe: Recipe, stage: Stage) -> str:
     return f"{memory}, for {rows_of}{left_out(stage.method)}"
 
 
-def estimate_longest(recipe: Recipe, stage: Stage) -> Memory:
-    """The estimate for the longest rows that a recipe allows, with an image each; reads configs and no weights.
-
-    Raises:
-        ValueError: where there is none, with the reason.
-    """
-    paths = [recipe.student.path] + ([recipe.teacher.path] if recipe.teacher else [])
-    configs = []
-    for path in paths:
-        try:
-            configs.append(AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False))
-        except (OSError, ValueError):
-            raise ValueError(
-                f"{path} is no folder with the config.json of a model, and the Hugging Face cache has none of that "
-                "name (nothing is downloaded for an estimate)"
-            ) from None
-    rows = stage.per_device_train_batch_size or 1
-    load = Load(rows=rows, length=recipe.data.max_length, answers=rows * recipe.data.max_length, images=rows)
-    return estimate(recipe, stage, configs[0], configs[1] if recipe.teacher else None, load)
+def left_out(method: Method) -> str:
+    """What the numbers do not hold: what a method makes of the inside of both models."""
+    sites = ", ".join(sorted(map(str, method.sites)))
+    return f"; without the terms of method {method.name} at {sites}" if sites else ""
 
 
 class _Live(TorchDispatchMode):
-    """Counts the bytes of all storages that are alive, and the most there have been."""
+    """Counts the bytes of all storages that are alive, and the most there have been. Floating-point tensors are fake, others real."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -160,11 +129,20 @@ class _Live(TorchDispatchMode):
         self._known: dict[int, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
         given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        if given and not any(isinstance(x, FakeTensor) for x in given):  # sizes of pictures: numbers that must be known
+        if given and not any(isinstance(x, FakeTensor) for x in given):
             with unset_fake_temporarily():
-                return func(*args, **(kwargs or {}))
-        result = func(*args, **(kwargs or {}))
+                return func(*args, **kwargs)
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return 0.5  # of a loss that nobody knows; it is only asked whether it is 1
+        if func is torch.ops.aten.index.Tensor:  # how many places a mask has is known where the mask is
+            args = (args[0], [_places(index) for index in args[1]])
+            args = (args[0], [index for group in args[1] for index in group])
+        result = func(*args, **kwargs)
+        if not given and isinstance(result, Tensor) and not result.dtype.is_floating_point:
+            with unset_fake_temporarily():
+                return func(*args, **kwargs)
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
                 self._add(tensor.untyped_storage())
@@ -182,183 +160,189 @@ class _Live(TorchDispatchMode):
         self.bytes -= self._known.pop(key)
 
 
-class _Step:
-    """One step on tensors that have shapes and no memory."""
+def _places(index: Tensor | None) -> list[Tensor | None]:
+    if index is None or index.dtype != torch.bool or isinstance(index, FakeTensor):
+        return [index]
+    with unset_fake_temporarily():
+        return list(index.nonzero().unbind(dim=1))
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        stage: Stage,
-        student: Pathway,
-        teacher: Pathway | None,
-        load: Load,
-        pictures: Batch | None,
-        live: _Live,
-    ) -> None:
-        assert stage.method is not None
-        self.recipe, self.stage, self.load, self.live = recipe, stage, load, live
-        self.pictures = pictures
-        self.method, self.needs = stage.method, stage.method.needs
-        self.student = _imagine(student)
-        if recipe.train.gradient_checkpointing:
-            student.model.activation_checkpointing_enable({"use_reentrant": False})
-        student.train_only(stage.train)
-        freeze(student, recipe.student.freeze)
-        student.train()
-        self.teacher = None if teacher is None else _imagine(teacher).requires_grad_(False).eval()
-        for pathway in (student, *([self.teacher] if self.teacher is not None else [])):
-            pathway.show_attention("attention" in self.needs)
-        if self.teacher is not None and recipe.train.switch_checkpointing:
-            recompute(self.teacher.part("language"))
 
-    def measure(self) -> Memory:
-        """Forward, loss and backward, and what was alive."""
-        live, trainable = self.live, [p for p in self.student.parameters() if p.requires_grad]
-        weights, gradients = live.bytes, sum(p.numel() * p.element_size() for p in trainable)
-        half = self.recipe.train.bf16 or self.recipe.train.fp16
-        if (self.stage.gradient_accumulation_steps or 1) > 1:  # those of earlier micro-batches are there from the start
-            for parameter in trainable:
-                parameter.grad = torch.empty_like(parameter)
-        kept: dict[str, int] = {}
-        live.peak = start = live.bytes
-        dtype = torch.bfloat16 if self.recipe.train.bf16 else torch.float16
-        with torch.autocast("cpu", dtype, enabled=half):
-            seen = self._see(self.student)
-            kept["vision"] = live.bytes - start
-            before = live.bytes
-            hidden: dict[Route, Tensor] = {"student": self._say(self.student, seen)}
-            kept["student"] = live.bytes - before
-            theirs = None
-            if self.teacher is not None and "teacher" in self.needs:
-                with torch.no_grad():
-                    theirs = self._see(self.teacher)
-                    hidden["teacher"] = self._say(self.teacher, theirs)
-            before = live.bytes
-            if self.teacher is not None and "switch" in self.needs:
-                entering = seen
-                if seen is not None and theirs is not None and seen.shape != theirs.shape:  # after the bridge
-                    entering = torch.empty_like(theirs).requires_grad_()
-                hidden["switch"] = self._say(self.teacher, entering)
-                del entering
-            kept["switch"] = live.bytes - before
-            del seen, theirs
-        before, peak = live.bytes, live.peak
-        live.peak = before
-        walk = walk_bytes(self.recipe, self.method, self._hidden(hidden), torch.device(_device()))
-        total = _Loss.apply(walk, hidden["student"], self.student.head.weight, hidden.get("switch"))
-        loss = live.peak - before
-        live.peak = max(peak, live.peak)
-        del hidden
-        total.backward()
-        optimizer = 2 * gradients  # AdamW: two moments in the parameter's precision
-        return Memory(
-            weights=weights,
-            optimizer=optimizer,
-            gradients=gradients,
-            student_vision=kept["vision"],
-            student_language=kept["student"],
-            switch=kept["switch"],
-            loss=loss,
-            peak=live.peak + optimizer,
+def _step(recipe: Recipe, stage: ResolvedStage, student: Pathway, teacher: Pathway | None = None) -> DistillationStep:
+    """The step as training builds it."""
+    if recipe.train.gradient_checkpointing:
+        student.model.activation_checkpointing_enable({"use_reentrant": False})
+    student.train_only(stage.train)
+    freeze(student, recipe.student.freeze)
+    bridge, learned = None, None
+    if teacher is not None:
+        if recipe.train.switch_checkpointing:
+            recompute(teacher.part("language"))
+        needs_bridge = any(d.verdict == "bridge" for d in compare(student.family, teacher.family))
+        if needs_bridge or recipe.pair.bridge == "always":
+            widths = [pathway.family.geometry.feature_width for pathway in (student, teacher)]
+            bridge = Bridge(*widths)
+        learned = stage.method.learned(student.sizes, teacher.sizes)
+    rows = min(pathway.head.rows for pathway in (student, teacher) if pathway is not None)
+    pair = Pair(student, teacher, needs=stage.method.needs, vocabulary=rows, bridge=bridge, learned=learned)
+    return DistillationStep(pair.train(), _StandIn(stage.method), loss=recipe.train.loss)
+
+
+class _StandIn(Method):
+    """A method's pathways, and tensors of the sizes that its terms make of their logits, whose values are not known."""
+
+    name: ClassVar[str] = "stand-in"
+
+    def __init__(self, method: Method) -> None:
+        self.method = method
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """Those of the method."""
+        return self.method.needs
+
+    def token_terms(self, logits: AnswerLogits) -> TokenTerms:
+        """What autograd keeps of a divergence: the softmax of every learner's logits, and of the teacher's."""
+        terms = {"ce": TokenTerm(logits.student.log_softmax(dim=-1).sum(dim=-1))}
+        for one in logits.compared.values():
+            for route, learner in (("align", one.student), ("switch", one.switch)):
+                if learner is not None:
+                    both = learner.log_softmax(dim=-1) * one.teacher.softmax(dim=-1)
+                    terms[route] = one.term(both.sum(dim=-1))
+        return terms
+
+    def sample_terms(self, signals: Signals, learned: nn.Module | None) -> SampleTerms:
+        """Left out, and said so: `left_out`."""
+        return {}
+
+    def chunk_loss(self) -> ChunkLoss:
+        """Gradients that are written out, or found by autograd, as the method's are."""
+        loss = self.method.chunk_loss()
+        return _WrittenOut(loss) if isinstance(loss, CrossEntropyDBiLD) else AutogradTerms(self.token_terms)
+
+
+@dataclass(frozen=True)
+class _WrittenOut(ChunkLoss):
+    """`CrossEntropyDBiLD`: the student's logits become their gradient, the switch's gradient is at the ids that two leaders choose."""
+
+    loss: CrossEntropyDBiLD
+
+    def __call__(self, logits: AnswerLogits, *, student: bool, switch: bool) -> tuple[ChunkSums, ChunkGradients]:
+        """See `ChunkLoss`."""
+        sums = ChunkSums({"ce": logits.student.new_zeros((), dtype=torch.float64)})
+        gradients = ChunkGradients(logits.student if student else None)
+        for name, one in logits.compared.items():
+            if switch and one.switch is not None:
+                window = min(2 * (self.loss.settings.window or one.switch.shape[1]), one.switch.shape[1])
+                ids = torch.zeros(len(one.switch), window, dtype=torch.long, device=one.targets.device)
+                gradients.switch[name] = Sparse(ids, one.switch.new_zeros(ids.shape))
+        return sums, gradients
+
+
+def _measure(recipe: Recipe, stage: ResolvedStage, step: DistillationStep, batch: Batch, live: _Live) -> Memory:
+    """Forward, loss and backward, and what was alive."""
+    pair, trainable = step.pair, [p for p in step.parameters() if p.requires_grad]
+    weights, gradients = live.bytes, sum(p.numel() * p.element_size() for p in trainable)
+    if stage.gradient_accumulation_steps > 1:  # those of earlier micro-batches are there from the start
+        for parameter in trainable:
+            parameter.grad = torch.empty_like(parameter)
+    kept = dict.fromkeys(("student_vision", "student_language", "switch", "teacher", "loss"), 0)
+
+    def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            before, most = live.bytes, live.peak
+            live.peak = before
+            result = function(*arguments)
+            kept[name] += (live.peak if name == "loss" else live.bytes) - before
+            live.peak = max(most, live.peak)
+            return result
+
+        return call
+
+    pathways: Any = [pair.student, *([pair.teacher] if pair.teacher else [])]
+    pathways[0].see = counted("student_vision", pathways[0].see)
+    pathways[0].say = counted("student_language", pathways[0].say)
+    for teacher in pathways[1:]:
+        switch, without_gradient = counted("switch", teacher.say), teacher.say
+        teacher.say = lambda *given: (switch if torch.is_grad_enabled() else without_gradient)(*given)
+    cast(Any, step)._sum = counted("loss", step._sum)
+    half = recipe.train.bf16 or recipe.train.fp16
+    dtype = torch.bfloat16 if recipe.train.bf16 else torch.float16
+    live.peak = live.bytes
+    with torch.autocast(batch.student.tokens.device.type, dtype, enabled=half):
+        sums = step(batch)
+    sums.loss.backward()
+    optimizer = 2 * gradients  # AdamW: two moments in the parameter's precision
+    kept.pop("teacher")
+    return Memory(weights=weights, optimizer=optimizer, gradients=gradients, **kept, peak=live.peak + optimizer)
+
+
+def _largest(recipe: Recipe, stage: ResolvedStage, pair: Pair) -> Batch:
+    """The largest batch of a device: blank images, and answers wherever there is room."""
+    rows, length = stage.per_device_train_batch_size, recipe.data.max_length
+    student = _inputs(pair.student, rows, length)
+    readers, shared = {}, {}
+    if pair.teacher is not None:
+        readers[TEACHER] = _inputs(pair.teacher, rows, length) if pair.separate_inputs else student
+        places = None
+        if pair.separate_inputs:  # as many as both have
+            places = _real(lambda: torch.arange(min(len(student.targets), len(readers[TEACHER].targets))))
+        shared[TEACHER] = Aligned(places, places, student.targets if places is None else student.targets[: len(places)])
+    return Batch(tuple(f"{row}@" for row in range(rows)), student, readers, shared)
+
+
+def _inputs(pathway: Pathway, rows: int, length: int) -> Inputs:
+    family = pathway.family
+    blank = _real(family.blank)
+    images = {name: _real(lambda t=tensor: torch.cat([t] * rows)) for name, tensor in blank.items()}
+    images = tree_map_only(Tensor, _shape_alone, images)
+    with torch.no_grad():
+        seen = family.see(pathway.model, images)
+        count = len(family.tokens_of(family.project(pathway.model, seen, images))) // rows
+    if count >= length:
+        raise ValueError(
+            f"{rows} images are {rows * count} visual tokens, but {rows} rows of {length} tokens hold {rows * length}: raise data.max_length"
+        )
+    image, word = family.image_token_id, 0 if family.image_token_id else 1
+    tokens = [image] * count + [word] * (length - count)
+    is_answer = [False] * count + [True] * (length - count)
+
+    def make() -> Inputs:
+        types = family.token_types(tokens, is_answer, image)
+        places = torch.arange(max(count - 1, 0), length - 1).repeat(rows) + length * torch.arange(rows).repeat_interleave(
+            length - 1 - max(count - 1, 0)
+        )
+        return Inputs(
+            tokens=torch.tensor([tokens] * rows),
+            lengths=torch.full((rows,), length),
+            predicts=places,
+            targets=torch.full_like(places, word),
+            sample=places // length,
+            media={},
+            types={name: torch.tensor([values] * rows) for name, values in types.items()},
         )
 
-    def _see(self, pathway: Pathway) -> Features | None:
-        return pathway.see(self._pictures(pathway)) if self.load.images else None
-
-    def _pictures(self, pathway: Pathway) -> Batch:
-        """Pictures without content. Their sizes and grids stay real numbers: the shapes of what follows depend on them."""
-        with unset_fake_temporarily():
-            if self.pictures is not None:
-                own = pathway is self.teacher and "teacher" in self.pictures
-                real: dict[str, Any] = dict(cast(Any, self.pictures)["teacher"] if own else self.pictures)
-                real.pop("teacher", None)
-            else:
-                blank = pathway.family.blank(pathway.model.config)
-                real = {name: torch.cat([cast(Tensor, x)] * self.load.images) for name, x in blank.items()}
-        for name, x in real.items():
-            if isinstance(x, Tensor) and x.is_floating_point():
-                real[name] = torch.empty(x.shape, dtype=x.dtype)
-        return cast(Batch, real)
-
-    def _say(self, pathway: Pathway, seen: Features | None) -> Tensor:
-        """Hidden states of the answers, as `Pathway.say` gives them: visual tokens first, which changes no size."""
-        language = pathway.part("language")[0]
-        rows, length = self.load.rows, self._length(pathway)
-        words = pathway.model.get_input_embeddings()(torch.zeros(rows, length, dtype=torch.long))
-        inputs = words
-        if seen is not None:
-            projected: Any = pathway.family.project(pathway.model, seen, self._pictures(pathway)).pooler_output
-            found = projected if isinstance(projected, Tensor) else torch.cat([x.flatten(0, -2) for x in projected])
-            pictures = found.reshape(-1, words.shape[-1]).to(words.dtype)
-            flat = words.flatten(0, 1)
-            if len(pictures) > len(flat):
-                raise ValueError(
-                    f"{self.load.images} images are {len(pictures)} visual tokens, but {rows} rows of {length} tokens hold {len(flat)}: "
-                    "raise data.max_length"
-                )
-            inputs = torch.cat([pictures, flat[len(pictures) :]]).view_as(words)
-        output = language(inputs_embeds=inputs, use_cache=False).last_hidden_state
-        return output.flatten(0, 1)[: self.load.answers]
-
-    def _length(self, pathway: Pathway) -> int:
-        """Of the longest row, as the pathway reads it."""
-        own = self.pictures is not None and pathway is self.teacher and "teacher" in self.pictures
-        return cast(Any, self.pictures)["teacher"]["input_ids"].shape[1] if own else self.load.length
-
-    def _hidden(self, hidden: dict[Route, Tensor]) -> Hidden:
-        heads = [p.head for p in (self.student, self.teacher) if p is not None]
-        vocabulary = min(head.rows for head in heads)
-        teacher = heads[1] if len(hidden) > 1 else None
-        return Hidden(
-            hidden["student"], heads[0], vocabulary, hidden.get("teacher"), hidden.get("switch"), teacher_head=teacher
-        )
+    return _real(make)._replace(media={"image": images})
 
 
-def walk_bytes(recipe: Recipe, method: Method, hidden: Hidden, device: torch.device) -> int:
-    """What the loss holds while it walks: the logits of a chunk, or of all tokens where it is the plain one."""
-    tokens, each = len(hidden.student), bytes_per_token(hidden)
-    if recipe.train.loss == "plain":
-        return (1 + _PLAIN_COPIES) * tokens * each
-    written = isinstance(method.chunk_loss(), CrossEntropyDBiLD)
-    return (1 if written else 1 + _PLAIN_COPIES) * chunk_that_fits(max(tokens, 1), each, device) * each
+def _real(make: Callable[[], Any]) -> Any:
+    """Tensors with values, also where tensors are without."""
+    with unset_fake_temporarily(), torch.device("cpu"), _undispatched():
+        return make()
 
 
-def left_out(method: Method) -> str:
-    """What the numbers do not hold: tensors that the method keeps of the inside of both models, and their terms."""
-    looks = ", ".join(sorted(method.needs & LOOKS))
-    return f"; without what method {method.name} keeps of {looks} in both models" if looks else ""
+@contextmanager
+def _undispatched() -> Iterator[None]:
+    with torch.utils._python_dispatch._disable_current_modes():
+        yield
 
 
-def loss_bytes(recipe: Recipe, method: Method, hidden: Hidden, device: torch.device) -> int:
-    """The same, and the gradients that the loss gives back: of hidden states and of the student's head."""
-    learned = (hidden.student, hidden.student_head.weight, hidden.switch)
-    return walk_bytes(recipe, method, hidden, device) + sum(
-        x.numel() * torch.promote_types(x.dtype, torch.float32).itemsize
-        for x in learned
-        if x is not None and x.requires_grad
-    )
+def _without_pixels(batch: Batch) -> Batch:
+    """The batch with the shapes of its pixels alone."""
+    return cast(Batch, tree_map_only(Tensor, _shape_alone, batch))
 
 
-class _Loss(torch.autograd.Function):
-    """Stands for `fused_loss`: memory for a while, and gradients from the forward pass on."""
-
-    @staticmethod
-    def forward(ctx: Any, walk_bytes: int, student: Tensor, weight: Tensor, switch: Tensor | None) -> Tensor:
-        ctx.gradients = [
-            torch.empty_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
-            if x is not None and x.requires_grad
-            else None
-            for x in (student, weight, switch)
-        ]
-        ctx.dtypes = [None if x is None else x.dtype for x in (student, weight, switch)]
-        torch.empty(walk_bytes, dtype=torch.uint8)
-        return student.new_zeros((), dtype=torch.float32)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        gradients, ctx.gradients = ctx.gradients, None
-        return None, *(g if g is None else g.to(dtype) for g, dtype in zip(gradients, ctx.dtypes, strict=True))
+def _shape_alone(tensor: Tensor) -> Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype) if tensor.is_floating_point() else tensor
 
 
 def _build(config: PretrainedConfig, chosen: Student | Teacher) -> Pathway:
@@ -371,14 +355,18 @@ def _build(config: PretrainedConfig, chosen: Student | Teacher) -> Pathway:
     return Pathway(cast(Any, model))
 
 
-def _saved_by_quantization(pathway: Pathway | None, chosen: Student | Teacher | None) -> int:
+def _saved_by_quantization(pathway: Pathway, chosen: Student | Teacher | None) -> int:
     """What the linear layers of the language model are smaller in 8 or 4 bits; the scales of 64 weights each are 4 bytes."""
-    if pathway is None or chosen is None or chosen.quantization is None:
+    if chosen is None or chosen.quantization is None:
         return 0
     per_weight = 1.0 if chosen.quantization == "8bit" else 0.5 + 4 / 64
     layers = [m for m in pathway.part("language")[0].modules() if isinstance(m, nn.Linear)]
     frozen = [m.weight for m in layers if not m.weight.requires_grad]
     return sum(int(w.numel() * (w.element_size() - per_weight)) for w in frozen)
+
+
+def _less(memory: Memory, saved: int) -> Memory:
+    return Memory(**{**vars(memory), "weights": memory.weights - saved, "peak": memory.peak - saved})
 
 
 def _imagine(pathway: Pathway) -> Pathway:
@@ -394,7 +382,3 @@ def _imagine(pathway: Pathway) -> Pathway:
                 if tensor is not None:
                     tensors[name] = known[id(tensor)]
     return pathway
-
-
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"

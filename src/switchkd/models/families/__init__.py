@@ -1,40 +1,40 @@
 """Model families: where the three parts of each Hugging Face VLM are. The only place that knows such names."""
 
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, ProcessorMixin
 
-from switchkd.models.families.family import Family, Features, Map
-from switchkd.models.families.gemma import GEMMA3, PALIGEMMA
-from switchkd.models.families.idefics3 import IDEFICS3, SMOLVLM
-from switchkd.models.families.internvl import INTERNVL
-from switchkd.models.families.llava import LLAVA, LLAVA_NEXT, LLAVA_ONEVISION
-from switchkd.models.families.mistral3 import MISTRAL3
-from switchkd.models.families.qwen_vl import QWEN2_5_VL, QWEN2_VL, QWEN3_VL
+from switchkd.models.families.family import LABELS, Family, FeatureGrid, Features, Geometry
+from switchkd.models.families.gemma import Gemma3, PaliGemma
+from switchkd.models.families.idefics3 import Idefics3, SmolVLM
+from switchkd.models.families.internvl import InternVL
+from switchkd.models.families.llava import Llava, LlavaNext, LlavaOneVision
+from switchkd.models.families.mistral3 import Mistral3
+from switchkd.models.families.qwen_vl import Qwen2VL, Qwen3VL, Qwen25VL
 
 #: `model_type` of a checkpoint's config → family.
-FAMILIES: dict[str, Family] = {
+FAMILIES: dict[str, type[Family]] = {
     family.model_type: family
     for family in (
-        LLAVA,
-        LLAVA_NEXT,
-        LLAVA_ONEVISION,
-        QWEN2_VL,
-        QWEN2_5_VL,
-        QWEN3_VL,
-        IDEFICS3,
-        SMOLVLM,
-        INTERNVL,
-        PALIGEMMA,
-        GEMMA3,
-        MISTRAL3,
+        Llava,
+        LlavaNext,
+        LlavaOneVision,
+        Qwen2VL,
+        Qwen25VL,
+        Qwen3VL,
+        Idefics3,
+        SmolVLM,
+        InternVL,
+        PaliGemma,
+        Gemma3,
+        Mistral3,
     )
 }
 
 
 def family_of(config: PretrainedConfig) -> Family:
-    """The family of a model.
+    """The family of a model, bound to its config.
 
     Raises:
-        ValueError: for a `model_type` that has no file here.
+        ValueError: for a `model_type` that has no file here, or a vision encoder or language model that has not been tested.
     """
     if config.model_type not in FAMILIES:
         raise ValueError(
@@ -42,7 +42,13 @@ def family_of(config: PretrainedConfig) -> Family:
             f"To add it, write src/switchkd/models/families/{config.model_type.replace('-', '_')}.py after the example of internvl.py "
             "and add it to FAMILIES; docs/families.md shows how in a page"
         )
-    return FAMILIES[config.model_type]
+    return FAMILIES[config.model_type](config)
 
 
-__all__ = ["FAMILIES", "Family", "Features", "Map", "family_of"]
+def family_of_processor(processor: ProcessorMixin) -> type[Family] | None:
+    """The family that a processor serves, by the name of its class; None for one that no family names."""
+    name = type(processor).__name__
+    return next((family for family in FAMILIES.values() if name in family.processors), None)
+
+
+__all__ = ["FAMILIES", "LABELS", "Family", "FeatureGrid", "Features", "Geometry", "family_of", "family_of_processor"]

@@ -1,9 +1,12 @@
 """What the project must know about a family of vision-language models: a few names. One implementation serves all families."""
 
-from dataclasses import dataclass, field
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate, pairwise
 from math import isqrt
-from typing import Any, TypeAlias, cast
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -11,45 +14,122 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from switchkd.types import Batch, Sizes
+from switchkd.batch import Media
+from switchkd.signals import Sizes
 
 #: V(x): what the projector receives. [images or tiles, tokens, width], or [patches, width] where images differ in size.
 Features: TypeAlias = Float[Tensor, "*tokens width"]
-#: V(x) of one image, tile or video frame, as a picture: [height, width in patches, feature width].
-Map: TypeAlias = Float[Tensor, "_ _ width"]
+#: V(x) of one image, tile or pair of video frames: [height, width in patches, feature width].
+FeatureGrid: TypeAlias = Float[Tensor, "_ _ width"]
+#: What something is called → names inside a model or config.
+Names: TypeAlias = Mapping[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
-class Family:
-    """Where vision encoder V, projector P and language model L are in the models of one `model_type`.
+class Geometry:
+    """Sizes that two models may have to share, from the config alone; None where the family has no such size."""
 
-    Two doors of transformers carry the implementation: `get_image_features` runs V and P, and `mm_encoder_outputs` takes P(V(x)) in
+    #: Of V(x).
+    feature_width: int
+    #: Of the language model's head, padding included.
+    vocabulary_rows: int
+    image_token_id: int
+    #: Of what the projector receives, in patches.
+    grid_side: int | None = None
+    #: In pixels, where images or tiles have one size.
+    image_size: int | None = None
+    #: Where all images have as many.
+    tokens_per_image: int | None = None
+    #: Where images are cut into tiles.
+    tokens_per_tile: int | None = None
+    patch_size: int | None = None
+    frames_per_patch: int | None = None
+    #: One visual token is merge size × merge size patches.
+    merge_size: int | None = None
+    window_size: int | None = None
+    deepstack_layers: int | None = None
+
+
+#: How messages and tables call the fields of `Geometry`, in the order in which they are listed.
+LABELS = {
+    "feature_width": "feature width",
+    "tokens_per_image": "visual tokens per image",
+    "tokens_per_tile": "visual tokens per tile",
+    "grid_side": "grid side",
+    "image_size": "image size in pixels",
+    "patch_size": "patch size in pixels",
+    "frames_per_patch": "frames in a patch",
+    "merge_size": "merge size",
+    "window_size": "window size in pixels",
+    "deepstack_layers": "deepstack layers",
+    "vocabulary_rows": "vocabulary rows",
+    "image_token_id": "image token id",
+}
+
+
+class Family(ABC):
+    """Where vision encoder V, projector P and language model L are in the models of one `model_type`, bound to the config of a model.
+
+    Two arguments of transformers carry the implementation: `get_image_features` runs V and P, and `mm_encoder_outputs` takes P(V(x)) in
     the place of pixels. What happens before the projector and after it in the language model stays the family's own code.
+
+    Args:
+        config: of the model.
+
+    Raises:
+        ValueError: for a vision encoder or language model that the project has not been tested with.
     """
 
-    model_type: str
+    model_type: ClassVar[str]
     #: The parts by their names in recipes → dotted names inside the whole model, of modules or single parameters.
-    parts: dict[str, tuple[str, ...]]
-    #: What `get_image_features` takes of a batch.
-    images: tuple[str, ...] = ("pixel_values",)
-    #: What else of a batch the language model takes: its positions and masks depend on it.
-    context: tuple[str, ...] = ()
+    parts: ClassVar[Names]
+    #: What `get_image_features` takes of the media.
+    image_inputs: ClassVar[tuple[str, ...]] = ("pixel_values",)
+    #: What else the language model takes of media and token types: its positions and masks depend on it.
+    language_context: ClassVar[tuple[str, ...]] = ()
     #: Members that the test suite runs, by `model_type`: part of the config → names. Others are refused.
-    tested: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    tested: ClassVar[Names] = {}
     #: Whether the model takes P(V(x)) as one tensor; otherwise it is a list.
-    one_tensor: bool = False
-    #: Whether the model caps its logits at `final_logit_softcapping` of its text config.
-    softcapped: bool = False
+    one_tensor: ClassVar[bool] = False
+    #: Whether padding on the right must be masked, because other tokens would see it.
+    padding_mask: ClassVar[bool] = False
+    #: Class names of the processors that serve the family.
+    processors: ClassVar[tuple[str, ...]] = ()
+    #: The chat template with marked answers that is used where the processor's own marks none. It writes `<image>` for the image token.
+    template: ClassVar[str | None] = None
+    template_name: ClassVar[str] = ""
 
-    def check(self, config: PretrainedConfig) -> None:
-        """Raise ValueError where the family has members that this project has not been tested with."""
-        for part, known in self.tested.items():
-            found = getattr(config, part).model_type
-            if found not in known:
-                part = {"vision_config": "vision encoder", "text_config": "language model"}[part]
+    def __init__(self, config: PretrainedConfig) -> None:
+        self.config = config
+        for part, tested in self.tested.items():
+            name = getattr(config, part).model_type
+            if name not in tested:
+                called = {"vision_config": "vision encoder", "text_config": "language model"}[part]
                 raise ValueError(
-                    f"{self.model_type} with {part} {found!r} has not been tested; supported: {', '.join(known)}"
+                    f"{self.model_type} with {called} {name!r} has not been tested; supported: {', '.join(tested)}"
                 )
+
+    # ---- text
+
+    @classmethod
+    def choose_template(cls, own: str | None, special: set[str]) -> tuple[str, str] | None:
+        """Name and text of the chat template that replaces `own`, which marks no answers; None where the family has none that fits.
+
+        Args:
+            own: the processor's template; None where it has none.
+            special: all tokens that were added to the tokenizer.
+        """
+        return None if cls.template is None else (cls.template_name, cls.template)
+
+    @staticmethod
+    def token_types(tokens: Sequence[int], is_answer: Sequence[bool], image_token_id: int) -> dict[str, list[int]]:
+        """The token types that the model reads, by the name of its argument; none in most families."""
+        return {}
+
+    def language_inputs(self, media: Media | None, types: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the language model takes besides tokens, mask and features."""
+        given = {**(media or {}), **types}
+        return {name: given[name] for name in self.language_context if name in given}
 
     # ---- the three parts
 
@@ -59,45 +139,54 @@ class Family:
 
     def parameters(self, model: PreTrainedModel, name: str) -> dict[str, nn.Parameter]:
         """The parameters of one part of `model`, those that are no module's (`image_newline`) included."""
-        found: dict[str, nn.Parameter] = {}
+        parameters: dict[str, nn.Parameter] = {}
         for path, operand in zip(self.parts[name], self._operands(model, name), strict=True):
             if isinstance(operand, nn.Parameter):
-                found[path] = operand
+                parameters[path] = operand
             else:
-                found |= {f"{path}.{key}": parameter for key, parameter in operand.named_parameters()}
-        return found
+                parameters |= {f"{path}.{key}": parameter for key, parameter in operand.named_parameters()}
+        return parameters
 
     def _operands(self, model: PreTrainedModel, name: str) -> list[nn.Module | nn.Parameter]:
-        found: list[nn.Module | nn.Parameter] = []
-        for path in self.parts[name]:
-            parent, _, leaf = path.rpartition(".")
-            found.append(getattr(model.get_submodule(parent), leaf))
-        return found
+        names = [path.rpartition(".") for path in self.parts[name]]
+        return [getattr(model.get_submodule(parent), leaf) for parent, _, leaf in names]
 
     def doors(self, model: PreTrainedModel) -> list[nn.Module]:
-        """The modules through which V(x) enters the projector; several in Qwen3-VL, where layers of V are projected apart."""
+        """The modules through which V(x) enters the projector; several in Qwen3-VL, where layers of V are projected separately."""
         modules = self.part(model, "projector")
         return [door for module in modules for door in (module if isinstance(module, nn.ModuleList) else [module])]
 
+    def layers(self, model: PreTrainedModel) -> list[nn.Module]:
+        """The decoder layers of the language model, in order."""
+        return list(self.part(model, "language")[0].get_submodule("layers").children())
+
+    def attention(self, model: PreTrainedModel, layer: int) -> nn.Module:
+        """The self attention of a decoder layer."""
+        return self.layers(model)[layer].get_submodule("self_attn")
+
     # ---- V and P
 
-    def see(self, model: PreTrainedModel, batch: Batch) -> Features:
-        """V(x): the family's own encoding runs, and what arrives at the projector is kept; several doors side by side, along the width."""
+    def see(self, model: PreTrainedModel, media: Media) -> Features:
+        """V(x): the family's own encoding runs, and what arrives at the projector is kept; of several doors along the width."""
         doors = self.doors(model)
         entering: dict[nn.Module, Tensor] = {}
 
-        def note(door: nn.Module, inputs: tuple[Any, ...]) -> None:
+        def keep(door: nn.Module, inputs: tuple[Any, ...]) -> None:
             entering[door] = inputs[0]
 
-        hooks = [door.register_forward_pre_hook(note) for door in doors]
+        hooks = [door.register_forward_pre_hook(keep) for door in doors]
         try:
-            model.model.get_image_features(**self._images(batch), return_dict=True)
+            model.model.get_image_features(**self.image_arguments(media), return_dict=True)
         finally:
             for hook in hooks:
                 hook.remove()
         return entering[doors[0]] if len(doors) == 1 else torch.cat([entering[door] for door in doors], dim=-1)
 
-    def project(self, model: PreTrainedModel, features: Features, batch: Batch) -> BaseModelOutputWithPooling:
+    def image_arguments(self, media: Media) -> dict[str, Any]:
+        """What `get_image_features` is called with."""
+        return {name: media[name] for name in self.image_inputs if name in media}
+
+    def project(self, model: PreTrainedModel, features: Features, media: Media) -> BaseModelOutputWithPooling:
         """P(V(x)), in the form that the family's forward takes as `mm_encoder_outputs["image"]`."""
         doors = self.doors(model)
         weights = list(doors[0].parameters())
@@ -105,31 +194,25 @@ class Family:
             (weight.dtype for weight in weights if weight.is_floating_point()), model.dtype
         )  # 4-bit weights are integers
         entering = features.to(weights[0].device, dtype).chunk(len(doors), dim=-1)
-        projected = [self.enter(door, part.contiguous(), batch) for door, part in zip(doors, entering, strict=True)]
-        return self.pack(model, projected, batch)
+        projected = [self.enter(door, part.contiguous(), media) for door, part in zip(doors, entering, strict=True)]
+        return self.pack(model, projected, media)
 
-    def enter(self, door: nn.Module, features: Features, batch: Batch) -> Tensor:
-        """One door of the projector."""
-        return door(features)
+    def enter(self, door: nn.Module, features: Features, media: Media) -> Tensor:
+        """What one door of the projector makes of its share of the features."""
+        projected: Tensor = door(features)
+        return projected
 
-    def pack(self, model: PreTrainedModel, projected: list[Tensor], batch: Batch) -> BaseModelOutputWithPooling:
+    def pack(self, model: PreTrainedModel, projected: list[Tensor], media: Media) -> BaseModelOutputWithPooling:
         """What the family does between the projector and the language model; here nothing but the form."""
         (only,) = projected
-        output: Any = only if self.one_tensor else [only.flatten(0, -2)]
-        return BaseModelOutputWithPooling(pooler_output=output)
+        return pooled(only if self.one_tensor else [only.flatten(0, -2)])
 
-    def _images(self, batch: Batch) -> dict[str, Any]:
-        return {name: value for name, value in batch.items() if name in self.images}
+    @property
+    def softcap(self) -> float | None:
+        """c, where the logits are c·tanh(z / c); None where they are the head's own."""
+        return None
 
-    def beside(self, batch: Batch) -> dict[str, Any]:
-        """What the language model takes of `batch` besides tokens, mask and features."""
-        return {name: value for name, value in batch.items() if name in self.context}
-
-    def softcap(self, config: PretrainedConfig) -> float | None:
-        """c, where the family's logits are c·tanh(z / c) (PaliGemma 2); None where they are the head's own."""
-        return getattr(config.get_text_config(), "final_logit_softcapping", None) if self.softcapped else None
-
-    # ---- what belongs to which row of the batch
+    # ---- what belongs to which sample
 
     def tokens_of(self, projected: BaseModelOutputWithPooling) -> Float[Tensor, "tokens width"]:
         """P(V(x)) of all images, in the order of their placeholders."""
@@ -137,33 +220,24 @@ class Family:
         parts = [output] if isinstance(output, Tensor) else output
         return torch.cat([part.reshape(-1, part.shape[-1]) for part in parts])
 
-    def pictures_of_rows(
-        self, config: PretrainedConfig, batch: Batch, projected: BaseModelOutputWithPooling, tokens: list[int]
-    ) -> list[int]:
-        """How many pictures V sees of each row, from the number of its visual tokens: a picture has as many as its area says."""
-        return share([height * width for height, width in self.shapes(config, batch)], tokens)
+    def pictures_of_samples(self, media: Media, projected: BaseModelOutputWithPooling, tokens: list[int]) -> list[int]:
+        """How many pictures V sees of each sample, from the number of its visual tokens: a picture has as many as its area says."""
+        return share([height * width for height, width in self.grid_shapes(media)], tokens)
 
-    def features_of_rows(
-        self, config: PretrainedConfig, features: Features, batch: Batch, pictures: list[int]
+    def features_of_samples(
+        self, features: Features, media: Media, pictures: list[int]
     ) -> list[Float[Tensor, "tokens width"]]:
-        """V(x) of each row, from the number of its pictures."""
-        if features.ndim == 3:
-            return [part.flatten(0, 1) for part in features.split(pictures)]
-        areas = iter([height * width for height, width in self.shapes(config, batch)])
-        return list(features.split([sum(next(areas) for _ in range(count)) for count in pictures]))
-
-    def language_sizes(self, config: PretrainedConfig) -> Sizes:
-        """Of the language model."""
-        return Sizes(width=config.text_config.hidden_size, heads=config.text_config.num_attention_heads)
-
-    def first_attention(self, model: PreTrainedModel) -> nn.Module:
-        """The self attention of the language model's first layer."""
-        return self.part(model, "language")[0].get_submodule("layers.0.self_attn")
+        """V(x) of each sample, from the number of its pictures."""
+        return [part.flatten(0, 1) for part in features.split(pictures)]
 
     # ---- V(x) as pictures
 
-    def maps(self, config: PretrainedConfig, features: Features, batch: Batch) -> list[Map]:
-        """`features` as one picture for each image (or tile, or frame), rows from the top, columns from the left."""
+    def to_grids(self, features: Features, media: Media) -> list[FeatureGrid]:
+        """`features` as one grid for each image (or tile, or pair of frames), rows from the top, columns from the left.
+
+        Raises:
+            ValueError: if the features of an image make no square.
+        """
         side = isqrt(features.shape[1])
         if side * side != features.shape[1]:
             raise ValueError(
@@ -171,40 +245,73 @@ class Family:
             )
         return list(features.unflatten(1, (side, side)))
 
-    def unmaps(self, config: PretrainedConfig, maps: list[Map], batch: Batch) -> Features:
-        """The inverse of `maps`: the features of a model with this `config` that reads `batch`."""
-        return torch.stack(maps).flatten(1, 2)
+    def from_grids(self, grids: list[FeatureGrid], media: Media) -> Features:
+        """The inverse of `to_grids`: the features of a model that reads `media`.
 
-    def shapes(self, config: PretrainedConfig, batch: Batch) -> list[tuple[int, int]]:
-        """Height and width of each of the `maps` that a model with this `config` makes of `batch`, without running it."""
-        side = self.geometry(config)["grid side"]
-        return [(side, side)] * self.tiles(config, batch)
+        Raises:
+            ValueError: if the grids are not as large as the images in `media`.
+        """
+        return torch.stack(grids).flatten(1, 2)
 
-    def tiles(self, config: PretrainedConfig, batch: Batch) -> int:
-        """How many pictures the vision encoder sees in `batch`."""
-        return len(batch["pixel_values"])
+    def grid_shapes(self, media: Media) -> list[tuple[int, int]]:
+        """Height and width of each of the grids that `to_grids` makes of `media`, without running the model."""
+        return [(self.grid_side, self.grid_side)] * self.picture_count(media)
 
-    def blank(self, config: PretrainedConfig) -> Batch:
+    def picture_count(self, media: Media) -> int:
+        """How many pictures the vision encoder sees in `media`."""
+        return len(media["pixel_values"])
+
+    def blank(self) -> Media:
         """The smallest image that V can see, of ones: what reaches the features can be found out with it."""
-        side = one(config.vision_config.image_size)
-        return cast(Batch, {"pixel_values": torch.ones(1, 3, side, side)})
+        side = one(self.config.vision_config.image_size)
+        return {"pixel_values": torch.ones(1, 3, side, side)}
 
     # ---- sizes, from the config alone
 
-    def geometry(self, config: PretrainedConfig) -> dict[str, int]:
-        """What student and teacher of one family must share; of these only the feature width matters to the switch alone.
+    @cached_property
+    def geometry(self) -> Geometry:
+        """What student and teacher of one family must share; of these only the feature width matters to the switch alone."""
+        return Geometry(
+            vocabulary_rows=self.config.text_config.vocab_size, image_token_id=self.image_token_id, **self.sizes()
+        )
 
-        Every family has `feature width`, `vocabulary rows` and `image token id`; `visual tokens per image` where all images have as
-        many, `visual tokens per tile` where images are cut into tiles, else the sizes of a patch from which the number follows.
-        """
-        return self.sizes(config) | {
-            "vocabulary rows": config.text_config.vocab_size,
-            "image token id": config.image_token_id,
+    @abstractmethod
+    def sizes(self) -> dict[str, int]:
+        """Those of vision encoder and projector, by the names of `Geometry`'s fields; here for images or tiles that are one square each."""
+        vision = self.config.vision_config
+        return {
+            "feature_width": vision.hidden_size,
+            "grid_side": self.grid_side,
+            "image_size": one(vision.image_size),
         }
 
-    def sizes(self, config: PretrainedConfig) -> dict[str, int]:
-        """The sizes of vision encoder and projector, for `geometry`."""
-        raise NotImplementedError(f"{self.model_type} does not say its sizes")
+    @property
+    def grid_side(self) -> int:
+        """Of the square that the projector receives of an image or tile, in patches."""
+        vision = self.config.vision_config
+        return one(vision.image_size) // one(vision.patch_size)
+
+    @property
+    def image_token_id(self) -> int:
+        """What stands for each visual token in a text."""
+        token: int = self.config.image_token_id
+        return token
+
+    @property
+    def language_sizes(self) -> Sizes:
+        """Of the language model."""
+        text = self.config.text_config
+        return Sizes(width=text.hidden_size, heads=text.num_attention_heads)
+
+
+def pooled(projected: Any) -> BaseModelOutputWithPooling:
+    """P(V(x)) as a family's forward takes it; transformers declares a tensor where many families have a list of them."""
+    return BaseModelOutputWithPooling(pooler_output=projected)
+
+
+def mark_images(tokens: Sequence[int], image_token_id: int) -> list[int]:
+    """Token types: 1 on visual tokens, 0 on text."""
+    return [int(token == image_token_id) for token in tokens]
 
 
 def share(sizes: list[int], parts: list[int]) -> list[int]:
@@ -215,13 +322,13 @@ def share(sizes: list[int], parts: list[int]) -> list[int]:
     """
     ends = [0, *accumulate(sizes)]
     whole = sum(parts)
-    found = [0]
+    places = [0]
     for end in accumulate(parts):
         wanted, rest = divmod(end * ends[-1], max(whole, 1))
         if rest or wanted not in ends:
-            raise ValueError(f"rows of {parts} visual tokens do not end where images of the sizes {sizes} do")
-        found.append(ends.index(wanted))
-    return [after - before for before, after in pairwise(found)]
+            raise ValueError(f"samples of {parts} visual tokens do not end where images of the sizes {sizes} do")
+        places.append(ends.index(wanted))
+    return [after - before for before, after in pairwise(places)]
 
 
 def one(size: Any) -> int:

@@ -1,38 +1,90 @@
 """PaliGemma, PaliGemma 2 and Gemma 3: SigLIP vision, and token types that let image tokens see one another both ways."""
 
-from transformers import PretrainedConfig
+from collections.abc import Sequence
+from typing import ClassVar
 
-from switchkd.models.families.family import Family, one
+from switchkd.models.families.chat_blocks import content
+from switchkd.models.families.family import Family, Names, mark_images
 from switchkd.models.families.llava import PARTS
 
+#: All images, then `<bos>`, question and line break, then the answer; PaliGemma has no template. Further turns follow in the same way.
+PALIGEMMA = """{%- for message in messages if message['content'] is not string -%}
+{%- for part in message['content'] if part['type'] == 'image' -%}{{ '<image>' }}{%- endfor -%}
+{%- endfor -%}
+{{- bos_token -}}
+{%- for message in messages -%}
+{%- if message['role'] == 'assistant' -%}
+{%- generation -%}CONTENT{{- eos_token -}}{%- endgeneration -%}
+{%- else -%}
+CONTENT{{- '\\n' -}}
+{%- endif -%}
+{%- endfor -%}""".replace("CONTENT", content(""))
 
-class Gemma(Family):
-    """Features are the tower's last hidden states; Gemma 3 pools them inside its projector."""
+#: What the system says stands at the beginning of the first user turn.
+GEMMA3 = """{{- bos_token -}}
+{%- for message in messages -%}
+{%- if message['role'] == 'assistant' -%}
+{{- '<start_of_turn>model\\n' -}}
+{%- generation -%}CONTENT{{- '<end_of_turn>' -}}{%- endgeneration -%}
+{{- '\\n' -}}
+{%- else -%}
+{%- if message['role'] == 'system' or loop.first or messages[loop.index0 - 1]['role'] != 'system' -%}
+{{- '<start_of_turn>user\\n' -}}
+{%- endif -%}
+CONTENT
+{%- if message['role'] == 'system' -%}{{- '\\n\\n' -}}{%- else -%}{{- '<end_of_turn>\\n' -}}{%- endif -%}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<start_of_turn>model\\n' -}}{%- endif -%}""".replace(
+    "CONTENT", content("<image>", trimmed=True)
+)
 
-    def sizes(self, config: PretrainedConfig) -> dict[str, int]:
+
+class PaliGemma(Family):
+    """Features are the tower's last hidden states. Before the first answer all is seen both ways, also padding that is not masked."""
+
+    model_type = "paligemma"
+    parts = PARTS
+    language_context = ("token_type_ids",)
+    tested: ClassVar[Names] = {"vision_config": ("siglip_vision_model",), "text_config": ("gemma", "gemma2")}
+    one_tensor = True
+    padding_mask = True
+    processors = ("PaliGemmaProcessor",)
+    template, template_name = PALIGEMMA, "PaliGemma"
+
+    @staticmethod
+    def token_types(tokens: Sequence[int], is_answer: Sequence[bool], image_token_id: int) -> dict[str, list[int]]:
+        """1 from the first answer on."""
+        first = is_answer.index(True) if any(is_answer) else len(tokens)
+        return {"token_type_ids": [int(place >= first) for place in range(len(tokens))]}
+
+    @property
+    def softcap(self) -> float | None:
+        """PaliGemma 2 has one."""
+        cap: float | None = getattr(self.config.get_text_config(), "final_logit_softcapping", None)
+        return cap
+
+    def sizes(self) -> dict[str, int]:
+        """Every patch is a token."""
+        return super().sizes() | {"tokens_per_image": self.grid_side**2}
+
+
+class Gemma3(Family):
+    """Features are the tower's last hidden states; the projector pools them."""
+
+    model_type = "gemma3"
+    parts = PARTS
+    language_context = ("token_type_ids",)
+    tested: ClassVar[Names] = {"vision_config": ("siglip_vision_model",), "text_config": ("gemma3_text",)}
+    one_tensor = True
+    processors = ("Gemma3Processor",)
+    template, template_name = GEMMA3, "Gemma 3"
+
+    @staticmethod
+    def token_types(tokens: Sequence[int], is_answer: Sequence[bool], image_token_id: int) -> dict[str, list[int]]:
+        """1 on visual tokens."""
+        return {"token_type_ids": mark_images(tokens, image_token_id)}
+
+    def sizes(self) -> dict[str, int]:
         """Every image has the same number of tokens."""
-        vision = config.vision_config
-        side = one(vision.image_size) // one(vision.patch_size)
-        return {
-            "feature width": vision.hidden_size,
-            "visual tokens per image": config.mm_tokens_per_image if self.model_type == "gemma3" else side**2,
-            "grid side": side,
-            "image size in pixels": one(vision.image_size),
-        }
-
-
-PALIGEMMA = Gemma(
-    model_type="paligemma",
-    parts=PARTS,
-    context=("token_type_ids",),
-    tested={"vision_config": ("siglip_vision_model",), "text_config": ("gemma", "gemma2")},
-    one_tensor=True,
-    softcapped=True,
-)
-GEMMA3 = Gemma(
-    model_type="gemma3",
-    parts=PARTS,
-    context=("token_type_ids",),
-    tested={"vision_config": ("siglip_vision_model",), "text_config": ("gemma3_text",)},
-    one_tensor=True,
-)
+        return super().sizes() | {"tokens_per_image": self.config.mm_tokens_per_image}

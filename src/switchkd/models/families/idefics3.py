@@ -1,52 +1,56 @@
 """Idefics3 and SmolVLM: SigLIP vision on tiles, a projector that joins 2 × 2 (or more) neighbours and maps them linearly."""
 
-from typing import cast
+from typing import ClassVar
 
-from transformers import PretrainedConfig
+from switchkd.batch import Media
+from switchkd.models.families.chat_blocks import content
+from switchkd.models.families.family import Family, Names
 
-from switchkd.models.families.family import Family, one
-from switchkd.types import Batch
-
-PARTS = {
-    "vision": ("model.vision_model",),
-    "projector": ("model.connector",),
-    "language": ("model.text_model", "lm_head"),
-}
-IMAGES = ("pixel_values", "pixel_attention_mask")
+#: The space before an answer belongs to it, as the prompt ends in `Assistant:`.
+TEMPLATE = """{{- bos_token -}}
+{%- for message in messages -%}
+{%- if message['role'] == 'assistant' -%}
+{{- 'Assistant:' -}}
+{%- generation -%}{{- ' ' -}}CONTENT{{- '<end_of_utterance>' -}}{%- endgeneration -%}
+{%- else -%}
+{{- message['role'] | capitalize + ':' -}}
+{%- if message['content'] is string or message['content'][0]['type'] != 'image' -%}{{- ' ' -}}{%- endif -%}
+CONTENT{{- '<end_of_utterance>' -}}
+{%- endif -%}
+{{- '\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- 'Assistant:' -}}{%- endif -%}""".replace("CONTENT", content("<image>"))
 
 
 class Idefics3(Family):
-    """`pixel_values` is [rows, tiles, …]; a tile that is zero everywhere is padding, and skipped."""
+    """`pixel_values` is [samples, tiles, …]; a tile that is zero everywhere is padding, and skipped."""
 
-    def tiles(self, config: PretrainedConfig, batch: Batch) -> int:
-        """Those with pixels."""
-        return int(batch["pixel_values"].flatten(0, 1).flatten(1).any(dim=1).sum())
+    model_type = "idefics3"
+    parts: ClassVar[Names] = {
+        "vision": ("model.vision_model",),
+        "projector": ("model.connector",),
+        "language": ("model.text_model", "lm_head"),
+    }
+    image_inputs = ("pixel_values", "pixel_attention_mask")
+    tested: ClassVar[Names] = {"text_config": ("llama",)}
+    processors = ("Idefics3Processor",)
+    template, template_name = TEMPLATE, "Idefics3"
 
-    def blank(self, config: PretrainedConfig) -> Batch:
+    def picture_count(self, media: Media) -> int:
+        """Tiles with pixels."""
+        return int(media["pixel_values"].flatten(0, 1).flatten(1).any(dim=1).sum())
+
+    def blank(self) -> Media:
         """One tile."""
-        return cast(Batch, {"pixel_values": super().blank(config)["pixel_values"][None]})
+        return {"pixel_values": super().blank()["pixel_values"][None]}
 
-    def sizes(self, config: PretrainedConfig) -> dict[str, int]:
+    def sizes(self) -> dict[str, int]:
         """Every tile has the same number of tokens."""
-        vision = config.vision_config
-        side = one(vision.image_size) // one(vision.patch_size)
-        return {
-            "feature width": vision.hidden_size,
-            "visual tokens per tile": side**2 // config.scale_factor**2,
-            "grid side": side,
-            "image size in pixels": one(vision.image_size),
-        }
+        return super().sizes() | {"tokens_per_tile": self.grid_side**2 // self.config.scale_factor**2}
 
 
-IDEFICS3 = Idefics3(
-    model_type="idefics3",
-    parts=PARTS,
-    images=IMAGES,
-    tested={"text_config": ("llama",)},
-)
-SMOLVLM = Idefics3(
-    model_type="smolvlm",
-    parts=PARTS,
-    images=IMAGES,
-    tested={"text_config": ("llama",)},
-)
+class SmolVLM(Idefics3):
+    """As Idefics3."""
+
+    model_type = "smolvlm"
+    processors = ("SmolVLMProcessor",)

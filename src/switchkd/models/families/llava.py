@@ -1,125 +1,138 @@
 """LLaVA 1.5 and its kin, TinyLLaVA among them; LLaVA-NeXT and LLaVA-OneVision, which cut an image into tiles."""
 
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
-from switchkd.models.families.family import Family, one, share
-from switchkd.types import Batch
+from switchkd.batch import Media
+from switchkd.models.families.chat_blocks import CHATML, content
+from switchkd.models.families.family import Family, Names, pooled, share
 
 PARTS = {
     "vision": ("model.vision_tower",),
     "projector": ("model.multi_modal_projector",),
     "language": ("model.language_model", "lm_head"),
 }
-#: The vector at the end of each row of tiles has the language model's width: it belongs to the projector.
-WITH_NEWLINE = PARTS | {"projector": ("model.multi_modal_projector", "model.image_newline")}
+
+#: LLaVA 1.5 and TinyLLaVA ("vicuna v1"). The space before an answer belongs to it, as the prompt ends in `ASSISTANT:`.
+VICUNA = """{%- if messages[0]['role'] != 'system' -%}
+{{- 'A chat between a curious user and an artificial intelligence assistant. ' -}}
+{{- "The assistant gives helpful, detailed, and polite answers to the user's questions. " -}}
+{%- endif -%}
+{%- for message in messages -%}
+{%- if message['role'] == 'assistant' -%}
+{{- 'ASSISTANT:' -}}
+{%- generation -%}{{- ' ' -}}CONTENT{{- eos_token -}}{%- endgeneration -%}
+{%- else -%}
+{%- if message['role'] == 'user' -%}{{- 'USER: ' -}}{%- endif -%}
+CONTENT{{- ' ' -}}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- 'ASSISTANT:' -}}{%- endif -%}""".replace("CONTENT", content("<image>\\n"))
 
 
 class Llava(Family):
     """V is the vision tower up to `vision_feature_layer`, P the two-layer MLP behind it."""
 
-    def sizes(self, config: PretrainedConfig) -> dict[str, int]:
-        """Without the class token where the strategy is `default`."""
-        vision = config.vision_config
-        side = one(vision.image_size) // one(vision.patch_size)
-        tokens = (
-            side**2 + (vision.model_type == "clip_vision_model") - (config.vision_feature_select_strategy == "default")
-        )
-        layers = 1 if isinstance(config.vision_feature_layer, int) else len(config.vision_feature_layer)
-        return {
-            "feature width": vision.hidden_size * layers,
-            self.counted: tokens,
-            "grid side": side,
-            "image size in pixels": one(vision.image_size),
-        }
+    model_type = "llava"
+    parts = PARTS
+    tested: ClassVar[Names] = {
+        "vision_config": ("clip_vision_model", "siglip_vision_model"),
+        "text_config": ("llama", "qwen2"),
+    }
+    processors = ("LlavaProcessor",)
+
+    @classmethod
+    def choose_template(cls, own: str | None, special: set[str]) -> tuple[str, str] | None:
+        """The language model may be any, so the tokenizer decides: ChatML where it and `own` have its marks, else that of LLaVA 1.5."""
+        if {"<|im_start|>", "<|im_end|>"} <= special and (own is None or "<|im_start|>" in own):
+            return "ChatML", CHATML
+        return ("LLaVA (vicuna)", VICUNA) if own is None or "ASSISTANT:" in own else None
+
+    def sizes(self) -> dict[str, int]:
+        """As many tokens for every image."""
+        layers = self.config.vision_feature_layer
+        sizes = super().sizes()
+        width = sizes["feature_width"] * (1 if isinstance(layers, int) else len(layers))
+        return sizes | {"feature_width": width, "tokens_per_image": self.tokens_of_a_square}
 
     @property
-    def counted(self) -> str:
-        """What has a fixed number of visual tokens."""
-        return "visual tokens per image"
+    def tokens_of_a_square(self) -> int:
+        """Without the class token where the strategy is `default`."""
+        class_tokens = int(self.config.vision_config.model_type == "clip_vision_model")
+        left_out = int(self.config.vision_feature_select_strategy == "default")
+        return self.grid_side * self.grid_side + class_tokens - left_out
 
 
-class Tiled(Llava):
+class LlavaNext(Llava):
     """`pixel_values` is [images, tiles, …], padded; the projected tiles are put together to the image, with a newline after each row."""
 
-    @property
-    def counted(self) -> str:
-        """What has a fixed number of visual tokens."""
-        return "visual tokens per tile"
+    model_type = "llava_next"
+    #: The vector at the end of each row of tiles has the language model's width: it belongs to the projector.
+    parts: ClassVar[Names] = PARTS | {"projector": ("model.multi_modal_projector", "model.image_newline")}
+    image_inputs: ClassVar[tuple[str, ...]] = ("pixel_values", "image_sizes")
+    tested: ClassVar[Names] = {"vision_config": ("clip_vision_model",), "text_config": ("llama", "mistral")}
+    processors = ("LlavaNextProcessor",)
 
-    def split(self, config: PretrainedConfig, batch: Batch) -> list[int]:
+    def sizes(self) -> dict[str, int]:
+        """As many tokens for every tile."""
+        sizes = super().sizes()
+        return sizes | {"tokens_per_tile": sizes.pop("tokens_per_image")}
+
+    def tile_counts(self, media: Media) -> list[int]:
         """The number of tiles of each image."""
-        pinpoints, side = config.image_grid_pinpoints, config.vision_config.image_size
-        return [image_size_to_num_patches(size, pinpoints, side) for size in batch["image_sizes"]]
+        pinpoints, side = self.config.image_grid_pinpoints, self.config.vision_config.image_size
+        return [image_size_to_num_patches(size, pinpoints, side) for size in media["image_sizes"]]
 
-    def tiles(self, config: PretrainedConfig, batch: Batch) -> int:
-        """Of all images."""
-        return sum(self.split(config, batch))
+    def picture_count(self, media: Media) -> int:
+        """The tiles of all images."""
+        return sum(self.tile_counts(media))
 
-    def blank(self, config: PretrainedConfig) -> Batch:
+    def blank(self) -> Media:
         """One image of the size of a tile."""
-        side = config.vision_config.image_size
-        batch = cast(Batch, {"image_sizes": torch.tensor([[side, side]]), "batch_num_images": torch.tensor([1])})
-        batch["pixel_values"] = torch.ones(1, *self.split(config, batch), 3, side, side)
-        return batch
+        side = self.config.vision_config.image_size
+        media = {"image_sizes": torch.tensor([[side, side]]), "batch_num_images": torch.tensor([1])}
+        return media | {"pixel_values": torch.ones(1, *self.tile_counts(media), 3, side, side)}
 
-    def pack(self, model: PreTrainedModel, projected: list[Tensor], batch: Batch) -> BaseModelOutputWithPooling:
+    def pack(self, model: PreTrainedModel, projected: list[Tensor], media: Media) -> BaseModelOutputWithPooling:
         """By the model's own packing."""
         (only,) = projected
-        config = model.config
         images, _ = model.model.pack_image_features(
-            torch.split(only, self.split(config, batch)),
-            batch["image_sizes"],
+            torch.split(only, self.tile_counts(media)),
+            media["image_sizes"],
             image_newline=model.model.image_newline,
-            **self.packing(config),
+            **self.packing(),
         )
-        return BaseModelOutputWithPooling(pooler_output=cast(Any, images))
+        return pooled(images)
 
-    def packing(self, config: PretrainedConfig) -> dict[str, Any]:
+    def packing(self) -> dict[str, Any]:
         """What else the model's packing takes."""
-        return {"vision_feature_select_strategy": config.vision_feature_select_strategy}
+        return {"vision_feature_select_strategy": self.config.vision_feature_select_strategy}
 
-    def pictures_of_rows(
-        self, config: PretrainedConfig, batch: Batch, projected: BaseModelOutputWithPooling, tokens: list[int]
-    ) -> list[int]:
+    def pictures_of_samples(self, media: Media, projected: BaseModelOutputWithPooling, tokens: list[int]) -> list[int]:
         """The tiles of its images: how many tokens an image has is known after packing alone."""
         images = share([len(image) for image in cast(Any, projected.pooler_output)], tokens)
-        tiles = iter(self.split(config, batch))
+        tiles = iter(self.tile_counts(media))
         return [sum(next(tiles) for _ in range(count)) for count in images]
 
 
-class OneVision(Tiled):
-    """Only an image that is alone in its row is cut into tiles; too many tokens are interpolated away after the projector."""
+class LlavaOneVision(LlavaNext):
+    """Only an image that is alone in its sample is cut into tiles; too many tokens are interpolated away after the projector."""
 
-    def split(self, config: PretrainedConfig, batch: Batch) -> list[int]:
+    model_type = "llava_onevision"
+    image_inputs: ClassVar[tuple[str, ...]] = ("pixel_values", "image_sizes", "batch_num_images")
+    tested: ClassVar[Names] = {"vision_config": ("siglip_vision_model",), "text_config": ("qwen2",)}
+    processors = ("LlavaOnevisionProcessor",)
+
+    def tile_counts(self, media: Media) -> list[int]:
         """The number of tiles of each image."""
-        alone = [n == 1 for n in batch["batch_num_images"].tolist() for _ in range(n)]
-        return [n if single else 1 for n, single in zip(super().split(config, batch), alone, strict=True)]
+        alone = [n == 1 for n in media["batch_num_images"].tolist() for _ in range(n)]
+        return [n if single else 1 for n, single in zip(super().tile_counts(media), alone, strict=True)]
 
-    def packing(self, config: PretrainedConfig) -> dict[str, Any]:
+    def packing(self) -> dict[str, Any]:
         """What else the model's packing takes."""
-        return {"vision_aspect_ratio": config.vision_aspect_ratio}
-
-
-LLAVA = Llava(
-    model_type="llava",
-    parts=PARTS,
-    tested={"vision_config": ("clip_vision_model", "siglip_vision_model"), "text_config": ("llama", "qwen2")},
-)
-LLAVA_NEXT = Tiled(
-    model_type="llava_next",
-    parts=WITH_NEWLINE,
-    images=("pixel_values", "image_sizes"),
-    tested={"vision_config": ("clip_vision_model",), "text_config": ("llama", "mistral")},
-)
-LLAVA_ONEVISION = OneVision(
-    model_type="llava_onevision",
-    parts=WITH_NEWLINE,
-    images=("pixel_values", "image_sizes", "batch_num_images"),
-    tested={"vision_config": ("siglip_vision_model",), "text_config": ("qwen2",)},
-)
+        return {"vision_aspect_ratio": self.config.vision_aspect_ratio}

@@ -1,156 +1,140 @@
-"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: any resolution, as one long row of patches in which the merger's blocks of 2 × 2 stay together."""
+"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: any resolution, one long sequence of patches in which the merger's blocks of 2 × 2 stay together."""
 
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any, ClassVar, cast
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 from transformers.vision_utils import get_vision_window_index
 
-from switchkd.models.families.family import Family, Features, Map, one
-from switchkd.types import Batch
+from switchkd.batch import Media
+from switchkd.models.families.chat_blocks import CHATML
+from switchkd.models.families.family import Names, mark_images, one, pooled
+from switchkd.models.families.patch_sequence import PatchSequence
 
-#: The tower without its merger, which is the projector.
-PARTS = {
-    "vision": ("model.visual.patch_embed", "model.visual.blocks"),
-    "projector": ("model.visual.merger",),
-    "language": ("model.language_model", "lm_head"),
-}
-#: Layers of V are projected apart and added to the first layers of L: what L receives, so the projector's.
-DEEPSTACK = PARTS | {
-    "vision": ("model.visual.patch_embed", "model.visual.pos_embed", "model.visual.blocks"),
-    "projector": ("model.visual.merger", "model.visual.deepstack_merger_list"),
-}
-IMAGES = ("pixel_values", "image_grid_thw")
-CONTEXT = ("image_grid_thw", "mm_token_type_ids")
+#: ChatML with marks around an image.
+QWEN3_VL = CHATML.replace("'<image>\\n'", "'<|vision_start|><image><|vision_end|>'")
+#: The same, with the system turn that Qwen2-VL and Qwen2.5-VL begin with where the conversation has none.
+QWEN2_VL = (
+    """{%- if messages[0]['role'] != 'system' -%}
+{{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' -}}
+{%- endif -%}
+"""
+    + QWEN3_VL
+)
 
 
-class QwenVL(Family):
-    """Features are [patches of all images, width]; `image_grid_thw` says what belongs to which image."""
+class Qwen2VL(PatchSequence):
+    """`image_grid_thw` says which patches belong to which image."""
 
-    def pack(self, model: PreTrainedModel, projected: list[Tensor], batch: Batch) -> BaseModelOutputWithPooling:
+    model_type = "qwen2_vl"
+    #: The tower without its merger, which is the projector.
+    parts: ClassVar[Names] = {
+        "vision": ("model.visual.patch_embed", "model.visual.blocks"),
+        "projector": ("model.visual.merger",),
+        "language": ("model.language_model", "lm_head"),
+    }
+    image_inputs = ("pixel_values", "image_grid_thw")
+    language_context = ("image_grid_thw", "mm_token_type_ids")
+    processors = ("Qwen2VLProcessor",)
+    template, template_name = QWEN2_VL, "Qwen2-VL"
+
+    @staticmethod
+    def token_types(tokens: Sequence[int], is_answer: Sequence[bool], image_token_id: int) -> dict[str, list[int]]:
+        """1 on visual tokens."""
+        return {"mm_token_type_ids": mark_images(tokens, image_token_id)}
+
+    def pack(self, model: PreTrainedModel, projected: list[Tensor], media: Media) -> BaseModelOutputWithPooling:
         """In the order of the tokens, one tensor for each image."""
         (merged,) = projected
-        images = self.split(merged[self.windows(model.config, batch).argsort()], model.config, batch)
-        return BaseModelOutputWithPooling(pooler_output=cast(Any, images))
+        return pooled(self.split(merged[self.windows(media).argsort()], media))
 
-    def split(self, merged: Tensor, config: PretrainedConfig, batch: Batch) -> tuple[Tensor, ...]:
+    def split(self, merged: Tensor, media: Media) -> tuple[Tensor, ...]:
         """One tensor for each image."""
-        counts = batch["image_grid_thw"].prod(-1) // config.vision_config.spatial_merge_size**2
-        return merged.split(counts.tolist())
+        counts = media["image_grid_thw"].prod(-1) // self.merge_size**2
+        return torch.split(merged, counts.tolist())
 
-    def windows(self, config: PretrainedConfig, batch: Batch) -> Int[Tensor, " blocks"]:
+    def windows(self, media: Media) -> Int[Tensor, " blocks"]:
         """Which block stands at each place of the features."""
-        grids = batch["image_grid_thw"]
-        return torch.arange(
-            int(grids.prod(-1).sum()) // config.vision_config.spatial_merge_size**2, device=grids.device
-        )
+        grids = media["image_grid_thw"]
+        return torch.arange(int(grids.prod(-1).sum()) // self.merge_size**2, device=grids.device)
 
-    def maps(self, config: PretrainedConfig, features: Features, batch: Batch) -> list[Map]:
-        """One for each image; for each two frames of a video."""
-        pictures = features[self._places(config, batch).argsort()]
-        shapes = self.shapes(config, batch)
-        parts = pictures.split([height * width for height, width in shapes])
-        return [part.unflatten(0, shape) for part, shape in zip(parts, shapes, strict=True)]
+    def grid_shapes(self, media: Media) -> list[tuple[int, int]]:
+        """As `image_grid_thw` says: one for each image, or for each two frames of a video."""
+        return [(h, w) for t, h, w in media["image_grid_thw"].tolist() for _ in range(t)]
 
-    def unmaps(self, config: PretrainedConfig, maps: list[Map], batch: Batch) -> Features:
-        """In the merger's order."""
-        found = [tuple(picture.shape[:2]) for picture in maps]
-        if found != (wanted := self.shapes(config, batch)):
-            raise ValueError(f"the maps are {found} patches large, the batch has {wanted}")
-        return torch.cat([picture.flatten(0, 1) for picture in maps])[self._places(config, batch)]
-
-    def shapes(self, config: PretrainedConfig, batch: Batch) -> list[tuple[int, int]]:
-        """As `image_grid_thw` says."""
-        return [(h, w) for t, h, w in batch["image_grid_thw"].tolist() for _ in range(t)]
-
-    def _places(self, config: PretrainedConfig, batch: Batch) -> Int[Tensor, " patches"]:
-        """Which patch, counted in rows over all pictures, stands at each place of the features."""
-        merge = config.vision_config.spatial_merge_size
+    def places(self, media: Media) -> Int[Tensor, " patches"]:
+        """In the merger's order: block after block."""
+        merge = self.merge_size
         blocks, begin = [], 0
-        for h, w in self.shapes(config, batch):
-            rows = torch.arange(begin, begin + h * w).view(h // merge, merge, w // merge, merge)
-            blocks.append(rows.transpose(1, 2).reshape(-1, merge * merge))
+        for h, w in self.grid_shapes(media):
+            patches = torch.arange(begin, begin + h * w).view(h // merge, merge, w // merge, merge)
+            blocks.append(patches.transpose(1, 2).reshape(-1, merge * merge))
             begin += h * w
-        windows = self.windows(config, batch)
+        windows = self.windows(media)
         return torch.cat(blocks).to(windows.device)[windows].flatten()
 
-    def blank(self, config: PretrainedConfig) -> Batch:
+    def blank(self) -> Media:
         """One block of patches."""
-        vision = config.vision_config
+        vision, merge = self.config.vision_config, self.merge_size
         values = vision.in_channels * one(vision.temporal_patch_size) * one(vision.patch_size) ** 2
-        merge = vision.spatial_merge_size
-        grid = torch.tensor([[1, merge, merge]])
-        return cast(Batch, {"pixel_values": torch.ones(merge**2, values), "image_grid_thw": grid})
+        return {"pixel_values": torch.ones(merge**2, values), "image_grid_thw": torch.tensor([[1, merge, merge]])}
 
-    def sizes(self, config: PretrainedConfig) -> dict[str, int]:
+    @property
+    def merge_size(self) -> int:
         """One visual token is merge size × merge size patches."""
-        vision = config.vision_config
+        size: int = self.config.vision_config.spatial_merge_size
+        return size
+
+    def sizes(self) -> dict[str, int]:
+        """The number of tokens follows from them and the image."""
+        vision = self.config.vision_config
         return {
-            "feature width": self.width(vision),
-            "patch size in pixels": one(vision.patch_size),
-            "frames in a patch": one(vision.temporal_patch_size),
-            "merge size": vision.spatial_merge_size,
+            "feature_width": vision.embed_dim if self.model_type == "qwen2_vl" else vision.hidden_size,
+            "patch_size": one(vision.patch_size),
+            "frames_per_patch": one(vision.temporal_patch_size),
+            "merge_size": self.merge_size,
         }
 
-    def width(self, vision: PretrainedConfig) -> int:
-        """Of V(x)."""
-        return vision.embed_dim if self.model_type == "qwen2_vl" else vision.hidden_size
 
+class Qwen25VL(Qwen2VL):
+    """The tower keeps patches in the order of its attention windows, and the projected ones are put back."""
 
-class Windowed(QwenVL):
-    """Qwen2.5-VL: the tower keeps patches in the order of its attention windows, and the projected ones are put back."""
+    model_type = "qwen2_5_vl"
+    processors = ("Qwen2_5_VLProcessor",)
 
-    def windows(self, config: PretrainedConfig, batch: Batch) -> Int[Tensor, " blocks"]:
+    def windows(self, media: Media) -> Int[Tensor, " blocks"]:
         """Which block stands at each place of the features."""
-        vision = config.vision_config
-        order, _ = get_vision_window_index(
-            batch["image_grid_thw"], vision.spatial_merge_size, vision.window_size, vision.patch_size
-        )
-        return order.to(batch["image_grid_thw"].device)
+        grids, vision = media["image_grid_thw"], self.config.vision_config
+        order, _ = get_vision_window_index(grids, self.merge_size, vision.window_size, vision.patch_size)
+        return order.to(grids.device)
 
-    def sizes(self, config: PretrainedConfig) -> dict[str, int]:
+    def sizes(self) -> dict[str, int]:
         """The windows decide the order of the features, so they must agree."""
-        return super().sizes(config) | {"window size in pixels": config.vision_config.window_size}
+        return super().sizes() | {"window_size": self.config.vision_config.window_size}
 
 
-class DeepStack(QwenVL):
-    """Qwen3-VL: features are what all mergers receive, side by side, the last layer first."""
+class Qwen3VL(Qwen2VL):
+    """Features are what all mergers receive, side by side, the last layer first: DeepStack adds layers of V to the first layers of L."""
 
-    def pack(self, model: PreTrainedModel, projected: list[Tensor], batch: Batch) -> BaseModelOutputWithPooling:
+    model_type = "qwen3_vl"
+    parts: ClassVar[Names] = Qwen2VL.parts | {
+        "vision": ("model.visual.patch_embed", "model.visual.pos_embed", "model.visual.blocks"),
+        "projector": ("model.visual.merger", "model.visual.deepstack_merger_list"),
+    }
+    processors = ("Qwen3VLProcessor",)
+    template, template_name = QWEN3_VL, "Qwen3-VL"
+
+    def pack(self, model: PreTrainedModel, projected: list[Tensor], media: Media) -> BaseModelOutputWithPooling:
         """One tensor for each image, and the layers that go into L further up."""
-        images, *layers = [self.split(merged, model.config, batch) for merged in projected]
-        return BaseModelOutputWithDeepstackFeatures(
-            pooler_output=cast(Any, images), deepstack_features=cast(Any, layers)
-        )
+        images, *layers = [cast(Any, self.split(merged, media)) for merged in projected]
+        return BaseModelOutputWithDeepstackFeatures(pooler_output=images, deepstack_features=layers)
 
-    def sizes(self, config: PretrainedConfig) -> dict[str, int]:
-        """Each layer that is projected apart adds its width."""
-        return super().sizes(config) | {"deepstack layers": len(config.vision_config.deepstack_visual_indexes)}
-
-    def width(self, vision: PretrainedConfig) -> int:
-        """Of V(x)."""
-        return vision.hidden_size * (1 + len(vision.deepstack_visual_indexes))
-
-
-QWEN2_VL = QwenVL(
-    model_type="qwen2_vl",
-    parts=PARTS,
-    images=IMAGES,
-    context=CONTEXT,
-)
-QWEN2_5_VL = Windowed(
-    model_type="qwen2_5_vl",
-    parts=PARTS,
-    images=IMAGES,
-    context=CONTEXT,
-)
-QWEN3_VL = DeepStack(
-    model_type="qwen3_vl",
-    parts=DEEPSTACK,
-    images=IMAGES,
-    context=CONTEXT,
-)
+    def sizes(self) -> dict[str, int]:
+        """Each layer that is projected separately adds its width."""
+        sizes, layers = super().sizes(), len(self.config.vision_config.deepstack_visual_indexes)
+        return sizes | {"feature_width": sizes["feature_width"] * (1 + layers), "deepstack_layers": layers}
