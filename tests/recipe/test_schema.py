@@ -5,13 +5,14 @@ import pytest
 import yaml
 
 from switchkd.methods import KD, METHODS, SFT, SwitchKD
+from switchkd.recipe.parsing import RecipeError
 from switchkd.recipe.schema import (
     Data,
     LearningRates,
     LoRA,
     Pairing,
     Recipe,
-    RecipeError,
+    ResolvedStage,
     Stage,
     Student,
     Teacher,
@@ -67,6 +68,8 @@ def test_stages_inherit_what_they_do_not_say(write):
     assert (dft.method, dft.learning_rate, dft.data) == (SwitchKD(align=0.5), 1e-3, "mix.json")
     assert (dft.num_train_epochs, dft.max_steps, dft.per_device_train_batch_size) == (1.0, -1, 8)
     assert dft.gradient_accumulation_steps == 1
+    assert isinstance(dft, ResolvedStage)
+    assert None not in vars(dft).values()
 
 
 def test_stages_inherit_the_rates_of_the_parts_that_they_train(write):
@@ -240,7 +243,17 @@ BAD = {
     "switch on a vision encoder that never learns": (
         PLAIN,
         ["--student.freeze", "vision"],
-        ["student.freeze names vision", "stage train uses the switch"],
+        ["student.freeze names vision", "stage train, switch_kd", "the switch trains nothing but the vision encoder"],
+    ),
+    "a term on features that never learn": (
+        PLAIN + "stages: [{name: a, train: [language], method: {name: feature_kd}}]",
+        [],
+        ["stage a trains language", "feature_kd", "the term on V(x) trains nothing but the vision encoder"],
+    ),
+    "frozen features": (
+        PLAIN,
+        ["--method.name", "feature_kd", "--student.freeze", "vision"],
+        ["student.freeze names vision", "the term on V(x) trains nothing but the vision encoder"],
     ),
     "four bits without adapters": (PLAIN, ["--student.quantization", "4bit"], ["cannot be trained: add `lora`"]),
     "eight bits for a student": (PLAIN, ["--student.quantization", "8bit"], ["must be one of 4bit, got '8bit'"]),

@@ -17,7 +17,10 @@ def memory(examined: Examined) -> Iterator[Finding]:
     context = examined.context
     student, teacher = context.pair.student, context.pair.teacher
     rows = min(context.stage.per_device_train_batch_size, len(context.rows))
-    batch = _padded(context.collator.join([examined.samples[0]] * rows), max(context.rows["length"]))
+    batch = context.collator.join([examined.samples[0]] * rows)
+    tokens = [pathway.family.image_token_id for pathway in (student, teacher) if pathway is not None]
+    filler = next(token for token in range(3) if token not in tokens)
+    batch = _padded(batch, max(context.rows["length"]), filler)
     needed = estimate(
         context.run.recipe, context.stage, student.model.config, teacher.model.config if teacher else None, batch
     )
@@ -29,13 +32,12 @@ def memory(examined: Examined) -> Iterator[Finding]:
     yield Finding(level, "memory", detail)
 
 
-def _padded(batch: Batch, length: int) -> Batch:
+def _padded(batch: Batch, length: int, filler: int) -> Batch:
     """The batch in rows of at least `length` tokens, for every reader."""
 
     def longer(inputs: Inputs) -> Inputs:
         rows, width = inputs.tokens.shape
         more = max(length - width, 0)
-        filler = 0 if inputs.tokens[0, 0] else 1  # no image token stands in the place of another
         return inputs._replace(
             tokens=torch.cat([inputs.tokens, torch.full((rows, more), filler)], dim=1),
             predicts=inputs.predicts + inputs.predicts // width * more,

@@ -4,7 +4,7 @@ Fields that users know from Hugging Face have their names there. Relative paths 
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from switchkd.data.images import MAX_PIXELS
 from switchkd.methods import METHODS, Method
 from switchkd.models.capture import Vision
 from switchkd.models.quantize import Quantization
-from switchkd.recipe.parsing import Builder, RecipeError, lay_over, parse_flags, read_yaml
+from switchkd.recipe.parsing import Builder, lay_over, parse_flags, read_yaml
 
 #: How attention is computed; `auto` is what transformers chooses, SDPA where the model has it.
 Attention = Literal["auto", "eager", "sdpa", "flash_attention_2"]
@@ -25,6 +25,17 @@ Part = Literal["vision", "projector", "language"]
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
+
+
+def _at_least(section: object, least: int, *names: str) -> None:
+    for name in names:
+        value = getattr(section, name)
+        _require(value is None or value >= least, f"{name} must be at least {least}, got {value}")
+
+
+def _share(section: object, name: str) -> None:
+    value = getattr(section, name)
+    _require(0 <= value < 1, f"{name} must be at least 0 and below 1, got {value}")
 
 
 @dataclass(frozen=True)
@@ -51,9 +62,8 @@ class LoRA:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        _require(self.r >= 1, f"r must be at least 1, got {self.r}")
-        _require(self.alpha >= 1, f"alpha must be at least 1, got {self.alpha}")
-        _require(0 <= self.dropout < 1, f"dropout must be at least 0 and below 1, got {self.dropout}")
+        _at_least(self, 1, "r", "alpha")
+        _share(self, "dropout")
 
 
 @dataclass(frozen=True)
@@ -134,12 +144,8 @@ class Data:
     def __post_init__(self) -> None:
         _require(bool(self.train), "train must name a file or a folder")
         _require(self.rows is None or self.rows >= 1, f"rows must be at least 1, or none for all, got {self.rows}")
-        _require(self.max_length >= 1, f"max_length must be at least 1 token, got {self.max_length}")
-        _require(self.max_pixels >= 1, f"max_pixels must be at least 1, got {self.max_pixels}")
-        _require(
-            0 <= self.max_bad_fraction < 1,
-            f"max_bad_fraction must be at least 0 and below 1, got {self.max_bad_fraction}",
-        )
+        _at_least(self, 1, "max_length", "max_pixels")
+        _share(self, "max_bad_fraction")
 
 
 @dataclass(frozen=True)
@@ -185,47 +191,23 @@ class Train:
 
     def __post_init__(self) -> None:
         _require(bool(self.output), "output must name a folder")
-        _check_length(self.num_train_epochs, self.max_steps)
-        _check_step(self.learning_rate, self.per_device_train_batch_size, self.gradient_accumulation_steps)
-        _require(0 <= self.warmup_ratio < 1, f"warmup_ratio must be at least 0 and below 1, got {self.warmup_ratio}")
+        _check_steps(self)
+        _share(self, "warmup_ratio")
         _require(self.weight_decay >= 0, f"weight_decay must not be negative, got {self.weight_decay}")
         _require(self.max_grad_norm > 0, f"max_grad_norm must be positive, got {self.max_grad_norm}")
         _require(not (self.bf16 and self.fp16), "bf16 and fp16 are both true: choose one")
         _require(0 <= self.seed < 2**32, f"seed must lie between 0 and {2**32 - 1}, got {self.seed}")
-        _require(self.logging_steps >= 1, f"logging_steps must be at least 1, got {self.logging_steps}")
-        _require(self.save_steps >= 1, f"save_steps must be at least 1, got {self.save_steps}")
+        _at_least(self, 1, "logging_steps", "save_steps")
+        _at_least(self, 0, "dataloader_num_workers")
         limit = self.save_total_limit
         _require(limit is None or limit >= 1, f"save_total_limit must be at least 1, or none for all, got {limit}")
-        _require(
-            self.dataloader_num_workers >= 0,
-            f"dataloader_num_workers must not be negative, got {self.dataloader_num_workers}",
-        )
-
-
-def _check_length(num_train_epochs: float | None, max_steps: int | None) -> None:
-    steps = -1 if max_steps is None else max_steps
-    _require(steps == -1 or steps >= 1, f"max_steps must be at least 1, or -1 to count epochs, got {steps}")
-    if steps == -1 and num_train_epochs is not None:
-        _require(
-            num_train_epochs > 0,
-            f"num_train_epochs is {num_train_epochs} and max_steps is {steps}: nothing would be trained",
-        )
-
-
-def _check_step(learning_rate: float | None, batch_size: int | None, accumulation: int | None) -> None:
-    _require(learning_rate is None or learning_rate > 0, f"learning_rate must be positive, got {learning_rate}")
-    _require(batch_size is None or batch_size >= 1, f"per_device_train_batch_size must be at least 1, got {batch_size}")
-    _require(
-        accumulation is None or accumulation >= 1, f"gradient_accumulation_steps must be at least 1, got {accumulation}"
-    )
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of training: the parts that learn, and what differs from the recipe. None means: as in the recipe.
+    """One stage of training as it is written: the parts that learn, and what differs from the recipe. None means: as in the recipe.
 
-    A stage that sets `num_train_epochs` and not `max_steps` counts epochs, even where the recipe's `train` counts
-    steps.
+    A stage that sets `num_train_epochs` and not `max_steps` counts epochs, even where the recipe's `train` counts steps.
     """
 
     name: str
@@ -242,32 +224,60 @@ class Stage:
     def __post_init__(self) -> None:
         plain = self.name.replace("-", "").replace("_", "").isalnum()
         _require(plain, f"name must be letters, digits, - and _, because it names a folder, got {self.name!r}")
+        parts = ", ".join(self.train)
         _require(len(self.train) > 0, f"train is empty: stage {self.name} would train nothing")
-        _require(len(set(self.train)) == len(self.train), f"train names a part twice: {', '.join(self.train)}")
+        _require(len(set(self.train)) == len(self.train), f"train names a part twice: {parts}")
         _require(self.data is None or bool(self.data), "data must name a file or a folder")
         idle = sorted(set(self.learning_rates.given()) - set(self.train)) if self.learning_rates else []
         _require(
             not idle,
-            f"learning_rates names {', '.join(idle)}, which stage {self.name} does not train: it trains {', '.join(self.train)}",
+            f"learning_rates names {', '.join(idle)}, which stage {self.name} does not train: it trains {parts}",
         )
-        _check_length(self.num_train_epochs, self.max_steps)
-        _check_step(self.learning_rate, self.per_device_train_batch_size, self.gradient_accumulation_steps)
-        if self.method is not None and "switch" in self.method.needs:
-            _require(
-                "vision" in self.train,
-                f"stage {self.name} trains {', '.join(self.train)}, and its method {self.method.name} uses the switch: "
-                "the switch trains nothing but the vision encoder, which is frozen here. Add vision to its parts, or "
-                "choose another method or `switch: 0`",
-            )
-        if self.method is not None and Vision() in self.method.needs:
-            _require(
-                "vision" in self.train,
-                f"stage {self.name} trains {', '.join(self.train)}, and its method {self.method.name} compares what both models see: that "
-                "term trains nothing but the vision encoder, which is frozen here. Add vision to its parts, or choose another method",
-            )
+        _check_steps(self)
 
 
-ResolvedStage = Stage
+@dataclass(frozen=True)
+class ResolvedStage:
+    """One stage of training as it runs: what it does not say itself is the recipe's."""
+
+    name: str
+    train: tuple[Part, ...]
+    method: Method
+    data: str
+    num_train_epochs: float
+    #: Above 0 it replaces `num_train_epochs`.
+    max_steps: int
+    learning_rate: float
+    learning_rates: LearningRates
+    per_device_train_batch_size: int
+    gradient_accumulation_steps: int
+
+
+def _check_steps(section: Train | Stage) -> None:
+    """What can be wrong with the fields that a stage may set for itself."""
+    epochs, steps, rate = section.num_train_epochs, section.max_steps, section.learning_rate
+    _require(
+        steps is None or steps == -1 or steps >= 1, f"max_steps must be at least 1, or -1 to count epochs, got {steps}"
+    )
+    _require(
+        steps not in (None, -1) or epochs is None or epochs > 0,
+        f"num_train_epochs is {epochs} and max_steps counts no steps: nothing would be trained",
+    )
+    _require(rate is None or rate > 0, f"learning_rate must be positive, got {rate}")
+    _at_least(section, 1, "per_device_train_batch_size", "gradient_accumulation_steps")
+
+
+def _check_vision_learns(stage: ResolvedStage, freeze: Sequence[str]) -> None:
+    """Raise ValueError where a term that trains the vision encoder and nothing else would find it frozen, and be dead work."""
+    needs = stage.method.needs
+    term = "the switch" if "switch" in needs else "the term on V(x)" if Vision() in needs else ""
+    unused = f"stage {stage.name} trains {', '.join(stage.train)}" if "vision" not in stage.train else ""
+    frozen = "student.freeze names vision" if "vision" in freeze else unused
+    _require(
+        not (term and frozen),
+        f"{frozen}, and the method of stage {stage.name}, {stage.method.name}, uses {term}: {term} trains nothing but the vision encoder. "
+        f"Let it learn, or choose another method{' or `switch: 0`' if 'switch' in needs else ''}",
+    )
 
 
 @dataclass(frozen=True)
@@ -281,8 +291,7 @@ class Evaluate:
 
     def __post_init__(self) -> None:
         _require(bool(self.data), "data must name a file or a folder")
-        _require(self.batch_size >= 1, f"batch_size must be at least 1, got {self.batch_size}")
-        _require(self.max_new_tokens >= 1, f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
+        _at_least(self, 1, "batch_size", "max_new_tokens")
 
 
 @dataclass(frozen=True)
@@ -306,38 +315,30 @@ class Recipe:
         names = [stage.name for stage in self.stages]
         _require(len(set(names)) == len(names), f"two stages have one name: {', '.join(names)}")
         for stage in self.resolved_stages():
-            assert stage.method is not None
+            _check_vision_learns(stage, self.student.freeze)
             _require(
-                not ("switch" in stage.method.needs and "vision" in self.student.freeze),
-                f"student.freeze names vision, and stage {stage.name} uses the switch, which trains nothing but the vision encoder: "
-                "choose another method or `switch: 0`, or let it learn",
+                self.teacher is not None or "teacher" not in stage.method.needs,
+                f"stage {stage.name}: method {stage.method.name} needs a teacher, and the recipe names none; "
+                "add `teacher: {path: …}`, or choose method sft",
             )
-            if "teacher" in stage.method.needs and self.teacher is None:
-                raise ValueError(
-                    f"stage {stage.name}: method {stage.method.name} needs a teacher, and the recipe names none; "
-                    "add `teacher: {path: …}`, or choose method sft"
-                )
 
-    def resolved_stages(self) -> tuple[Stage, ...]:
-        """The stages with every inherited value filled in: none of their fields is None."""
+    def resolved_stages(self) -> tuple[ResolvedStage, ...]:
+        """The stages with every inherited value filled in."""
         return tuple(self._resolve(stage) for stage in self.stages)
 
-    def _resolve(self, stage: Stage) -> Stage:
-        inherited: dict[str, Any] = {"method": self.method, "data": self.data.train}
-        for name in (
-            "num_train_epochs",
-            "max_steps",
-            "learning_rate",
-            "per_device_train_batch_size",
-            "gradient_accumulation_steps",
-        ):
-            inherited[name] = getattr(self.train, name)
-        if stage.num_train_epochs is not None:
-            inherited["max_steps"] = -1
-        if stage.learning_rates is None:  # those of the parts that it trains
-            rates = self.train.learning_rates.given()
-            inherited["learning_rates"] = LearningRates(**{part: rates[part] for part in stage.train if part in rates})
-        return replace(stage, **{name: value for name, value in inherited.items() if getattr(stage, name) is None})
+    def _resolve(self, stage: Stage) -> ResolvedStage:
+        rates = {part: rate for part, rate in self.train.learning_rates.given().items() if part in stage.train}
+        inherited: dict[str, Any] = {
+            "method": self.method,
+            "data": self.data.train,
+            "num_train_epochs": self.train.num_train_epochs,
+            "max_steps": self.train.max_steps if stage.num_train_epochs is None else -1,
+            "learning_rate": self.train.learning_rate,
+            "learning_rates": LearningRates(**rates),
+            "per_device_train_batch_size": self.train.per_device_train_batch_size,
+            "gradient_accumulation_steps": self.train.gradient_accumulation_steps,
+        }
+        return ResolvedStage(**inherited | {name: value for name, value in vars(stage).items() if value is not None})
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -377,28 +378,19 @@ def _inherit_method(stage: Any, method: dict[str, Any]) -> Any:
 
 def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
     """The recipe as plain values, every default included: what `save_recipe` writes."""
-    tree: dict[str, Any] = asdict(recipe)
-    tree["method"] = _named(recipe.method)
-    for stage, written in zip(recipe.stages, tree["stages"], strict=True):
-        written["method"] = None if stage.method is None else _named(stage.method)
-        written["train"] = list(stage.train)
-    tree["stages"] = list(tree["stages"])
-    tree["student"]["freeze"] = list(recipe.student.freeze)
-    tree["train"]["report_to"] = list(recipe.train.report_to)
     sections = ("teacher", "student", "pair", "method", "data", "train", "stages", "evaluate")
-    return {section: tree[section] for section in sections}
+    return {section: _plain_values(getattr(recipe, section)) for section in sections}
 
 
-def _named(method: Method) -> dict[str, Any]:
-    return {"name": method.name, **asdict(method)}  # type: ignore[call-overload]  # every method is a dataclass
+def _plain_values(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain_values(item) for item in value]
+    if is_dataclass(value):
+        plain = {field.name: _plain_values(getattr(value, field.name)) for field in fields(value)}
+        return {"name": value.name} | plain if isinstance(value, Method) else plain
+    return value
 
 
 def save_recipe(recipe: Recipe, path: str | Path) -> None:
     """Write the resolved recipe; `load_recipe` reads the equal recipe back."""
     Path(path).write_text(yaml.safe_dump(recipe_to_dict(recipe), sort_keys=False, allow_unicode=True), encoding="utf-8")
-
-
-__all__ = [
-    "Data", "Evaluate", "LearningRates", "LoRA", "Pairing", "Part", "Recipe", "RecipeError", "Stage", "Student", "Teacher", "Train",
-    "build_recipe", "load_recipe", "recipe_to_dict", "save_recipe",
-]  # fmt: skip
