@@ -1,4 +1,4 @@
-"""Canonical rows -> batches: each sample as the student and as each of its teachers reads it, by one road whether they read alike or not."""
+"""Canonical rows -> batches: each sample as the student and as each teacher reads it, by one road whether they read alike or not."""
 
 import hashlib
 import json

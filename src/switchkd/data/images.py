@@ -23,7 +23,8 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from switchkd.data.errors import DataError, SampleError
-from switchkd.types import IGNORE_INDEX
+
+IGNORE_INDEX = -100
 
 logger = logging.getLogger(__name__)
 

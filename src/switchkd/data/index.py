@@ -1,4 +1,5 @@
 """TEMPORARY until the row index is merged."""
+
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +23,8 @@ def build_index(rows: Any, encoder: Any, *, max_bad_fraction: float = 0.01, repo
     measured, kept = [], []
     for n, row in enumerate(rows):
         try:
-            measured.append(encoder.measure(row)); kept.append(n)
+            measured.append(encoder.measure(row))
+            kept.append(n)
         except SampleError as e:
             print(e)
     if not kept:
@@ -30,7 +32,9 @@ def build_index(rows: Any, encoder: Any, *, max_bad_fraction: float = 0.01, repo
     rows = rows.select(kept).remove_columns("problem")
     for name in ("length", "answers", "compared"):
         rows = rows.add_column(name, [getattr(m, name) for m in measured])
-    rows = rows.add_column("image_count", [len(r["images"]) for r in rows]).add_column("key", [f"{r['id']}@x" for r in rows])
+    rows = rows.add_column("image_count", [len(r["images"]) for r in rows]).add_column(
+        "key", [f"{r['id']}@x" for r in rows]
+    )
     if report_path:
         Path(report_path).write_text(json.dumps({"bad": []}))
     return RowIndex(rows)

@@ -1,4 +1,4 @@
-"""What one model reads: canonical rows -> encoded samples -> padded tensors, for training (padded right) and for generation (padded left)."""
+"""What one model reads: canonical rows -> encoded samples -> tensors, padded right for training and left for generation."""
 
 import hashlib
 import json
@@ -64,8 +64,14 @@ class Reader:
         """Digest of all that an encoded sample depends on besides its row: processor, template, limits."""
         processor: Any = self.processor
         settings = [type(processor).__name__, self.format.template, self.max_length, self.max_pixels]
-        parts = [part.to_dict() for name in ("image_processor", "video_processor") if (part := getattr(processor, name, None))]
-        text = json.dumps([settings, parts], sort_keys=True, default=str) + processor.tokenizer.backend_tokenizer.to_str()
+        parts = [
+            part.to_dict()
+            for name in ("image_processor", "video_processor")
+            if (part := getattr(processor, name, None))
+        ]
+        text = (
+            json.dumps([settings, parts], sort_keys=True, default=str) + processor.tokenizer.backend_tokenizer.to_str()
+        )
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
     def encode(self, row: dict[str, Any]) -> Encoded:
@@ -203,4 +209,6 @@ def _padding_id(processor: Any, chat: ChatFormat) -> int:
     for candidate in (processor.tokenizer.pad_token_id, processor.tokenizer.eos_token_id):
         if candidate is not None and candidate != chat.image_token_id:
             return int(candidate)
-    raise DataError("the tokenizer has neither a padding nor an eos token that is not the image token; set tokenizer.pad_token")
+    raise DataError(
+        "the tokenizer has neither a padding nor an eos token that is not the image token; set tokenizer.pad_token"
+    )

@@ -65,7 +65,8 @@ def _wrong_targets(rows: list[dict[str, Any]], inputs: Inputs) -> str | None:
     width = inputs.tokens.shape[1]
     counts = torch.bincount(inputs.sample, minlength=len(rows))
     if len(empty := (counts == 0).nonzero().flatten().tolist()):
-        return f"{len(empty)} of {len(rows)} rows have no answer token, {rows[empty[0]]['id']!a} first: the mask of the chat template is empty there"
+        first = rows[empty[0]]["id"]
+        return f"{len(empty)} of {len(rows)} rows have no answer token, {first!a} first: the mask of the chat template is empty there"
     if bool((inputs.predicts // width != inputs.sample).any()) or bool((inputs.predicts % width == width - 1).any()):
         return "an answer is predicted from another sample, or from behind the end of its own"
     flat = inputs.tokens.flatten()
@@ -128,7 +129,9 @@ def vocabulary(examined: Examined) -> Iterator[Finding]:
     heads = f"the student's head has {pair.student.head.rows:,} rows"
     if pair.teacher is not None:
         heads += f", the teacher's {pair.teacher.head.rows:,}"
-    detail = f"{pair.vocabulary:,} token ids are compared; {heads}: the others are padding, or not the other's, and left out"
+    detail = (
+        f"{pair.vocabulary:,} token ids are compared; {heads}: the others are padding, or not the other's, and left out"
+    )
     yield Finding("ok", "vocabulary", detail)
     yield _image_token("student", pair.student, context.run.reader)
     reading = context.run.teacher_reading
@@ -214,7 +217,9 @@ def _aligned(examined: Examined, reading: OwnInputs) -> Finding:
             special = all(index in t.all_special_ids for index, t in zip(ids, tokenizers, strict=True))
             texts = [t.decode([index]).strip() for index, t in zip(ids, tokenizers, strict=True)]
             if not special and texts[0] != texts[1]:
-                detail = f"{texts[0]!r} ({ids[0]}) of the student is compared with {texts[1]!r} ({ids[1]}) of the teacher"
+                detail = (
+                    f"{texts[0]!r} ({ids[0]}) of the student is compared with {texts[1]!r} ({ids[1]}) of the teacher"
+                )
                 return Finding("failed", "answer tokens", detail)
         compared, answers = compared + len(sample.teachers[TEACHER].compared), answers + len(sample.student.answers)
     share = f"{compared} of {answers} answer tokens of the student are compared with the same text of the teacher"

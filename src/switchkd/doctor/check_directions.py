@@ -8,8 +8,8 @@ from torch import Tensor
 
 from switchkd.batch import TEACHER
 from switchkd.doctor.findings import Finding
-from switchkd.methods import Method
 from switchkd.doctor.samples import Examined
+from switchkd.methods import Method
 from switchkd.signals import Activations, Compared, FromHidden, Head, Signals, Sizes
 
 #: Ids of the vocabulary of the two known models, and how far the narrow one's favourite stands out: far enough for temperatures up to 20.

@@ -50,7 +50,9 @@ def tokens_and_features(examined: Examined) -> Iterator[Finding]:
             assert inputs.images is not None
             projected: Any = pathway.family.project(pathway.model, seen, inputs.images).pooler_output
         features = sum(part.numel() // part.shape[-1] for part in projected)
-        detail = f"{name_of_row} has {tokens} image tokens and {features} features in its {inputs.tokens.shape[1]} tokens"
+        detail = (
+            f"{name_of_row} has {tokens} image tokens and {features} features in its {inputs.tokens.shape[1]} tokens"
+        )
         if tokens == features:
             yield Finding("ok", f"{name}'s image tokens", detail)
         else:
@@ -97,7 +99,9 @@ def _images_of(examined: Examined, model: Model) -> Any:
     """The image processor of what a model reads."""
     reading = examined.context.run.teacher_reading
     own = model.name == "teacher" and isinstance(reading, OwnInputs)
-    processor: Any = reading.reader.processor if own and isinstance(reading, OwnInputs) else examined.context.run.processor
+    processor: Any = (
+        reading.reader.processor if own and isinstance(reading, OwnInputs) else examined.context.run.processor
+    )
     return processor.image_processor
 
 

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import torch
 
+from switchkd.batch import Inputs
 from switchkd.doctor.findings import Finding
 from switchkd.doctor.samples import Examined, Model
-from switchkd.batch import Inputs
 
 #: Of the effect of the token before: what rounding may move.
 _ROUNDING = 1e-2

@@ -10,7 +10,9 @@ from switchkd.train.stage import total_steps
 def steps(examined: Examined) -> Iterator[Finding]:
     """There is a step to take."""
     count = total_steps(examined.context)
-    yield Finding("ok" if count > 0 else "failed", "steps", f"{count} optimizer steps over {len(examined.context.rows)} rows")
+    yield Finding(
+        "ok" if count > 0 else "failed", "steps", f"{count} optimizer steps over {len(examined.context.rows)} rows"
+    )
 
 
 def trainable(examined: Examined) -> Iterator[Finding]:

@@ -1,7 +1,7 @@
 """What the doctor says about two checkpoints before any weight is loaded."""
 
 from switchkd.doctor.findings import Finding, Findings, Level
-from switchkd.pairing.pair_report import match_checkpoints
+from switchkd.pairing.pair_report import compare_checkpoints
 
 
 def examine_pair(student: str, teacher: str) -> tuple[Findings, str]:
@@ -12,12 +12,12 @@ def examine_pair(student: str, teacher: str) -> tuple[Findings, str]:
     Raises:
         ValueError, OSError: for families that are not supported, and names that cannot be loaded.
     """
-    found = match_checkpoints(student, teacher)
+    report = compare_checkpoints(student, teacher)
     findings = Findings()
-    for item in found.items:
-        level: Level = "ok" if item.verdict == "fits" else "failed" if item.verdict == "refused" else "warning"
-        values = f"{item.student}" if item.student == item.teacher else f"{item.student} and {item.teacher}"
-        verdict = "" if item.verdict == "fits" else f": {item.verdict}"
-        detail = f", {item.detail}" if item.detail else ""
-        findings.lines.append(Finding(level, item.what, values + verdict + detail))
-    return findings, found.recipe_lines(student, teacher)
+    for one in report.differences:
+        level: Level = "ok" if one.verdict == "fits" else "failed" if one.verdict == "refused" else "warning"
+        values = f"{one.student}" if one.student == one.teacher else f"{one.student} and {one.teacher}"
+        verdict = "" if one.verdict == "fits" else f": {one.verdict}"
+        detail = f", {one.detail}" if one.detail else ""
+        findings.lines.append(Finding(level, one.what, values + verdict + detail))
+    return findings, report.recipe_lines(student, teacher)

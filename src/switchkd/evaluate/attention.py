@@ -30,12 +30,15 @@ def attention_maps(pathway: Pathway, inputs: Inputs, features: Features | None =
     Raises:
         ValueError: if the visual tokens of the family are no grid, a sample's do not fill its pictures, or one with pictures has no answer.
     """
-    layers = [Attention(layer / max(depth - 1, 1), "answers", "visual") for layer in range(depth := _depth(pathway))]
+    depth = len(pathway.family.layers(pathway.model))
+    layers = [Attention(layer / max(depth - 1, 1), "answers", "visual") for layer in range(depth)]
     sides, counts = grids(pathway, inputs), _visual_tokens(pathway, inputs)
     answered = torch.bincount(inputs.sample, minlength=len(counts)).tolist()
     for sample, (tokens, answers) in enumerate(zip(counts, answered, strict=True)):
         if tokens and not answers:
-            raise ValueError(f"sample {sample} has a picture but no answer: attention is that of the answer's positions")
+            raise ValueError(
+                f"sample {sample} has a picture but no answer: attention is that of the answer's positions"
+            )
     if not sides:
         return []
     features = pathway.see(inputs) if features is None else features
@@ -47,10 +50,6 @@ def attention_maps(pathway: Pathway, inputs: Inputs, features: Features | None =
     ]
     parts = torch.stack(of_layers).mean(dim=0).split([height * width for height, width in sides])
     return [part.unflatten(0, side) for part, side in zip(parts, sides, strict=True)]
-
-
-def _depth(pathway: Pathway) -> int:
-    return len(pathway.family.layers(pathway.model))
 
 
 def grids(pathway: Pathway, inputs: Inputs) -> list[tuple[int, int]]:

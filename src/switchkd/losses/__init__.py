@@ -4,7 +4,7 @@
 """
 
 from switchkd.losses.activation_losses import of_logits, relation, squared_error
-from switchkd.losses.chunks import ChunkLoss, CrossEntropyDBiLD, AutogradTerms
+from switchkd.losses.chunks import AutogradTerms, ChunkLoss, CrossEntropyDBiLD
 from switchkd.losses.dbild import DBiLDSettings, Softmax, bild, dbild
 from switchkd.losses.divergence import cross_entropy, forward_kl, jsd, reverse_kl, soft_cross_entropy
 from switchkd.losses.fused import SummedLoss, fused_loss, plain_loss, with_samples
@@ -12,11 +12,11 @@ from switchkd.losses.knee import knee
 from switchkd.signals import Head
 
 __all__ = [
-    "ChunkLoss",
-    "DBiLDSettings",
-    "CrossEntropyDBiLD",
-    "Head",
     "AutogradTerms",
+    "ChunkLoss",
+    "CrossEntropyDBiLD",
+    "DBiLDSettings",
+    "Head",
     "Softmax",
     "SummedLoss",
     "bild",

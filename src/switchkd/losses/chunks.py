@@ -143,7 +143,9 @@ class CrossEntropyDBiLD(ChunkLoss):
             if not logits.compared:
                 raise LookupError("there is no teacher to compare with: nothing stands in `compared`")
             for name, compared in logits.compared.items():
-                in_order = compared.answers is None and compared.ids is None  # a scan is over all rows, in their own order
+                in_order = (
+                    compared.answers is None and compared.ids is None
+                )  # a scan is over all rows, in their own order
                 by_teacher = self._choose(compared.teacher)
                 sums.add(ChunkSums({}, {"knee_teacher": _sum(by_teacher[1])}))
                 if self.align:

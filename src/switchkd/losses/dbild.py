@@ -155,7 +155,9 @@ def dbild(
     """
     check_pair(student, teacher)
     check_at_least_two("the vocabulary", student.shape[1])
-    return _DBiLD.apply(student, teacher, DBiLDSettings(temperature, window, min_k, top_k, direction, softmax, t_squared))
+    return _DBiLD.apply(
+        student, teacher, DBiLDSettings(temperature, window, min_k, top_k, direction, softmax, t_squared)
+    )
 
 
 class _DBiLD(torch.autograd.Function):

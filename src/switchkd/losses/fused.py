@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -254,9 +254,7 @@ class _ChunkLogits:
         self.hidden = [self.head.operand(h) for h in hidden]
         self.learns = learns
         self.softcap_derivative: Float[Tensor, "chunk rows"] | None = None
-        self.memory = torch.empty(
-            len(hidden) * loop.chunk, rows, dtype=self.head.dtype, device=head.weight.device
-        )
+        self.memory = torch.empty(len(hidden) * loop.chunk, rows, dtype=self.head.dtype, device=head.weight.device)
 
     def logits(self, tokens: slice) -> list[Float[Tensor, "chunk rows"]]:
         """Of these tokens, one tensor for each of the hidden states, by one matrix product; the next call overwrites them."""

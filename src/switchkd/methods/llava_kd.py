@@ -39,7 +39,9 @@ class LLaVAKD(Method):
     @property
     def needs(self) -> frozenset[Need]:
         """Student and teacher, and both at visual tokens where these have a weight."""
-        return frozenset({"student", "teacher", Hidden(at="visual")} if self.visual or self.relation else {"student", "teacher"})
+        return frozenset(
+            {"student", "teacher", Hidden(at="visual")} if self.visual or self.relation else {"student", "teacher"}
+        )
 
     @property
     def directions(self) -> dict[str, Direction]:

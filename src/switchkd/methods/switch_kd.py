@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from switchkd.batch import TEACHER
-from switchkd.losses import DBiLDSettings, CrossEntropyDBiLD, Softmax, cross_entropy, dbild, knee
+from switchkd.losses import CrossEntropyDBiLD, DBiLDSettings, Softmax, cross_entropy, dbild, knee
 from switchkd.methods.method import Direction, Method, Need, TokenTerms, check_temperature
 from switchkd.signals import AnswerLogits, ComparedLogits, Route, TokenTerm
 

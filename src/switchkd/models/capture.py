@@ -223,7 +223,9 @@ def capture(
     """Note what one `Pathway.say` makes at some places, around that call; without any, nothing is hooked and nothing kept."""
     captured = Capture(pathway, inputs, features)
     handles = [
-        handle for site in sites for handle in site.hook(pathway, lambda value, s=site: captured.noted.update({s: value}))
+        handle
+        for site in sites
+        for handle in site.hook(pathway, lambda value, s=site: captured.noted.update({s: value}))
     ]
     try:
         yield captured

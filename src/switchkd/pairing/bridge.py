@@ -5,11 +5,9 @@ from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from switchkd.models.families import FeatureGrid
-
 
 
 class Bridge(nn.Module):

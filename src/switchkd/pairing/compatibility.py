@@ -97,9 +97,7 @@ def _differs(size: str) -> tuple[Verdict, str]:
 
 
 def _tiles(student: Family, teacher: Family) -> Difference:
-    kinds = [
-        "whole" if family.geometry.tokens_per_tile is None else "cut into tiles" for family in (student, teacher)
-    ]
+    kinds = ["whole" if family.geometry.tokens_per_tile is None else "cut into tiles" for family in (student, teacher)]
     if kinds[0] != kinds[1]:
         detail = "a part of an image has no place among the features of the whole"
         return Difference("images", kinds[0], kinds[1], "refused for the switch", detail)

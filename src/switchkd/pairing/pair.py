@@ -96,7 +96,9 @@ class Pair(nn.Module):
             with capture(self.teacher, teacher_seen, teacher_inputs, self.sites) as teacher_captured:
                 teacher = self.teacher.say(teacher_seen, teacher_inputs)
         switch = None
-        if "switch" in self.needs:  # L_T(P_T(V_S(x)), t): the visual switch, the teacher's answers about what the student sees
+        if (
+            "switch" in self.needs
+        ):  # L_T(P_T(V_S(x)), t): the visual switch, the teacher's answers about what the student sees
             switch = self.teacher.say(self.cross(seen, batch), teacher_inputs)
         activations = {}
         if self.sites:

@@ -245,7 +245,7 @@ def _measure(recipe: Recipe, stage: ResolvedStage, step: DistillationStep, batch
     if stage.gradient_accumulation_steps > 1:  # those of earlier micro-batches are there from the start
         for parameter in trainable:
             parameter.grad = torch.empty_like(parameter)
-    kept = dict.fromkeys(("student_vision", "student_language", "switch", "teacher", "loss"), 0)
+    kept = dict.fromkeys(("student_vision", "student_language", "switch", "loss"), 0)
 
     def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
@@ -258,12 +258,12 @@ def _measure(recipe: Recipe, stage: ResolvedStage, step: DistillationStep, batch
 
         return call
 
-    pathways: Any = [pair.student, *([pair.teacher] if pair.teacher else [])]
-    pathways[0].see = counted("student_vision", pathways[0].see)
-    pathways[0].say = counted("student_language", pathways[0].say)
-    for teacher in pathways[1:]:
-        switch, without_gradient = counted("switch", teacher.say), teacher.say
-        teacher.say = lambda *given: (switch if torch.is_grad_enabled() else without_gradient)(*given)
+    student, teacher = cast(Any, pair.student), cast(Any, pair.teacher)
+    student.see = counted("student_vision", student.see)
+    student.say = counted("student_language", student.say)
+    if teacher is not None:
+        switch, own = counted("switch", teacher.say), teacher.say
+        teacher.say = lambda *given: (switch if torch.is_grad_enabled() else own)(*given)
     cast(Any, step)._sum = counted("loss", step._sum)
     half = recipe.train.bf16 or recipe.train.fp16
     dtype = torch.bfloat16 if recipe.train.bf16 else torch.float16
@@ -272,7 +272,6 @@ def _measure(recipe: Recipe, stage: ResolvedStage, step: DistillationStep, batch
         sums = step(batch)
     sums.loss.backward()
     optimizer = 2 * gradients  # AdamW: two moments in the parameter's precision
-    kept.pop("teacher")
     return Memory(weights=weights, optimizer=optimizer, gradients=gradients, **kept, peak=live.peak + optimizer)
 
 
@@ -300,7 +299,8 @@ def _inputs(pathway: Pathway, rows: int, length: int) -> Inputs:
         count = len(family.tokens_of(family.project(pathway.model, seen, images))) // rows
     if count >= length:
         raise ValueError(
-            f"{rows} images are {rows * count} visual tokens, but {rows} rows of {length} tokens hold {rows * length}: raise data.max_length"
+            f"{rows} images are {rows * count} visual tokens, but {rows} rows of {length} tokens hold {rows * length}: raise "
+            "data.max_length"
         )
     image, word = family.image_token_id, 0 if family.image_token_id else 1
     tokens = [image] * count + [word] * (length - count)
@@ -308,9 +308,9 @@ def _inputs(pathway: Pathway, rows: int, length: int) -> Inputs:
 
     def make() -> Inputs:
         types = family.token_types(tokens, is_answer, image)
-        places = torch.arange(max(count - 1, 0), length - 1).repeat(rows) + length * torch.arange(rows).repeat_interleave(
-            length - 1 - max(count - 1, 0)
-        )
+        places = torch.arange(max(count - 1, 0), length - 1).repeat(rows) + length * torch.arange(
+            rows
+        ).repeat_interleave(length - 1 - max(count - 1, 0))
         return Inputs(
             tokens=torch.tensor([tokens] * rows),
             lengths=torch.full((rows,), length),

@@ -114,7 +114,9 @@ def open_run(recipe: Recipe) -> RunContext:
         student.model.activation_checkpointing_enable({"use_reentrant": False})
     limits: dict[str, Any] = {"max_length": recipe.data.max_length, "max_pixels": recipe.data.max_pixels}
     reader = Reader(processor, **limits)
-    report = report_on_pair(recipe, processor) if _has_teacher(recipe) else None  # before the teacher's weights are loaded
+    report = (
+        report_on_pair(recipe, processor) if _has_teacher(recipe) else None
+    )  # before the teacher's weights are loaded
     processor.chat_template = reader.format.template  # the student is asked as it was trained
     if report is None or recipe.teacher is None:
         return RunContext(recipe, student, None, processor, reader)
@@ -214,9 +216,7 @@ def index_rows(run: RunContext, stage: ResolvedStage, directory: Path) -> Datase
     return index.rows
 
 
-def open_stage(
-    run: RunContext, stage: ResolvedStage, directory: Path, rows: Dataset | None = None
-) -> StageContext:
+def open_stage(run: RunContext, stage: ResolvedStage, directory: Path, rows: Dataset | None = None) -> StageContext:
     """Set which parts learn, and join student and teacher. `rows`: those of `index_rows`, where they are known already.
 
     Raises:
@@ -282,7 +282,5 @@ def total_steps(context: StageContext) -> int:
     stage = context.stage
     if stage.max_steps > 0:
         return stage.max_steps
-    per_step = (
-        stage.per_device_train_batch_size * stage.gradient_accumulation_steps * PartialState().num_processes
-    )
+    per_step = stage.per_device_train_batch_size * stage.gradient_accumulation_steps * PartialState().num_processes
     return math.ceil(stage.num_train_epochs * math.ceil(len(context.rows) / per_step))

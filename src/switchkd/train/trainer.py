@@ -219,7 +219,9 @@ class StopOnNonFiniteGradient(TrainerCallback):
         """Check the norm of all gradients."""
         gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
         if not args.fp16 and not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
-            raise FloatingPointError(f"step {state.global_step + 1}: the gradient is not finite; stopped before the update")
+            raise FloatingPointError(
+                f"step {state.global_step + 1}: the gradient is not finite; stopped before the update"
+            )
 
 
 def _named(batch: Batch) -> str:
