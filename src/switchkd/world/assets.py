@@ -30,7 +30,7 @@ def _existing(directory: Path) -> Path:
 
 def recipe_path() -> Path:
     """The demo's recipe."""
-    return Path(__file__).parent / "tiny.yaml"
+    return Path(__file__).parents[1] / "recipes" / "tiny.yaml"
 
 
 def write_student(directory: str | Path) -> None:
