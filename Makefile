@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Empty this to install the newest versions instead of the tested ones:  make env CONSTRAINTS=
 CONSTRAINTS ?= -c constraints.txt
 
-.PHONY: env demo test check format docs bench clean
+.PHONY: env demo test test-gpu check format package docs bench clean
 
 env: .venv/installed
 
@@ -23,13 +23,20 @@ demo: env
 # Pages are tested in a Chromium, where there is one: .ci/run installs it
 CHROMIUM ?= $(shell command -v chromium chromium-headless-shell chromium-browser google-chrome | head -n 1)
 
+# More flags for pytest:  make test PYTEST_FLAGS="--durations=10"
+PYTEST_FLAGS ?=
+
 test: env
 ifeq ($(CHROMIUM),)
 	@echo 'there is no Chromium (name one in CHROMIUM): the tests marked browser are left out'
-	$(BIN)/python -m pytest -n auto -m 'not browser'
+	$(BIN)/python -m pytest -n auto -m 'not gpu and not browser' $(PYTEST_FLAGS)
 else
-	CHROMIUM=$(CHROMIUM) $(BIN)/python -m pytest -n auto
+	CHROMIUM=$(CHROMIUM) $(BIN)/python -m pytest -n auto -m 'not gpu' $(PYTEST_FLAGS)
 endif
+
+# Needs a CUDA device; all other tests hide it
+test-gpu: env
+	SWITCHKD_TEST_GPU=1 $(BIN)/python -m pytest -m gpu $(PYTEST_FLAGS)
 
 check: env
 	$(BIN)/ruff format --check .
@@ -39,6 +46,11 @@ check: env
 format: env
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# Wheel and source distribution, in dist/
+package: env
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) build
+	$(BIN)/python -m build
 
 docs: env
 	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) --editable ".[docs]"
@@ -58,4 +70,4 @@ bench: env
 	test -z "$$short" || { echo "fell short or failed:$$short" >&2; exit 1; }
 
 clean:
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv build dist docs/_build .pytest_cache .mypy_cache .ruff_cache

@@ -1,10 +1,16 @@
-"""Every test runs with the shapes in our signatures checked at each call."""
+"""Every test runs with the shapes in our signatures checked at each call, and without a GPU unless it means one."""
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
 import jaxtyping
 import pytest
+
+# Before torch is imported: a GPU is hidden from tests that mean the CPU.
+if os.environ.get("SWITCHKD_TEST_GPU") != "1":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
 import torch
 
 # Before the first import of switchkd: only modules imported after this line are checked.
@@ -12,6 +18,16 @@ jaxtyping.install_import_hook("switchkd", "typechecker.checked")
 
 # The models here are tiny: threads would cost more than they bring, and one thread makes sums repeat.
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests marked `gpu` where there is none to use."""
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="means a GPU: run `make test-gpu` on a machine with one")
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(skip)
 
 
 @pytest.fixture(scope="module")
