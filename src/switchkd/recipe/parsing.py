@@ -149,7 +149,7 @@ class Builder:
             (kind,) = (option for option in options if option is not NoneType)
             return self.build(kind, value, at)
         if origin is dict:
-            given = self._mapping(value, at)
+            given = self._mapping(value, at, "a mapping")
             return {str(key): self.build(options[1], item, f"{at}.{key}") for key, item in given.items()}
         if origin is tuple:
             items = value if isinstance(value, list) else [value]
@@ -209,9 +209,9 @@ class Builder:
             raise self._error(at, f"must be finite, got {built}")
         return built
 
-    def _mapping(self, value: Any, at: str) -> Mapping[str, Any]:
+    def _mapping(self, value: Any, at: str, wanted: str = "a section with fields of its own") -> Mapping[str, Any]:
         if not isinstance(value, Mapping):
-            raise self._error(at, f"must be a section with fields of its own, got {reprlib.repr(value)}")
+            raise self._error(at, f"must be {wanted}, got {reprlib.repr(value)}")
         return value
 
     def _unknown_key(self, key: str, at: str, known: list[str]) -> RecipeError:
