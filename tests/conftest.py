@@ -1,6 +1,7 @@
 """Every test runs with the shapes in our signatures checked at each call, and without a GPU unless it means one."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,10 @@ import torch
 
 # Before the first import of switchkd: only modules imported after this line are checked.
 jaxtyping.install_import_hook("switchkd", "typechecker.checked")
+
+# A cache of its own for each session, also in the processes that tests start: nothing is written to the home folder.
+_CACHE = tempfile.TemporaryDirectory(prefix="switchkd-cache-")
+os.environ["SWITCHKD_CACHE"] = _CACHE.name
 
 # The models here are tiny: threads would cost more than they bring, and one thread makes sums repeat.
 torch.set_num_threads(1)

@@ -163,7 +163,7 @@ BAD_ROWS = {
     "kind that is no text": ([llava("Hi", kind=3)], "`kind` must be text"),
     "no rows": ([], "has no rows"),
     "no objects": (["text"], "row 0: a row must be an object, not str"),
-    "half a character": ([llava("\ud800", id="q7")], "'q7': text holds half a Unicode character"),
+    "half a character": ([llava("\ud800", id="q7")], "'q7'\\): text, id or kind holds half a Unicode character"),
 }
 
 
@@ -196,7 +196,7 @@ def test_bad_files_say_what_is_wrong(folder, content, message):
 def test_bad_folders_say_what_is_wrong(folder):
     with pytest.raises(DataError, match="no such file"):
         load_rows(folder / "nothing.json")
-    with pytest.raises(DataError, match=r"no state\.json"):
+    with pytest.raises(DataError, match=r"has no state\.json"):
         load_rows(folder)
     with pytest.raises(DataError, match="does not exist"):
         load_rows(write(folder, [llava("Hi")]), folder / "nowhere")

@@ -6,4 +6,4 @@ class DataError(ValueError):
 
 
 class SampleError(DataError):
-    """One sample cannot be used. `guard.check_rows` lists such samples by id and goes on without them."""
+    """One sample cannot be used. `index.build_index` lists such samples by id and goes on without them."""

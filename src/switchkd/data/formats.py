@@ -1,7 +1,7 @@
 """Reading what people have: every supported file becomes the same rows (see `FEATURES`).
 
 Formats, detected from the content: LLaVA JSON (`conversations` of human and gpt turns, `image`), and `messages` +
-`images`; each as a JSON list, JSON lines, Parquet, or a folder written by `datasets.save_to_disk`.
+`images`; each in any container that `sources` reads.
 
 What `<image>` means. In string content of a *user* turn, in a row that has images, it marks the place of an image;
 there must be as many marks as images. Everywhere else it is text: in rows without images, in answers and system
@@ -9,20 +9,25 @@ turns, and in text parts of list content (where `{"type": "image"}` is the mark)
 layout, which the chat template writes by itself.
 """
 
+import hashlib
 import json
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-from datasets import Dataset, DatasetDict, Features, Image, List, Value, concatenate_datasets, load_from_disk
+import datasets
+import pyarrow as pa
+from datasets import ArrowBasedBuilder, Dataset, DatasetInfo, Features, Image, List, Split, SplitGenerator, Value
+from datasets.exceptions import DatasetGenerationError
 
+from switchkd.console import progress
+from switchkd.data.cache_folder import cache_folder
 from switchkd.data.errors import DataError, SampleError
 from switchkd.data.images import image_path
+from switchkd.data.sources import RawRow, raw_rows, source_identity, source_paths
 
 #: The canonical row. `kinds` has one entry per assistant turn; `problem` says why a row cannot be used (None: nothing
-#: found while reading) and is reported by `guard.check_rows`.
+#: found while reading) and is reported by `index.build_index`.
 FEATURES = Features(
     {
         "id": Value("string"),
@@ -37,128 +42,127 @@ FEATURES = Features(
 IMAGE_MARK = "<image>"
 _LLAVA_ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 _ROLES = {"user": "user", "assistant": "assistant", "system": "system"}
-_CHUNK_ROWS = 10_000
+#: To be raised when this module makes other rows of the same file: what is in the cache counts no longer.
+_VERSION = 1
+#: Rows that are written at a time, fewer where they carry their images.
+_CHUNK_ROWS, _CHUNK_BYTES = 1_000, 64 << 20
 
 Row = dict[str, Any]
 
 
-def load_rows(path: str | Path, image_root: str | Path | None = None) -> Dataset:
-    """Read a data file or folder, whatever its format, into canonical rows (`FEATURES`).
+def load_rows(data: str | Path | Sequence[str | Path], image_root: str | Path | None = None) -> Dataset:
+    """Read data files, whatever their format, into canonical rows (`FEATURES`).
 
-    Image paths are relative to `image_root` (default: the file's folder); they become absolute here but are not opened.
+    The first start writes the rows into the cache (`cache_folder`); later ones map them into memory from there, as long as every file has
+    the path, size and time of change that it had.
+
+    Image paths are relative to `image_root` (default: each file's folder); they become absolute here but are not opened.
     A row with a refused path keeps its place, without the image and with `problem` set. Missing ids become the row's
-    number, from 0; a repeated id gets `#` and that number. The rows live in memory, images on disk stay there.
+    number, from 0, over all files; a repeated id gets `#` and that number.
 
-    Raises `DataError`, naming file and line or row, for files that are missing, truncated or of unknown format,
-    and for rows whose marks and images differ in number.
+    Args:
+        data: a file, a data set saved by `datasets`, a folder of Parquet or JSON files, a glob, or several of these.
+        image_root: the folder that image paths begin in.
+
+    Raises:
+        DataError: naming file and line or row, for files that are missing, truncated or of unknown format, and for rows whose marks and
+            images differ in number.
     """
-    path = Path(path)
+    sources = [(path, _root(path, image_root)) for path in source_paths(data)]
+    identity = _identity(sources)
+    builder = _CanonicalRows(sources, identity, cache_dir=str(cache_folder("rows")))
+    shown = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()  # ours is shown
+    try:
+        builder.download_and_prepare()
+    except DatasetGenerationError as error:
+        if isinstance(error.__cause__, DataError | OSError):  # a fault of the file, or a full disk
+            raise error.__cause__ from error.__cause__.__cause__
+        raise
+    finally:
+        if not shown:
+            datasets.enable_progress_bars()
+    rows: Dataset = builder.as_dataset(split=Split.TRAIN)
+    return rows
+
+
+def _root(path: Path, image_root: str | Path | None) -> Path:
     root = Path(image_root) if image_root is not None else (path if path.is_dir() else path.parent)
-    if not path.exists():
-        raise DataError(f"{path}: no such file or folder")
     if not root.is_dir():
         raise DataError(f"image folder {root} (for {path}) does not exist")
-    ids: Counter[str] = Counter()
-    chunks: list[Dataset] = []
-    pending: list[Row] = []
-    for number, raw in enumerate(_raw_rows(path)):
-        row = _canonical(raw, number, path, root)
-        ids[row["id"]] += 1
-        if ids[row["id"]] > 1:  # as in mix-665k, where tasks that share an image share its id
-            row["id"] = f"{row['id']}#{number}"
-        pending.append(row)
-        if len(pending) == _CHUNK_ROWS:
-            chunks.append(_table(pending, path))
-            pending = []
-    if not ids:
-        raise DataError(f"{path}: has no rows")
-    if pending:
-        chunks.append(_table(pending, path))
-    return concatenate_datasets(chunks)
+    return root
 
 
-def _table(rows: list[Row], path: Path) -> Dataset:
+def _identity(sources: list[tuple[Path, Path]]) -> str:
+    """The same as long as nothing has changed that rows are made of."""
+    files = [(str(path), source_identity(path), str(root.resolve())) for path, root in sources]
+    return hashlib.blake2b(json.dumps([_VERSION, files]).encode(), digest_size=16).hexdigest()
+
+
+class _CanonicalRows(ArrowBasedBuilder):  # type: ignore[misc]  # datasets ships no types
+    """Writes the rows of all sources into the cache: wholly, or not at all."""
+
+    def __init__(self, sources: list[tuple[Path, Path]], identity: str, *, cache_dir: str) -> None:
+        self.sources = sources
+        self.identity = identity
+        super().__init__(cache_dir=cache_dir, config_name=identity)
+
+    def _info(self) -> DatasetInfo:
+        return DatasetInfo(features=FEATURES)
+
+    def _split_generators(self, dl_manager: Any) -> list[SplitGenerator]:
+        return [SplitGenerator(name=Split.TRAIN)]
+
+    def _generate_tables(self) -> Iterator[tuple[int, pa.Table]]:
+        pending: list[Row] = []
+        pending_bytes = written = 0
+        for row in progress(_canonical_rows(self.sources), "reading rows", None):
+            pending.append(row)
+            pending_bytes += sum(len(image["bytes"] or b"") for image in row["images"])
+            if len(pending) == _CHUNK_ROWS or pending_bytes >= _CHUNK_BYTES:
+                yield written, pa.Table.from_pylist(pending, FEATURES.arrow_schema)
+                written, pending_bytes, pending = written + len(pending), 0, []
+        if pending:
+            yield written, pa.Table.from_pylist(pending, FEATURES.arrow_schema)
+        if _identity(self.sources) != self.identity:
+            raise DataError(f"{self.sources[0][0]}: the data changed while it was read; start again")
+
+
+def _canonical_rows(sources: list[tuple[Path, Path]]) -> Iterator[Row]:
+    """The rows of all sources, each with an id of its own."""
+    ids: set[str] = set()
+    count = 0
+    for path, root in sources:
+        before = count
+        for raw in raw_rows(path):
+            row = _canonical(raw, count, path, root)
+            while row["id"] in ids:  # as in mix-665k, where tasks that share an image share its id
+                row["id"] = f"{row['id']}#{count}"
+            ids.add(row["id"])
+            count += 1
+            yield row
+        if count == before:
+            raise DataError(f"{path}: has no rows")
+
+
+def _check_text(row: Row, where: str) -> None:
+    """Refuse what cannot be written as UTF-8."""
+    texts = [part["text"] for message in row["messages"] for part in message["content"] if part["text"]]
     try:
-        return Dataset.from_list(rows, features=FEATURES)
+        "".join([row["id"], *texts, *(kind for kind in row["kinds"] if kind)]).encode()
     except UnicodeEncodeError as error:
-        for row in rows:
-            for part in (part for message in row["messages"] for part in message["content"]):
-                if (part["text"] or "").encode(errors="replace").decode() != (part["text"] or ""):
-                    raise DataError(f"{path}, id {row['id']!a}: text holds half a Unicode character") from error
-        raise DataError(f"{path}: an id or a kind holds half a Unicode character: {error}") from error
+        raise DataError(f"{where}: text, id or kind holds half a Unicode character") from error
 
 
-def _raw_rows(path: Path) -> Iterator[Any]:
-    """The rows as they were written, from any container."""
-    if path.is_dir():
-        yield from _saved_dataset_rows(path)
-        return
-    with path.open("rb") as file:
-        head = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
-    if head.startswith(b"PAR1"):
-        try:
-            for batch in pq.ParquetFile(path).iter_batches(batch_size=256):
-                yield from batch.to_pylist()
-        except (OSError, ValueError) as error:  # pyarrow's own errors derive from these
-            raise DataError(f"{path}: not a readable Parquet file: {error}") from error
-    elif head.startswith(b"["):
-        yield from _parse(_text(path), path, 1)
-    elif head.startswith(b"{"):
-        for line_number, line in enumerate(_text(path).split("\n"), start=1):
-            if line.strip():
-                yield _parse(line, path, line_number)
-    elif not head:
-        raise DataError(f"{path}: is empty")
-    else:
-        raise DataError(
-            f"{path}: unknown format; looked for a JSON list ('['), JSON lines ('{{'), Parquet ('PAR1') "
-            f"or a folder written by save_to_disk, but the file starts with {head[:16]!r}"
-        )
-
-
-def _saved_dataset_rows(path: Path) -> Iterator[Row]:
-    if not any((path / name).exists() for name in ("state.json", "dataset_dict.json")):
-        raise DataError(f"{path}: is a folder, but not one written by datasets.save_to_disk (it has no state.json)")
-    try:
-        saved = load_from_disk(str(path))
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{path}: not a readable saved data set: {error}") from error
-    if isinstance(saved, DatasetDict):
-        raise DataError(
-            f"{path}: holds the splits {', '.join(saved)}; name one of them, such as {path / str(min(saved))}"
-        )
-    for batch in saved.with_format("arrow").iter(batch_size=256):  # Arrow storage: images stay undecoded
-        yield from batch.to_pylist()
-
-
-def _text(path: Path) -> str:
-    content = path.read_bytes()
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise DataError(f"{path}, line {line}: not UTF-8 text") from error
-
-
-def _parse(text: str, path: Path, first_line: int) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        line = first_line + error.lineno - 1
-        raise DataError(
-            f"{path}, line {line}, column {error.colno}: not valid JSON, perhaps cut off: {error.msg}"
-        ) from error
-    except (RecursionError, ValueError) as error:
-        raise DataError(f"{path}, from line {first_line}: JSON cannot be read: {error}") from error
-
-
-def _canonical(raw: Any, number: int, path: Path, root: Path) -> Row:
-    """One row as written -> one canonical row."""
+def _canonical(written: RawRow, number: int, path: Path, root: Path) -> Row:
+    """One row as written -> one canonical row. `number` counts the rows of all files."""
+    raw = written.content
+    where = f"{path}, " + ("" if written.line is None else f"line {written.line}, ") + f"row {written.number}"
     if not isinstance(raw, dict):
-        raise DataError(f"{path}, row {number}: a row must be an object, not {type(raw).__name__}")
+        raise DataError(f"{where}: a row must be an object, not {type(raw).__name__}")
     identity = raw.get("id")
     row_id = str(number) if identity is None else str(identity)
-    where = f"{path}, row {number} (id {row_id!a})"
+    where += f" (id {row_id!a})"
     if isinstance(raw.get("conversations"), list):
         turns = [_turn(turn, "from", "value", _LLAVA_ROLES, where) for turn in raw["conversations"]]
     elif isinstance(raw.get("messages"), list):
@@ -186,13 +190,10 @@ def _canonical(raw: Any, number: int, path: Path, root: Path) -> Row:
             image["path"] = str(image_path(root, image["path"]))
         except SampleError as error:
             image["path"], problem = None, problem or f"image {position + 1} of {len(images)}: {error}"
-    return {
-        "id": row_id,
-        "images": images,
-        "messages": messages,
-        "kinds": _kinds(raw, sum(role == "assistant" for role, _ in turns), where),
-        "problem": problem,
-    }
+    kinds = _kinds(raw, sum(role == "assistant" for role, _ in turns), where)
+    row = {"id": row_id, "images": images, "messages": messages, "kinds": kinds, "problem": problem}
+    _check_text(row, where)
+    return row
 
 
 def _turn(turn: Any, role_key: str, content_key: str, roles: dict[str, str], where: str) -> tuple[str, Any]:

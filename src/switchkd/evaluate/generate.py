@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from transformers import AutoProcessor, GenerationConfig, PreTrainedModel, ProcessorMixin
 
+from switchkd.console import progress
 from switchkd.data.reader import Reader
 from switchkd.models import load_pathway
 
@@ -111,14 +110,6 @@ def answers(
 
 
 def with_progress(batches: Iterable[Any], what: str) -> Iterator[Any]:
-    """Yield `batches` under a bar on a terminal, or with a plain line every tenth of the way; on stderr."""
-    console = Console(stderr=True)
-    if console.is_terminal:
-        yield from track(batches, what, console=console, transient=True)
-        return
+    """Yield `batches`, and show on stderr how many are done."""
     assert isinstance(batches, Sized)
-    total = len(batches)
-    for done, batch in enumerate(batches, start=1):
-        yield batch
-        if done * 10 // total > (done - 1) * 10 // total:
-            console.print(f"{what}: {done} of {total} batches", highlight=False)
+    return progress(batches, what, len(batches))

@@ -1,0 +1,56 @@
+"""What long loops tell the user, on stderr: a bar on a terminal, a few plain lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+#: Plain lines are at least so far apart.
+SECONDS_BETWEEN_LINES = 5.0
+_T = TypeVar("_T")
+
+
+def say(message: str) -> None:
+    """One line for the user, on stderr."""
+    print(message, file=sys.stderr, flush=True)
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:,.0f}/s")
+
+
+def progress(items: Iterable[_T], label: str, total: int | None) -> Iterator[_T]:
+    """Yield `items`, and show how many are done, the rate, and the time left.
+
+    On a terminal as a bar. Elsewhere as plain lines: at most one for each tenth of the way and one every `SECONDS_BETWEEN_LINES`, and one
+    at the end.
+
+    Args:
+        items: what is gone through.
+        label: what is being done.
+        total: how many items there are; None where nobody knows, and then nothing is said at the end.
+    """
+    console = Console(stderr=True)
+    if console.is_terminal:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+        with Progress(*columns, console=console, transient=True) as bar:
+            yield from bar.track(items, total=total, description=label)
+        return
+    start = last_line = time.monotonic()
+    last_tenth = 0
+    for done, item in enumerate(items, start=1):
+        yield item
+        now = time.monotonic()
+        tenth = 0 if total is None else done * 10 // total
+        due = now - last_line >= SECONDS_BETWEEN_LINES and (total is None or tenth > last_tenth)
+        if due or done == total:
+            rate = done / max(now - start, 1e-6)
+            left = "" if total in (None, done) else f", {(total - done) / rate:,.0f} s left"
+            of_total = "" if total is None else f" of {total:,}"
+            say(f"{label}: {done:,}{of_total} ({rate:,.1f}/s{left})")
+            last_line, last_tenth = now, tenth

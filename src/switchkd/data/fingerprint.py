@@ -1,0 +1,33 @@
+"""What tells a processor, with its template and limits, from every other: the index of rows is kept by it."""
+
+import json
+from hashlib import blake2b
+
+import transformers
+from transformers import ProcessorMixin
+
+
+def processor_fingerprint(processor: ProcessorMixin, template: str, **limits: int) -> str:
+    """Changes with all that the tokens and pixels of a row depend on.
+
+    Args:
+        processor: with a fast tokenizer.
+        template: the chat template in use, which need not be the processor's own.
+        limits: such as `max_length` and `max_pixels`.
+
+    Raises:
+        TypeError: the processor has a setting that cannot be written as JSON.
+    """
+    tokenizer = json.loads(processor.tokenizer.backend_tokenizer.to_str())
+    for left_by_last_call in ("padding", "truncation"):
+        tokenizer.pop(left_by_last_call)
+    parts = {
+        "library": transformers.__version__,
+        "class": type(processor).__name__,
+        "settings": processor.to_dict(),
+        "tokenizer": tokenizer,
+        "special tokens": processor.tokenizer.special_tokens_map,
+        "template": template,
+        "limits": limits,
+    }
+    return blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
