@@ -18,11 +18,12 @@ from switchkd import cli
 from switchkd.data.errors import DataError, SampleError
 from switchkd.evaluate.benchmarks import BENCHMARKS
 from switchkd.evaluate.benchmarks import ask_benchmarks as run
-from switchkd.evaluate.benchmarks import benchmark_rows as data
+from switchkd.evaluate.benchmarks import benchmark_samples as data
 from switchkd.evaluate.benchmarks.adapter import upstream_config
-from switchkd.evaluate.benchmarks.ask_benchmarks import evaluate_benchmarks, named
+from switchkd.evaluate.benchmarks.ask_benchmarks import evaluate_benchmarks, parse_names
 from switchkd.evaluate.generate import Answer
 from switchkd.results.benchmark_results import BenchmarkResult, BenchmarkResults, Given
+from switchkd.results.ten_way_mean import TEN
 
 
 def rows(name):
@@ -78,6 +79,8 @@ BAD = {
     "a lost question": ("mmbench_en", 0, {"index": 5}, r"index \d+ is a rotation of index 7, which has no row"),
     "no such option": ("mmmu", 0, {"answer": "E"}, r"row 0: `answer` must be the letter of one of the 4 options"),
     "no second picture": ("mmmu", 1, {"image_2": None}, r"row 1: `image_2` holds no image"),
+    "no such index": ("ai2d", 1, {"answer": "2"}, r"row 1: `answer` must be the index of one of the 2 options as text"),
+    "one option": ("ai2d", 0, {"options": ["root"]}, r"row 0: `options` must be a list of at least two texts"),
     "options": ("mmmu", 0, {"options": "A or B"}, r"row 0: `options` must be the text of a list"),
 }
 
@@ -168,11 +171,12 @@ def test_without_a_folder_the_rows_come_from_the_hub_or_the_message_says_how_to_
 
 
 def test_names_of_benchmarks():
-    assert named("all") == list(BENCHMARKS)
-    assert named("pope, mme") == ["pope", "mme"]
-    for wrong, message in (("popes", "there is no benchmark 'popes'; there are mme"), ("mme,mme", "named twice")):
+    assert parse_names("all") == list(TEN) == list(BENCHMARKS)[:10]
+    assert parse_names("pope, mme") == ["pope", "mme"]
+    assert parse_names("ai2d, all") == ["ai2d", *TEN]
+    for wrong, message in (("popes", "there is no benchmark 'popes'; there are mme"), ("mme,all", "named twice")):
         with pytest.raises(ValueError, match=message):
-            named(wrong)
+            parse_names(wrong)
 
 
 def test_a_generation_that_fails_is_never_an_empty_answer(parts, tmp_path, monkeypatch):
@@ -267,7 +271,8 @@ def test_without_lmms_eval_the_message_says_how_it_is_installed(parts, tmp_path,
 def test_the_page_says_how_it_is_installed_and_what_results_hold():
     page = (Path(__file__).parents[2] / "docs" / "benchmarks.md").read_text()
     assert "\n".join(run.INSTALL) in page
-    names = {field.name for kind in (BenchmarkResults, BenchmarkResult, Given) for field in fields(kind)} - {"given"}
+    kinds = (BenchmarkResults, BenchmarkResult, Given)
+    names = {field.metadata.get("stored", field.name) for kind in kinds for field in fields(kind)} - {"given"}
     assert [name for name in [*names, *BENCHMARKS] if f"`{name}`" not in page] == []
     for benchmark in BENCHMARKS.values():
         (row,) = [line for line in page.splitlines() if re.match(rf"\| .*`{benchmark.name}`.* \|", line)]

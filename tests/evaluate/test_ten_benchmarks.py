@@ -1,6 +1,8 @@
-"""The ten benchmarks through lmms-eval, with an oracle in the model's place: perfect answers earn full marks, nonsense nothing."""
+"""The benchmarks through lmms-eval, with an oracle in the model's place: perfect answers earn full marks, nonsense nothing."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from ten_rows import TYPED, perfect, write
@@ -11,6 +13,7 @@ from switchkd.evaluate.benchmarks import BENCHMARKS, pope
 from switchkd.evaluate.benchmarks import ask_benchmarks as run
 from switchkd.evaluate.benchmarks.ask_benchmarks import evaluate_benchmarks
 from switchkd.evaluate.generate import Answer
+from switchkd.results.benchmark_results import BenchmarkResults
 from switchkd.results.ten_way_mean import TEN, percent, ten_way_mean
 
 
@@ -48,9 +51,9 @@ def ask(folder, parts, monkeypatch):
 
 
 @pytest.mark.parametrize("rule", [lambda right: right, lambda right: f"{right}."], ids=["perfect", "with a dot"])
-def test_perfect_answers_earn_full_marks_on_all_ten(ask, rule):
+def test_perfect_answers_earn_full_marks_on_all_of_them(ask, rule):
     results, _ = ask(rule)
-    assert {name: result.percent for name, result in results.benchmarks.items()} == dict.fromkeys(TEN, 100.0)
+    assert {name: result.percent for name, result in results.benchmarks.items()} == dict.fromkeys(BENCHMARKS, 100.0)
     assert results.average == 100
     assert (results.benchmarks["mme"].score, results.benchmarks["mme"].unit) == (2000, "points")
     assert {name: result.samples for name, result in results.benchmarks.items()} == {
@@ -66,6 +69,43 @@ def test_nonsense_earns_nothing_but_chance_where_the_official_parser_guesses(ask
     assert results.benchmarks["mmmu"].unparsable == 2
     assert results.benchmarks["pope"].unparsable == 6
     assert results.benchmarks["pope"].metrics["f1_official"] == pytest.approx(2 / 3)
+
+
+def test_an_eleventh_benchmark_leaves_the_average_of_ten_as_it_was(ask):
+    def wrong_in_ai2d(rows):
+        return lambda right: next(rows)
+
+    answers = [answer for name in BENCHMARKS for _, answer in TYPED[name]]
+    spoiled = [answer if name != "ai2d" else "§§" for name in BENCHMARKS for _, answer in TYPED[name]]
+    ten, _ = ask(lambda right: right, TEN)
+    eleven, _ = ask(wrong_in_ai2d(iter(spoiled)))
+    assert answers != spoiled
+    assert set(BENCHMARKS) > set(TEN)
+    assert eleven.benchmarks["ai2d"].percent == 0
+    assert ten.average == eleven.average == 100
+    nine, _ = ask(lambda right: right, [name for name in BENCHMARKS if name != "gqa"])
+    assert nine.average is None
+
+
+def test_answers_are_read_through_the_filter_of_the_task(ask):
+    results, _ = ask(lambda right: f"{right}. as the arrow says", ["ai2d"])
+    assert results.benchmarks["ai2d"].metrics == {"exact_match": 1.0}
+    assert ask(lambda right: f"({right}) as the arrow says", ["ai2d"])[0].benchmarks["ai2d"].percent == 0
+
+
+def test_figures_of_several_filters_are_told_apart(ask, monkeypatch):
+    from switchkd.evaluate.benchmarks import adapter
+
+    def with_two(benchmark):
+        config = adapter.load_yaml_config(str(Path(adapter.lmms_eval.__file__).parent / "tasks" / benchmark.upstream))
+        first = {"name": "as it is", "filter": [{"function": "take_first"}]}
+        return config | {"filter_list": [first, *config["filter_list"]]}
+
+    monkeypatch.setattr(adapter, "upstream_config", with_two)
+    monkeypatch.setitem(BENCHMARKS, "ai2d", replace(BENCHMARKS["ai2d"], metric="exact_match,flexible-extract"))
+    results, _ = ask(lambda right: f"{right}. as the arrow says", ["ai2d"])
+    assert results.benchmarks["ai2d"].percent == 100
+    assert results.benchmarks["ai2d"].metrics == {"exact_match,as it is": 0, "exact_match,flexible-extract": 1}
 
 
 def test_mmmu_guesses_at_chance_and_always_the_same():
@@ -133,8 +173,8 @@ def test_the_published_rows_give_the_published_averages(row):
     percents = dict(zip(TEN, figures, strict=True))
     percents["mme"] = percent(20 * figures[0], 2000)
     assert round(ten_way_mean(percents), 1) == mean
-    with pytest.raises(ValueError, match="the average is over mme"):
-        ten_way_mean({name: value for name, value in percents.items() if name != "gqa"})
+    assert ten_way_mean(percents | {"ai2d": 0.0}) == ten_way_mean(percents)
+    assert ten_way_mean({name: value for name, value in percents.items() if name != "gqa"}) is None
 
 
 def test_prompts_hold_what_each_benchmark_promises(ask):
@@ -147,7 +187,7 @@ def test_prompts_hold_what_each_benchmark_promises(ask):
     )
     for name in ("mme", "pope", "vqav2", "gqa", "textvqa", "vizwiz"):
         assert prompts[name].endswith(short)
-    for name in ("mmbench_en", "scienceqa", "mmmu"):
+    for name in ("mmbench_en", "scienceqa", "mmmu", "ai2d"):
         assert prompts[name].endswith(letter)
     assert prompts["mmbench_cn"].endswith("\n请直接使用所提供的选项字母作为答案回答。")
     assert "\nReference OCR token: stop, SPEED\n" in prompts["textvqa"]
@@ -189,5 +229,8 @@ def test_what_the_results_say(ask, tmp_path, parts):
     assert lines[0]["row"].endswith("scienceqa.parquet, row 0")
     assert lines[0]["answer"] == "B"
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["b.answers.jsonl", "b.json"]
+    assert BenchmarkResults.load(tmp_path / "out" / "b.json") == results
+    (tmp_path / "out" / "b.answers.jsonl").unlink()
+    assert BenchmarkResults.load(tmp_path / "out" / "b.json").given == ()
     again, _ = ask(lambda right: "A", ["pope"])
     assert again.benchmarks["pope"].data_fingerprint == results.benchmarks["pope"].data_fingerprint

@@ -1,4 +1,4 @@
-"""A few rows of each of the ten benchmarks, typed and drawn here, in the schema of lmms-eval's data sets, with the perfect answers."""
+"""A few rows of each benchmark, typed and drawn here, in the schema of lmms-eval's data sets, with the perfect answers."""
 
 from io import BytesIO
 from pathlib import Path
@@ -140,9 +140,17 @@ def pope() -> Typed:
     return rows
 
 
+def ai2d() -> Typed:
+    rows: Typed = []
+    for number, (options, right) in enumerate([(["root", "stem", "leaf", "flower"], 2), (["fox", "hare"], 0)]):
+        row = {"image": picture(number), "question": "What does the arrow show?", "options": options}
+        rows.append((row | {"answer": str(right)}, "ABCD"[right]))
+    return rows
+
+
 TYPED: dict[str, Typed] = {
     "mme": mme(), "mmbench_en": mmbench(), "mmbench_cn": mmbench(), "vqav2": vqav2(), "gqa": gqa(),
-    "scienceqa": scienceqa(), "mmmu": mmmu(), "textvqa": textvqa(), "vizwiz": vizwiz(), "pope": pope(),
+    "scienceqa": scienceqa(), "mmmu": mmmu(), "textvqa": textvqa(), "vizwiz": vizwiz(), "pope": pope(), "ai2d": ai2d(),
 }  # fmt: skip
 
 

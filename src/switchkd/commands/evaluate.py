@@ -25,7 +25,7 @@ class Evaluate(Verb):
     model: Annotated[Positional[str], arg(metavar="MODEL")]
     #: LLaVA JSON, or messages and images as JSON, JSONL, Parquet or a saved data set. Not with --benchmarks.
     questions: Annotated[Positional[Path | None], arg(metavar="DATA")] = None
-    #: `all`, or names with commas: mme, mmbench_en, mmbench_cn, vqav2, gqa, scienceqa, mmmu, textvqa, vizwiz, pope.
+    #: Names with commas: mme, mmbench_en, mmbench_cn, vqav2, gqa, scienceqa, mmmu, textvqa, vizwiz, pope, or `all` for these ten; ai2d.
     benchmarks: str | None = None
     #: A folder with NAME.parquet or NAME/*.parquet for each benchmark; by default they come from the Hugging Face hub.
     data: Path | None = None
@@ -72,12 +72,12 @@ class Evaluate(Verb):
     def _ask_benchmarks(self, names: str) -> int:
         from rich.console import Console
 
-        from switchkd.evaluate.benchmarks.ask_benchmarks import evaluate_benchmarks, named
+        from switchkd.evaluate.benchmarks.ask_benchmarks import evaluate_benchmarks, parse_names
         from switchkd.results.benchmark_results import answers_path, table
 
         output = self._output("benchmarks")
         sizes: Any = {"batch_size": self.batch_size, "max_new_tokens": self.max_new_tokens}
-        results = evaluate_benchmarks(self.model, named(names), data=self.data, output=output, **sizes)
+        results = evaluate_benchmarks(self.model, parse_names(names), data=self.data, output=output, **sizes)
         Console().print(table(results))
         say(f"results in {output}, answers in {answers_path(output)}")
         return 0

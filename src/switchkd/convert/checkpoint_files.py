@@ -1,8 +1,6 @@
 """Weights from disk, and directories that are written completely or not at all."""
 
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +10,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
+
+from switchkd.files import replace_folder
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
@@ -84,12 +84,5 @@ def complete_or_nothing(directory: Path) -> Iterator[Path]:
     """
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ValueError(f"{directory} already exists: choose another folder, or remove it")
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    partial = directory.parent / f".{directory.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        yield partial
-        os.replace(partial, directory)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with replace_folder(directory) as folder:
+        yield folder

@@ -11,7 +11,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, ProcessorMixin
 
 from switchkd.data.formats import load_rows
-from switchkd.evaluate.generate import Answer, answers, greedy, opened, with_progress
+from switchkd.evaluate.generate import Answer, answers, given_or_loaded, greedy, with_progress
 from switchkd.evaluate.questions import Question, fingerprint, prompt, questions
 from switchkd.results.question_results import Prediction, Results
 from switchkd.results.score import is_right, score, score_by_kind
@@ -52,7 +52,7 @@ def evaluate(
         raise ValueError(f"{output}: results are written as JSON, so the name must end in .json")
     rows = load_rows(data, image_root)
     asked = questions(rows)
-    loaded, processor, name = opened(model, processor)
+    loaded, processor, name = given_or_loaded(model, processor)
     images: Any = processor.image_processor
     begin = time.perf_counter()
     given = _ask(loaded, processor, rows, asked, batch_size, max_new_tokens)

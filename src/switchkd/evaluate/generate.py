@@ -15,7 +15,7 @@ from switchkd.models import load_pathway
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model said. `truncated`: it had not finished after `max_new_tokens`."""
+    """A model's answer to one question. `truncated`: it had not finished after `max_new_tokens`."""
 
     text: str
     truncated: bool
@@ -35,7 +35,7 @@ def load(path: str | Path) -> tuple[PreTrainedModel, ProcessorMixin]:
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
 
 
-def opened(
+def given_or_loaded(
     model: str | Path | PreTrainedModel, processor: ProcessorMixin | None
 ) -> tuple[PreTrainedModel, ProcessorMixin, str]:
     """A model that is given or loaded, the processor that is given or its own, and the model's name.
@@ -47,13 +47,13 @@ def opened(
         if processor is None:
             raise ValueError("a model in memory needs its `processor`")
         return model, processor, model.config.name_or_path or type(model).__name__
-    loaded, own = load(model)
-    return loaded, processor or own, str(model)
+    loaded, saved = load(model)
+    return loaded, processor or saved, str(model)
 
 
 def greedy(model: PreTrainedModel, max_new_tokens: int) -> GenerationConfig:
     """Plain greedy decoding. A checkpoint's own sampling, beams and penalties do not apply; its stop tokens do."""
-    own = model.generation_config
+    saved = model.generation_config
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
@@ -64,24 +64,24 @@ def greedy(model: PreTrainedModel, max_new_tokens: int) -> GenerationConfig:
         temperature=1.0,
         top_k=50,
         top_p=1.0,
-        eos_token_id=own.eos_token_id,
-        pad_token_id=own.pad_token_id,
-        bos_token_id=own.bos_token_id,
+        eos_token_id=saved.eos_token_id,
+        pad_token_id=saved.pad_token_id,
+        bos_token_id=saved.bos_token_id,
     )
 
 
 @torch.inference_mode()
 def answers(
-    model: PreTrainedModel, processor: ProcessorMixin, rows: list[dict[str, Any]], *, max_new_tokens: int
+    model: PreTrainedModel, processor: ProcessorMixin, samples: list[dict[str, Any]], *, max_new_tokens: int
 ) -> list[Answer]:
-    """One answer to each row, whose last message is the user's. One batch.
+    """One answer to each sample, whose last message is the user's. One batch.
 
     Raises:
-        ValueError: a row that cannot be asked, or a model and a processor without a token that ends an answer.
+        ValueError: a sample that cannot be asked, or a model and a processor without a token that ends an answer.
     """
     batch = {
         name: tensor.to(model.device, model.dtype if tensor.is_floating_point() else None)
-        for name, tensor in Reader(processor).prompts(rows).items()
+        for name, tensor in Reader(processor).prompts(samples).items()
     }
     config = greedy(model, max_new_tokens)
     tokenizer: Any = processor.tokenizer
@@ -102,8 +102,8 @@ def answers(
     finally:
         model.train(was_training)
     new = sequences[:, batch["input_ids"].shape[1] :]
-    if len(new) != len(rows):
-        raise RuntimeError(f"{len(rows)} questions were asked and {len(new)} answers came back")
+    if len(new) != len(samples):
+        raise RuntimeError(f"{len(samples)} questions were asked and {len(new)} answers came back")
     finished = torch.isin(new, torch.tensor(ends, device=new.device)).any(dim=1)
     texts = tokenizer.batch_decode(new, skip_special_tokens=True)
     return [Answer(text.strip(), not done) for text, done in zip(texts, finished.tolist(), strict=True)]

@@ -1,20 +1,18 @@
-"""What the benchmarks say of a model: one JSON file (documented in docs/benchmarks.md), and one line for each answer beside it."""
+"""What the benchmarks say of a model: one JSON file (documented in docs/benchmarks.md), and one line for each answer in a second file."""
 
-import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from switchkd.results.question_results import write_together
-from switchkd.results.ten_way_mean import TEN, ten_way_mean
+from switchkd.files import write_together
+from switchkd.results.stored import build, read_json, read_lines, to_json, to_lines
 
 
 @dataclass(frozen=True)
 class Given:
-    """One answer of one benchmark. `row` names the file and the row, from 0."""
+    """One answer of one benchmark. `row` names the file and the sample's number in it, from 0."""
 
     benchmark: str
     row: str
@@ -32,8 +30,8 @@ class BenchmarkResult:
     score: float
     unit: str
     #: What the score can reach: 100 for all but MME, where it is 200 for each perception category of the data (2000).
-    out_of: float
-    #: 100 · score / out_of: what the average is over.
+    max_score: float = field(metadata={"stored": "out_of"})
+    #: 100 · score / max_score: what the average is over.
     percent: float
     #: Rows, all of which were asked and scored; and those of the published split.
     samples: int
@@ -57,11 +55,11 @@ class BenchmarkResult:
 
 @dataclass(frozen=True)
 class BenchmarkResults:
-    """The result of one model on some or all of the ten benchmarks."""
+    """The result of one model on some or all of the benchmarks."""
 
     model: str
     benchmarks: dict[str, BenchmarkResult]
-    #: The mean of the ten percentages; None where not all ten were asked.
+    #: The mean of the ten percentages, whatever else was asked; None where not all ten were.
     average: float | None
     #: Whether every benchmark had as many rows as its published split: only then can the figures be compared with published ones.
     complete: bool
@@ -72,27 +70,35 @@ class BenchmarkResults:
     dtype: str
     versions: dict[str, str]
     seconds: float
-    given: tuple[Given, ...]
+    #: Empty where the file with them was not kept.
+    given: tuple[Given, ...] = ()
 
     def save(self, path: Path) -> None:
-        """Write `NAME.json`, and the answers beside it as `NAME.answers.jsonl`; both or none."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """Write `NAME.json`, and the answers as `NAME.answers.jsonl`; both or none."""
         summary = asdict(self)
-        lines = [json.dumps(answer, ensure_ascii=False) + "\n" for answer in summary.pop("given")]
-        write_together(
-            {answers_path(path): "".join(lines), path: json.dumps(summary, indent=2, ensure_ascii=False) + "\n"}
-        )
+        del summary["given"]
+        for result in summary["benchmarks"].values():
+            result["out_of"] = result.pop("max_score")
+        write_together({answers_path(path): to_lines(self.given), path: to_json(summary)})
+
+    @classmethod
+    def load(cls, path: Path) -> "BenchmarkResults":
+        """Read `NAME.json`, and the answers where they were kept.
+
+        Raises:
+            ValueError: naming the file, the line where it is one, and what is wrong with it.
+        """
+        what = "results of the benchmarks"
+        results = build(cls, read_json(path, what), str(path), what)
+        if not answers_path(path).exists():
+            return results
+        read = read_lines(answers_path(path), "answers")
+        return replace(results, given=tuple(build(Given, line, place, "answer") for place, line in read))
 
 
 def answers_path(path: Path) -> Path:
     """Where the answers of the results in `path` are."""
     return path.with_suffix(".answers.jsonl")
-
-
-def average(results: Mapping[str, BenchmarkResult]) -> float | None:
-    """The ten-way mean, if all ten are there."""
-    percents = {name: result.percent for name, result in results.items()}
-    return ten_way_mean(percents) if set(percents) == set(TEN) else None
 
 
 def table(results: BenchmarkResults) -> Table:
@@ -102,7 +108,7 @@ def table(results: BenchmarkResults) -> Table:
     for column in ("score", "%", "rows", "cut", "unparsable"):
         shown.add_column(column, justify="right")
     for result in results.benchmarks.values():
-        points = f"{result.score:.1f} / {result.out_of:.0f}" if result.unit == "points" else f"{result.score:.1f}"
+        points = f"{result.score:.1f} / {result.max_score:.0f}" if result.unit == "points" else f"{result.score:.1f}"
         other = "" if result.samples == result.published_samples else f" of {result.published_samples}"
         unparsable = "" if result.unparsable is None else str(result.unparsable)
         shown.add_row(

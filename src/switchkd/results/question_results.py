@@ -1,18 +1,17 @@
-"""What an evaluation found, and everything needed to judge or repeat it: one JSON file, and one line per question."""
+"""The result of an evaluation, and everything needed to judge or repeat it: one JSON file, and one line per question."""
 
-import json
-import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from switchkd.files import write_together
 from switchkd.results.score import Score
+from switchkd.results.stored import build, read_json, read_lines, to_json, to_lines
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One question, what was expected, what the model said, and whether that is right."""
+    """One question, the expected answer, the model's answer `got`, and whether that is right."""
 
     id: str
     kind: str | None
@@ -49,7 +48,13 @@ class Results:
     dtype: str
     versions: dict[str, str]
     seconds: float
-    predictions: tuple[Prediction, ...]
+    #: Empty where the file with them was not kept.
+    predictions: tuple[Prediction, ...] = ()
+
+    @property
+    def score(self) -> float:
+        """The mean over kinds in percent, or over all questions where none names its kind."""
+        return self.accuracy_percent if self.mean_over_kinds_percent is None else self.mean_over_kinds_percent
 
     def percentages(self) -> dict[str, float]:
         """Accuracy of each kind, then the mean over the kinds (where there are any) and over all questions."""
@@ -67,21 +72,25 @@ class Results:
         path = Path(path)
         if path.suffix != ".json":
             raise ValueError(f"{path}: results are written as JSON, so the name must end in .json")
-        path.parent.mkdir(parents=True, exist_ok=True)
         summary = asdict(self)
-        lines = [json.dumps(prediction, ensure_ascii=False) + "\n" for prediction in summary.pop("predictions")]
-        predictions, summary_text = "".join(lines), json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
-        write_together({path.with_suffix(".predictions.jsonl"): predictions, path: summary_text})
+        del summary["predictions"]
+        write_together({_predictions_file(path): to_lines(self.predictions), path: to_json(summary)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Results":
+        """Read `NAME.json`, and the predictions where they were kept.
+
+        Raises:
+            ValueError: naming the file, the line where it is one, and what is wrong with it.
+        """
+        path, lines = Path(path), _predictions_file(Path(path))
+        results = build(cls, read_json(path, "results"), str(path), "results of an evaluation")
+        if not lines.exists():
+            return results
+        read = read_lines(lines, "predictions")
+        predictions = tuple(build(Prediction, line, place, "prediction") for place, line in read)
+        return replace(results, predictions=predictions)
 
 
-def write_together(texts: Mapping[Path, str]) -> None:
-    """Write all of these files, in this order, or none: a reader never finds half a file, and a full disk leaves what was there."""
-    staged = {target: target.with_name(f".{target.name}.{os.getpid()}") for target in texts}
-    try:
-        for target, staging in staged.items():
-            staging.write_text(texts[target], encoding="utf-8", errors="backslashreplace")
-        for target, staging in staged.items():
-            os.replace(staging, target)
-    finally:
-        for staging in staged.values():
-            staging.unlink(missing_ok=True)
+def _predictions_file(path: Path) -> Path:
+    return path.with_suffix(".predictions.jsonl")

@@ -4,24 +4,24 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-from switchkd.study.study_table import Row
+from switchkd.results.study_results import ArmSummary
 
 WIDTH, LEFT, RIGHT, TOP, LINE = 860, 250, 190, 64, 30
 _INK, _MUTED, _GRID, _DOT, _MEAN = "#1b1f24", "#57606a", "#d8dee4", "#7aa6d8", "#0b4f9c"
 
 
-def figure(rows: Sequence[Row], *, title: str) -> str:
+def figure(table: Sequence[ArmSummary], *, title: str) -> str:
     """An SVG with a line for every arm that has a difference.
 
     Raises:
         ValueError: if no arm has a difference.
     """
-    shown = [row for row in rows if row.difference is not None and row.low is not None and row.high is not None]
+    shown = [line for line in table if None not in (line.difference, line.low, line.high)]
     if not shown:
         raise ValueError("no arm has a difference to its baseline: there is nothing to draw")
     values = [0.0]
-    for row in shown:
-        values += [row.low or 0, row.high or 0, *row.differences]
+    for line in shown:
+        values += [line.low or 0, line.high or 0, *line.differences]
     step = _step(max(values) - min(values))
     first, last = math.floor(min(values) / step), math.ceil(max(values) / step)
     if first == last:
@@ -51,18 +51,18 @@ def figure(rows: Sequence[Row], *, title: str) -> str:
             size=12,
         )
     )
-    for place, row in enumerate(shown):
+    for place, line in enumerate(shown):
         y = TOP + LINE * place + LINE / 2 - 4
-        name = row.arm if row.rows is None else f"{row.arm}, {row.rows} rows"
+        name = line.arm if line.rows is None else f"{line.arm}, {line.rows} rows"
         parts.append(_text(LEFT - 14, y + 4, name, anchor="end"))
         parts.append(
-            f'<line x1="{x(row.low or 0):.1f}" y1="{y:.1f}" x2="{x(row.high or 0):.1f}" y2="{y:.1f}" stroke="{_MEAN}" stroke-width="2"/>'
+            f'<line x1="{x(line.low or 0):.1f}" y1="{y:.1f}" x2="{x(line.high or 0):.1f}" y2="{y:.1f}" stroke="{_MEAN}" stroke-width="2"/>'
         )
-        for value in row.differences:
+        for value in line.differences:
             parts.append(f'<circle cx="{x(value):.1f}" cy="{y:.1f}" r="4" fill="{_DOT}" fill-opacity="0.75"/>')
-        parts.append(f'<circle cx="{x(row.difference or 0):.1f}" cy="{y:.1f}" r="6" fill="{_MEAN}"/>')
+        parts.append(f'<circle cx="{x(line.difference or 0):.1f}" cy="{y:.1f}" r="6" fill="{_MEAN}"/>')
         parts.append(
-            _text(WIDTH - RIGHT + 16, y + 4, f"{row.difference:+.1f}  [{row.low:+.1f}, {row.high:+.1f}]", size=13)
+            _text(WIDTH - RIGHT + 16, y + 4, f"{line.difference:+.1f}  [{line.low:+.1f}, {line.high:+.1f}]", size=13)
         )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title)}" '

@@ -47,8 +47,10 @@ class Study:
     #: Sizes of the data: train on the first so many rows. Empty: on all of them.
     rows: tuple[int, ...] = ()
     world: World | None = None
-    #: Cells at a time, as far as memory allows. 0: one for each GPU, or for each group of `threads` cores.
-    jobs: int = 0
+    #: Cells at a time.
+    jobs: int = 1
+    #: Ids of the GPUs that the cells are spread over, each cell on one of them. Empty: every cell sees what the study sees.
+    gpus: tuple[int, ...] = ()
     #: CPU threads of a cell. The sums of a run depend on it in their last digits, so it belongs to the study.
     threads: int = 1
     #: The output of another study, whose world and finished cells this one uses and adds to: the same arm under the same name is not run
@@ -73,15 +75,17 @@ class Study:
         slugs = [slug(arm) for arm in self.arms]
         if double := {s for s in slugs if slugs.count(s) > 1 or not s}:
             raise ValueError(f"arms need names that make different folders; these do not: {', '.join(sorted(double))}")
-        for what, values in (("seeds", self.seeds), ("rows", self.rows)):
+        for what, values in (("seeds", self.seeds), ("rows", self.rows), ("gpus", self.gpus)):
             if len(set(values)) != len(values):
                 raise ValueError(f"{what} names a value twice: {', '.join(map(str, values))}")
         if not self.seeds:
             raise ValueError("seeds is empty: nothing would be trained")
         if any(size < 1 for size in self.rows):
             raise ValueError(f"rows must be at least 1, got {', '.join(map(str, self.rows))}")
-        if self.jobs < 0 or self.threads < 1:
-            raise ValueError(f"jobs must not be negative and threads at least 1, got {self.jobs} and {self.threads}")
+        if any(gpu < 0 for gpu in self.gpus):
+            raise ValueError(f"gpus are ids from 0, got {', '.join(map(str, self.gpus))}")
+        if self.jobs < 1 or self.threads < 1:
+            raise ValueError(f"jobs and threads must be at least 1, got {self.jobs} and {self.threads}")
 
     @property
     def store(self) -> Path:
@@ -110,8 +114,8 @@ class Cell:
         """The folder of the run."""
         return Path(self.recipe.train.output)
 
-    def beside(self, ending: str) -> Path:
-        """A file beside the folder, of the same name."""
+    def file(self, ending: str) -> Path:
+        """A file next to the folder, of the same name: `json` is the cell's record, `yaml` its recipe, `log` its output."""
         return self.folder.with_name(f"{self.folder.name}.{ending}")
 
     def __str__(self) -> str:

@@ -1,26 +1,24 @@
 """Train the cells of a study, several at a time, and write down what came out. What is finished is never run again."""
 
 import fcntl
-import json
 import logging
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from switchkd.recipe.schema import build_recipe, recipe_to_dict, save_recipe
-from switchkd.study.jobs import Job, run_jobs
+from switchkd.results.question_results import Results
+from switchkd.results.study_results import ArmSummary, CellRecord
+from switchkd.study.jobs import End, Job, run_jobs
 from switchkd.study.plan import Cell, Study, cells, slug, write_world
-from switchkd.study.study_table import Row
-from switchkd.study.summary import record_file, summarise
+from switchkd.study.summary import summarise
 
 _log = logging.getLogger(__name__)
 
 
-def run_study(study: Study, overrides: Sequence[str] = ()) -> list[Row]:
+def run_study(study: Study, overrides: Sequence[str] = ()) -> tuple[ArmSummary, ...]:
     """Run what is not finished yet, and return the table. It is left in `<output>/table.md`, everything else in `<output>/study.json`.
 
     A cell is a `switchkd train` of its own, in its own process; where it was killed it goes on from its last checkpoint. A cell that fails
@@ -40,23 +38,23 @@ def run_study(study: Study, overrides: Sequence[str] = ()) -> list[Row]:
             _check(cell)
         if study.world:
             write_world(study)
-        open_cells = [cell for cell in planned if not record_file(cell).exists()]
+        open_cells = [cell for cell in planned if not cell.file("json").exists()]
         teachers = _teachers(study, planned)
         _log.info("%d cells, %d of them to run", len(planned), len(open_cells))
         jobs = [_teacher_job(cell, file) for file, cell in teachers.items() if not file.exists()]
         jobs += [_job(cell) for cell in open_cells]
         failed = []
-        for job, end in run_jobs(jobs, at_a_time=study.jobs, threads=study.threads, keep_open=(lock,)):
+        for job, end in run_jobs(jobs, at_a_time=study.jobs, threads=study.threads, gpus=study.gpus, keep_open=(lock,)):
             if end.code != 0:
                 failed.append(f"{job.name}: exit code {end.code}, {job.log}")
             elif job.cell is not None:
-                _write_record(job.cell, asdict(end), keep=study.keep_students)
-        rows = summarise(study, [cell for cell in planned if record_file(cell).exists()], len(planned), teachers)
+                _write_record(job.cell, end, keep=study.keep_students)
+        table = summarise(study, [cell for cell in planned if cell.file("json").exists()], len(planned), teachers)
     if failed:
         raise RuntimeError(
             f"{len(failed)} of {len(jobs)} jobs failed; the same command runs them again. " + "; ".join(failed)
         )
-    return rows
+    return table
 
 
 @contextmanager
@@ -73,30 +71,30 @@ def _alone(output: Path) -> Iterator[int]:
 
 
 def _check(cell: Cell) -> None:
-    file = record_file(cell)
-    if file.exists() and build_recipe(json.loads(file.read_text(encoding="utf-8"))["recipe"], str(file)) != cell.recipe:
+    file = cell.file("json")
+    if file.exists() and build_recipe(CellRecord.load(file).recipe, str(file)) != cell.recipe:
         raise ValueError(
             f"{file}: the cell {cell} was finished with another recipe: choose another output, or remove it"
         )
 
 
 def _job(cell: Cell) -> Job:
-    recipe = cell.beside("yaml")
+    recipe = cell.file("yaml")
     recipe.parent.mkdir(parents=True, exist_ok=True)
     save_recipe(cell.recipe, recipe)
-    return Job(str(cell), ("train", str(recipe)), cell.beside("log"), resumed=cell.folder.exists(), cell=cell)
+    return Job(str(cell), ("train", str(recipe)), cell.file("log"), resumed=cell.folder.exists(), cell=cell)
 
 
 def _teachers(study: Study, planned: Sequence[Cell]) -> dict[Path, Cell]:
     """The results of every teacher on every test set, and a cell that has both."""
-    found: dict[tuple[str, str], Cell] = {}
+    first: dict[tuple[str, str], Cell] = {}
     for cell in planned:
         assert cell.recipe.evaluate is not None
         if cell.recipe.teacher is not None:
-            found.setdefault((cell.recipe.teacher.path, cell.recipe.evaluate.data), cell)
+            first.setdefault((cell.recipe.teacher.path, cell.recipe.evaluate.data), cell)
     return {
         study.store / "teachers" / slug(f"{model} {data}") / "results.json": cell
-        for (model, data), cell in found.items()
+        for (model, data), cell in first.items()
     }
 
 
@@ -111,13 +109,17 @@ def _teacher_job(cell: Cell, file: Path) -> Job:
     return Job(f"teacher {teacher.path} on {settings.data}", tuple(command), file.with_name("log"), resumed=False)
 
 
-def _write_record(cell: Cell, end: dict[str, Any], *, keep: bool) -> None:
-    results = json.loads((cell.folder / "results.json").read_text(encoding="utf-8"))
-    record = {"arm": cell.arm, "seed": cell.seed, "rows": cell.rows} | end
-    record |= {"device": results["device"], "versions": results["versions"], "recipe": recipe_to_dict(cell.recipe)}
-    staging = cell.beside("json.new")
-    staging.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    os.replace(staging, record_file(cell))
+def _write_record(cell: Cell, end: End, *, keep: bool) -> None:
+    results = Results.load(cell.folder / "results.json")
+    CellRecord(
+        arm=cell.arm,
+        seed=cell.seed,
+        rows=cell.rows,
+        **asdict(end),
+        device=results.device,
+        versions=results.versions,
+        recipe=recipe_to_dict(cell.recipe),
+    ).save(cell.file("json"))
     if not keep:  # the last checkpoint is the student once more
         for folder in [cell.folder / "student", *cell.folder.glob("*-*/checkpoint-*")]:
             shutil.rmtree(folder)

@@ -5,10 +5,12 @@ from functools import cache
 from random import Random
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 
 from switchkd.world.scenes import GRID, Difficulty, Scene
 
+Picture = UInt8[np.ndarray, "48 48 3"]
 #: Side of a picture and of one cell of the grid, in pixels.
 IMAGE_SIZE = 48
 CELL = IMAGE_SIZE // GRID
@@ -50,7 +52,7 @@ def _star(side: float) -> list[tuple[float, float]]:
 
 
 @cache
-def mask(form: str, size: str) -> np.ndarray:
+def mask(form: str, size: str) -> UInt8[np.ndarray, "height width"]:
     """Coverage of a form in 0..1, [height, width]; shapes are square, digits narrower."""
     height = HEIGHT[size]
     if form in _GLYPHS:
@@ -81,7 +83,7 @@ def mask(form: str, size: str) -> np.ndarray:
     return np.asarray(image.resize((height, height), Image.Resampling.BOX), dtype=np.float32) / 255
 
 
-def draw(scene: Scene, rng: Random, difficulty: Difficulty) -> np.ndarray:
+def draw(scene: Scene, rng: Random, difficulty: Difficulty) -> Picture:
     """Picture of a scene, uint8 [48, 48, 3]. The same scene and random state give the same pixels."""
     noise, brightness = NOISE[difficulty]
     canvas = np.full((IMAGE_SIZE, IMAGE_SIZE, 3), [rng.uniform(15, 60) for _ in range(3)], dtype=np.float32)

@@ -42,7 +42,7 @@ def count(scene: Scene, rng: Random) -> tuple[str, str]:
     numbers = Counter(dict.fromkeys(COLOURS, 0))
     numbers.update(thing.colour for thing in scene.things)
     number = _choose(rng, set(numbers.values()))
-    colour = _choose(rng, [colour for colour, found in numbers.items() if found == number])
+    colour = _choose(rng, [colour for colour, count in numbers.items() if count == number])
     return _word(rng, f"How many {colour} things are there?", f"Count the {colour} things."), str(number)
 
 
@@ -170,8 +170,8 @@ def _shapes(scene: Scene) -> list[Thing]:
 
 def _only(scene: Scene, attribute: str) -> list[Thing]:
     """Shapes that no other thing equals in `form` or `colour`."""
-    found = Counter(getattr(thing, attribute) for thing in scene.things)
-    return [thing for thing in _shapes(scene) if found[getattr(thing, attribute)] == 1]
+    counts = Counter(getattr(thing, attribute) for thing in scene.things)
+    return [thing for thing in _shapes(scene) if counts[getattr(thing, attribute)] == 1]
 
 
 def _name(scene: Scene, thing: Thing) -> str:
@@ -182,8 +182,8 @@ def _name(scene: Scene, thing: Thing) -> str:
 
 def _clear(scene: Scene) -> list[Thing]:
     """The shapes that colour and shape together identify."""
-    found = Counter((thing.colour, thing.form) for thing in scene.things)
-    return [thing for thing in _shapes(scene) if found[thing.colour, thing.form] == 1]
+    counts = Counter((thing.colour, thing.form) for thing in scene.things)
+    return [thing for thing in _shapes(scene) if counts[thing.colour, thing.form] == 1]
 
 
 def _pairs(scene: Scene) -> list[tuple[Thing, Thing]]:

@@ -1,21 +1,20 @@
 """Write the world to disk as other people's data come: PNG pictures and LLaVA JSON."""
 
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
+from typing import Any
 
-import numpy as np
 from PIL import Image
 
-from switchkd.world.draw import draw
+from switchkd.files import replace_folder, write_together
+from switchkd.world.draw import Picture, draw
 from switchkd.world.question_kinds import Question, ask
 from switchkd.world.scenes import SPLITS, Difficulty, Scene, Split, scenes
 
 
-def samples(seed: int, split: Split, difficulty: Difficulty) -> Iterator[tuple[Scene, list[Question], np.ndarray]]:
+def samples(seed: int, split: Split, difficulty: Difficulty) -> Iterator[tuple[Scene, list[Question], Picture]]:
     """Yield scenes of one split, their questions and pictures (uint8 [48, 48, 3]); the same ones for the same seed."""
     rng = Random(f"{seed} {split} {difficulty}")
     for scene in scenes(rng, split, difficulty):
@@ -43,14 +42,9 @@ def write(
 
 def once(folder: Path, make: Callable[[Path], object]) -> None:
     """Fill `folder` by `make`, complete or not at all, unless it is there already."""
-    if folder.exists():
-        return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = folder.with_name(f".{folder.name}")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir()
-    make(staging)
-    os.rename(staging, folder)
+    if not folder.exists():
+        with replace_folder(folder) as staging:
+            make(staging)
 
 
 def _write_split(directory: Path, split: Split, number: int, seed: int, difficulty: Difficulty) -> None:
@@ -58,18 +52,18 @@ def _write_split(directory: Path, split: Split, number: int, seed: int, difficul
     if file.exists():
         raise FileExistsError(f"{file} exists: give an empty directory, or delete the old data set first")
     (directory / "images" / split).mkdir(parents=True, exist_ok=True)
-    rows = []
+    conversations = []
     for index, (_, questions, picture) in zip(range(number), samples(seed, split, difficulty), strict=False):
         image = f"images/{split}/{index:05d}.png"
         Image.fromarray(picture).save(directory / image)
-        rows.append(_row(f"{split}-{index:05d}", image, questions))
-    file.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        conversations.append(_sample(f"{split}-{index:05d}", image, questions))
+    write_together({file: json.dumps(conversations, indent=1) + "\n"})
 
 
-def _row(name: str, image: str, questions: list[Question]) -> dict:
-    conversations = []
+def _sample(name: str, image: str, questions: list[Question]) -> dict[str, Any]:
+    turns = []
     for index, question in enumerate(questions):
-        conversations.append({"from": "human", "value": ("<image>\n" if index == 0 else "") + question.text})
-        conversations.append({"from": "gpt", "value": question.answer})
+        turns.append({"from": "human", "value": ("<image>\n" if index == 0 else "") + question.text})
+        turns.append({"from": "gpt", "value": question.answer})
     kinds = [question.kind for question in questions]
-    return {"id": name, "image": image, "conversations": conversations, "kinds": kinds}
+    return {"id": name, "image": image, "conversations": turns, "kinds": kinds}

@@ -1,10 +1,10 @@
-"""The ten benchmarks that models of this line are compared on, asked and scored through lmms-eval.
+"""Public benchmarks, among them the ten that models of this line are compared on, asked and scored through lmms-eval.
 
-base.py: what a benchmark is → one file for each → data.py: their rows → adapter.py: lmms-eval's task and model → run.py, results.py.
-export.py turns a user's questions into a benchmark's rows. Only adapter.py and the files that configure a task import lmms-eval, which
-is an extra.
+benchmark.py: what a benchmark is → one file for each → benchmark_samples.py: their data → adapter.py: lmms-eval's task and model →
+ask_benchmarks.py. Only adapter.py and the files that configure a task import lmms-eval, which is an extra.
 """
 
+from switchkd.evaluate.benchmarks.ai2d import AI2D
 from switchkd.evaluate.benchmarks.benchmark import Benchmark
 from switchkd.evaluate.benchmarks.gqa import GQA
 from switchkd.evaluate.benchmarks.mmbench import MMBENCH_CN, MMBENCH_EN
@@ -16,10 +16,22 @@ from switchkd.evaluate.benchmarks.textvqa import TEXTVQA
 from switchkd.evaluate.benchmarks.vizwiz import VIZWIZ
 from switchkd.evaluate.benchmarks.vqav2 import VQAV2
 
-#: In the order of the published tables.
+#: The ten of the average (results/ten_way_mean.py) in the order of the published tables, then the others.
 BENCHMARKS: dict[str, Benchmark] = {
     benchmark.name: benchmark
-    for benchmark in (MME, MMBENCH_EN, MMBENCH_CN, VQAV2, GQA, SCIENCEQA, MMMU, TEXTVQA, VIZWIZ, POPE)
+    for benchmark in (
+        MME,
+        MMBENCH_EN,
+        MMBENCH_CN,
+        VQAV2,
+        GQA,
+        SCIENCEQA,
+        MMMU,
+        TEXTVQA,
+        VIZWIZ,
+        POPE,
+        AI2D,
+    )
 }
 
 __all__ = ["BENCHMARKS", "Benchmark"]

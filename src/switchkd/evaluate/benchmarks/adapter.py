@@ -1,7 +1,7 @@
-"""Between lmms-eval and this project: a task whose rows are ours, and a model whose answers are ours. Needs lmms-eval.
+"""Between lmms-eval and this project: a task on samples that are loaded here, a model that answers through switchkd. Needs lmms-eval.
 
 What lmms-eval does on import or by default and is undone here: Pillow would accept images that are cut off, failures of a parser would be
-repeated for seconds, and rows would be read, with their images, three times.
+repeated for seconds, and samples would be read, with their images, three times.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from datasets import DatasetDict
 from PIL import ImageFile
 
 from switchkd.evaluate.benchmarks.benchmark import Benchmark, Doc
-from switchkd.evaluate.benchmarks.benchmark_rows import Rows
+from switchkd.evaluate.benchmarks.benchmark_samples import Samples
 from switchkd.evaluate.generate import Answer, with_progress
 
 _TRUNCATED = ImageFile.LOAD_TRUNCATED_IMAGES
@@ -38,28 +38,27 @@ def upstream_config(benchmark: Benchmark) -> dict[str, Any]:
 
 
 class Task(ConfigurableMessagesTask):
-    """lmms-eval's task of a benchmark, on rows that were loaded and checked before."""
+    """lmms-eval's task of a benchmark, on samples that were loaded and checked before."""
 
-    def __init__(self, benchmark: Benchmark, upstream: Mapping[str, Any], data: Rows) -> None:
+    def __init__(self, benchmark: Benchmark, upstream: Mapping[str, Any], samples: Samples) -> None:
         self.benchmark = benchmark
-        self.data = data
+        self.samples = samples
         self.scored = 0
-        ours = {"task": benchmark.name, **benchmark.configure(upstream)}
-        super().__init__(config={**upstream, **ours})
+        super().__init__(config={**upstream, "task": benchmark.name, **benchmark.configure(upstream)})
 
     def download(self, dataset_kwargs: Any = None) -> None:
-        """Nothing: the rows are there. None of lmms-eval's steps needs images."""
-        light = self.data.rows.select_columns(list(self.benchmark.columns))
+        """Nothing: the samples are there. None of lmms-eval's steps needs images."""
+        light = self.samples.table.select_columns(list(self.benchmark.columns))
         self.dataset = self.dataset_no_image = DatasetDict({self.config.test_split: light})
 
     def build_all_requests(self, **options: Any) -> None:
-        """One request for each row, with nothing read yet."""
+        """One request for each sample, with nothing read yet."""
         split = self.config.test_split
         self._instances = [
             self.construct_requests(
                 number, "", metadata={"task": self.benchmark.name, "doc_id": number, "repeats": 1, "split": split}
             )
-            for number in range(len(self.data))
+            for number in range(len(self.samples))
         ]
 
     def process_results(self, doc: Doc, results: list[str], full_docs: Any = None) -> dict[str, Any]:
@@ -69,24 +68,29 @@ class Task(ConfigurableMessagesTask):
         self.scored += 1
         return scored
 
+    @property
+    def filters(self) -> list[str]:
+        """The names of the task's filters, through which its answers are read: `none` where it has none."""
+        return [one.name for one in self._filters]
+
     def conversation(self, number: int) -> dict[str, Any]:
-        """The row as our models are asked it."""
-        doc = self.benchmark.prepare(self.data.doc(number))
+        """The sample as a model is asked it."""
+        doc = self.benchmark.prepare(self.samples.doc(number))
         parts, images = self.benchmark.ask(doc, self.doc_to_text(doc))
         return {
-            "id": self.data.name(number),
+            "id": self.samples.name(number),
             "images": images,
             "messages": [{"role": "user", "content": parts}],
         }
 
 
 class Model(lmms):
-    """Any model that answers rows, as lmms-eval calls it. Whatever `answers` raises is passed on.
+    """Any model that answers samples, as lmms-eval calls it. Whatever `answers` raises is passed on.
 
     Args:
         task: what is asked.
-        answers: given rows and the most tokens of an answer, one answer for each row.
-        batch_size: rows at a time.
+        answers: given samples and the most tokens of an answer, one answer for each sample.
+        batch_size: samples at a time.
         max_new_tokens: longer answers are cut; by default what the task says.
     """
 
@@ -109,7 +113,7 @@ class Model(lmms):
         #: What was asked and answered, in order.
         self.given: list[tuple[str, str, Answer]] = []
         self._digest = hashlib.sha256()
-        self._stderr = sys.stderr  # ours, while lmms-eval's is kept from the terminal
+        self._stderr = sys.stderr  # for the progress, while what lmms-eval prints is kept from the terminal
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """An answer to each request, up to the first of the task's stops."""
@@ -117,23 +121,23 @@ class Model(lmms):
         batches = [numbers[i : i + self.batch_size] for i in range(0, len(numbers), self.batch_size)]
         with contextlib.redirect_stderr(self._stderr):
             for batch in with_progress(batches, self.task.benchmark.title):
-                rows = [self.task.conversation(number) for number in batch]
-                given = self.answers(rows, self.max_new_tokens)
-                if len(given) != len(rows):
-                    raise RuntimeError(f"{len(rows)} questions were asked and {len(given)} answers came back")
-                for row, answer in zip(rows, given, strict=True):
-                    self._note(row, answer)
+                samples = [self.task.conversation(number) for number in batch]
+                given = self.answers(samples, self.max_new_tokens)
+                if len(given) != len(samples):
+                    raise RuntimeError(f"{len(samples)} questions were asked and {len(given)} answers came back")
+                for sample, answer in zip(samples, given, strict=True):
+                    self._note(sample, answer)
         return [answer.text for _, _, answer in self.given]
 
-    def _note(self, row: dict[str, Any], answer: Answer) -> None:
+    def _note(self, sample: dict[str, Any], answer: Answer) -> None:
         text = answer.text.strip()
         for stop in self.stops:
             text = text.split(stop)[0]
-        parts = row["messages"][0]["content"]
+        parts = sample["messages"][0]["content"]
         prompt = "".join("<image>" if part["type"] == "image" else part["text"] for part in parts)
-        self.given.append((row["id"], prompt, Answer(text.strip(), answer.truncated)))
+        self.given.append((sample["id"], prompt, Answer(text.strip(), answer.truncated)))
         self._digest.update(hashlib.sha256(json.dumps(parts).encode()).digest())
-        for image in row["images"]:
+        for image in sample["images"]:
             self._digest.update(hashlib.sha256(image["bytes"]).digest())
 
     @property
@@ -145,9 +149,9 @@ class Model(lmms):
         """Nothing: the model answers the next benchmark too."""
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """Not asked for by any of the ten."""
-        raise NotImplementedError("the ten benchmarks generate")
+        """Not asked for by any benchmark here."""
+        raise NotImplementedError("the benchmarks generate")
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
-        """Not asked for by any of the ten."""
-        raise NotImplementedError("the ten benchmarks ask once")
+        """Not asked for by any benchmark here."""
+        raise NotImplementedError("the benchmarks ask once")

@@ -1,4 +1,4 @@
-"""Ask a model some or all of the ten benchmarks: load all rows, then ask, score and count one benchmark after another."""
+"""Ask a model some or all of the benchmarks: load all samples, then ask, score and count one benchmark after another."""
 
 import contextlib
 import io
@@ -14,31 +14,31 @@ from typing import TYPE_CHECKING, Any
 from transformers import PreTrainedModel, ProcessorMixin
 
 from switchkd.evaluate.benchmarks import BENCHMARKS
-from switchkd.evaluate.benchmarks.benchmark_rows import load as load_rows
-from switchkd.evaluate.generate import Answer, answers, greedy, opened
-from switchkd.results.benchmark_results import BenchmarkResult, BenchmarkResults, Given, average
-from switchkd.results.ten_way_mean import percent
+from switchkd.evaluate.benchmarks.benchmark_samples import load as load_samples
+from switchkd.evaluate.generate import Answer, answers, given_or_loaded, greedy
+from switchkd.results.benchmark_results import BenchmarkResult, BenchmarkResults, Given
+from switchkd.results.ten_way_mean import TEN, percent, ten_way_mean
 
 if TYPE_CHECKING:
     from switchkd.evaluate.benchmarks.adapter import Model, Task
 
 logger = logging.getLogger(__name__)
-#: lmms-eval asks for packages that conflict with ours, and needs few of them for these ten; so it comes without.
+#: lmms-eval asks for packages that conflict with this project's, and needs few of them for these benchmarks; so it comes without.
 INSTALL = ("pip install --no-deps lmms-eval==0.7.3", "pip install 'switchkd[eval]'")
 
 
-def named(names: str) -> list[str]:
-    """The benchmarks of a list with commas, or `all`.
+def parse_names(names: str) -> list[str]:
+    """The benchmarks of a list with commas, in which `all` are the ten of the average.
 
     Raises:
-        ValueError: a name that is none of the ten, or there twice.
+        ValueError: a name that is none of them, or there twice.
     """
-    if names == "all":
-        return list(BENCHMARKS)
-    listed = [name.strip() for name in names.split(",")]
+    listed = [name for part in names.split(",") for name in (TEN if part.strip() == "all" else [part.strip()])]
     for name in listed:
         if name not in BENCHMARKS:
-            raise ValueError(f"there is no benchmark {name!a}; there are {', '.join(BENCHMARKS)}, and `all`")
+            raise ValueError(
+                f"there is no benchmark {name!a}; there are {', '.join(BENCHMARKS)}, and `all` for the ten of the average"
+            )
     if len(set(listed)) != len(listed):
         raise ValueError(f"a benchmark is named twice: {names}")
     return listed
@@ -67,7 +67,7 @@ def evaluate_benchmarks(
         output: where to write the results JSON; the answers go beside it.
 
     Raises:
-        ValueError: data that cannot be used, in whole or in one row; a model that cannot be used.
+        ValueError: data that cannot be used, in whole or in one sample; a model that cannot be used.
         ImportError: lmms-eval is not installed. Whatever a generation raises is passed on: an evaluation is complete or fails,
             and writes nothing if it fails.
     """
@@ -77,18 +77,18 @@ def evaluate_benchmarks(
         raise ValueError(f"{output}: results are written as JSON, so the name must end in .json")
     begin = time.perf_counter()
     tasks = _tasks(names, None if data is None else Path(data))
-    loaded, processor, name = opened(model, processor)
-    found: dict[str, BenchmarkResult] = {}
+    loaded, processor, name = given_or_loaded(model, processor)
+    scores: dict[str, BenchmarkResult] = {}
     given: list[Given] = []
     for task in tasks:
-        found[task.benchmark.name], said = _run(task, loaded, processor, batch_size, max_new_tokens)
-        given += said
+        scores[task.benchmark.name], answered = _run(task, loaded, processor, batch_size, max_new_tokens)
+        given += answered
     images: Any = processor.image_processor
     results = BenchmarkResults(
         model=name,
-        benchmarks=found,
-        average=average(found),
-        complete=all(result.samples == result.published_samples for result in found.values()),
+        benchmarks=scores,
+        average=ten_way_mean({name: result.percent for name, result in scores.items()}),
+        complete=all(result.samples == result.published_samples for result in scores.values()),
         generation={k: v for k, v in greedy(loaded, 1).to_diff_dict().items() if k != "max_new_tokens"}
         | {"do_sample": False, "batch_size": batch_size},
         image_backend=f"{type(images).__name__} ({images.backend})",
@@ -108,23 +108,23 @@ def evaluate_benchmarks(
 
 
 def _tasks(names: Sequence[str], folder: Path | None) -> list["Task"]:
-    """All rows are loaded and checked before the first question is asked."""
+    """All samples are loaded and checked before the first question is asked."""
     try:
         version("lmms-eval")
     except PackageNotFoundError as error:
         raise ImportError(f"the benchmarks need lmms-eval; install it with: {' && '.join(INSTALL)}") from error
     if folder is not None and not folder.is_dir():
         raise ValueError(f"{folder}: no such folder of benchmark data")
-    from loguru import logger as theirs
+    from loguru import logger as lmms_eval_log
 
-    theirs.disable("lmms_eval")
+    lmms_eval_log.disable("lmms_eval")
     from switchkd.evaluate.benchmarks.adapter import Task, upstream_config
 
     tasks = []
     for name in names:
         upstream = upstream_config(BENCHMARKS[name])
         settings = {**upstream, **BENCHMARKS[name].configure(upstream)}
-        tasks.append(Task(BENCHMARKS[name], upstream, load_rows(BENCHMARKS[name], folder, settings)))
+        tasks.append(Task(BENCHMARKS[name], upstream, load_samples(BENCHMARKS[name], folder, settings)))
     return tasks
 
 
@@ -134,8 +134,8 @@ def _run(
     """Ask one benchmark, and have it scored."""
     from switchkd.evaluate.benchmarks.adapter import Model
 
-    def ask(rows: list[dict[str, Any]], length: int) -> list[Answer]:
-        return answers(model, processor, rows, max_new_tokens=length)
+    def ask(samples: list[dict[str, Any]], length: int) -> list[Answer]:
+        return answers(model, processor, samples, max_new_tokens=length)
 
     benchmark = task.benchmark
     asked = Model(task, ask, batch_size, max_new_tokens)
@@ -146,7 +146,7 @@ def _run(
         raise RuntimeError(f"{benchmark.title}: lmms-eval gave {', '.join(metrics)}, and no {benchmark.metric}")
     score = metrics[benchmark.metric] * benchmark.scale
     light = task.dataset[task.config.test_split]
-    out_of = benchmark.out_of({name: light[name] for name in ("category",) if name in benchmark.columns})
+    max_score = benchmark.max_score({name: light[name] for name in benchmark.columns})
     cut = sum(answer.truncated for _, _, answer in asked.given)
     if cut:
         logger.warning(
@@ -158,22 +158,24 @@ def _run(
         title=benchmark.title,
         score=score,
         unit=benchmark.unit,
-        out_of=out_of,
-        percent=percent(score, out_of),
-        samples=len(task.data),
-        published_samples=benchmark.published_rows,
+        max_score=max_score,
+        percent=percent(score, max_score),
+        samples=len(task.samples),
+        published_samples=benchmark.published_samples,
         truncated=cut,
-        unparsable=None if unparsable is None else round(unparsable * len(task.data)),
+        unparsable=None if unparsable is None else round(unparsable * len(task.samples)),
         metrics=metrics,
         prompt=asked.given[0][1],
         prompt_settings=dict(task.config.lmms_eval_specific_kwargs["default"]),
         max_new_tokens=asked.max_new_tokens,
-        data=task.data.where,
+        data=task.samples.where,
         data_fingerprint=asked.fingerprint,
         paper=benchmark.paper,
         seconds=round(seconds, 3),
     )
-    return result, [Given(benchmark.name, row, prompt, said.text, said.truncated) for row, prompt, said in asked.given]
+    return result, [
+        Given(benchmark.name, sample, prompt, answer.text, answer.truncated) for sample, prompt, answer in asked.given
+    ]
 
 
 def _scored(task: "Task", model: "Model") -> dict[str, float]:
@@ -194,9 +196,13 @@ def _scored(task: "Task", model: "Model") -> dict[str, float]:
             process_docs_parallel=1,
         )
     logger.debug("%s", printed.getvalue())
-    if task.scored != len(task.data):
-        raise RuntimeError(f"{task.benchmark.title}: {len(task.data)} rows, but lmms-eval scored {task.scored}")
-    found = everything["results"][task.benchmark.name]
-    # lmms-eval also lists, as empty, what the task returns but does not measure.
-    values = {name: found.get(f"{name},none") for name in task.aggregation()}
-    return {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
+    if task.scored != len(task.samples) * len(task.filters):
+        raise RuntimeError(f"{task.benchmark.title}: {len(task.samples)} rows, but lmms-eval scored {task.scored}")
+    values: dict[str, Any] = everything["results"][task.benchmark.name]
+    # lmms-eval names its figures METRIC,FILTER, and also lists, as empty, what the task returns but does not measure.
+    names = {f"{metric},{name}": metric for metric in task.aggregation() for name in task.filters}
+    return {
+        metric if len(task.filters) == 1 else name: float(values[name])
+        for name, metric in names.items()
+        if isinstance(values.get(name), int | float)
+    }

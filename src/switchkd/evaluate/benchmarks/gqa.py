@@ -1,12 +1,10 @@
 """GQA, balanced test-dev split: exact match, without case and punctuation.
 
-On the hub the images are a data set of their own, which lmms-eval's task downloads whatever is asked; here they are joined to the rows by
-`data.load` (or stand in the rows).
+On the hub the images are a data set of their own, which lmms-eval's task downloads whatever is asked; here they are joined to the
+samples by `benchmark_samples.load` (or stand in the samples).
 """
 
-from typing import Any
-
-from switchkd.evaluate.benchmarks.benchmark import Benchmark, Doc, Example, check_question, is_text, open_answer
+from switchkd.evaluate.benchmarks.benchmark import Benchmark, Doc, check_question, is_text
 
 #: The configuration on the hub that holds the images, and their file below `--data`.
 IMAGES_CONFIG = "testdev_balanced_images"
@@ -14,23 +12,10 @@ IMAGES_FILE = "gqa-images"
 
 
 def check(doc: Doc) -> str | None:
-    """Whether the row has an answer."""
+    """Whether the sample has an answer."""
     if problem := check_question(doc):
         return problem
     return None if is_text(doc["answer"]) else f"`answer` must be text, not {doc['answer']!a}"
-
-
-def express(example: Example) -> list[dict[str, Any]]:
-    """An open question with one answer."""
-    return [
-        {
-            "id": str(example.number),
-            "imageId": example.id,
-            "image": example.images[0],
-            "question": example.question,
-            "answer": open_answer(example),
-        }
-    ]
 
 
 GQA = Benchmark(
@@ -38,9 +23,8 @@ GQA = Benchmark(
     title="GQA",
     paper="https://arxiv.org/abs/1902.09506",
     upstream="gqa/gqa.yaml",
-    published_rows=12578,
+    published_samples=12578,
     metric="exact_match",
     columns=("question", "answer"),
     check=check,
-    express=express,
 )

@@ -8,15 +8,7 @@ data says "nan" for a missing hint or option, the prompt leaves it out.
 from collections.abc import Mapping
 from typing import Any
 
-from switchkd.evaluate.benchmarks.benchmark import (
-    Benchmark,
-    CannotBeExpressedError,
-    Columns,
-    Doc,
-    Example,
-    check_question,
-    is_text,
-)
+from switchkd.evaluate.benchmarks.benchmark import Benchmark, Columns, Doc, check_question, is_text
 
 LETTERS = "ABCD"
 _ROTATION = 1_000_000
@@ -69,50 +61,19 @@ def configure(upstream: Mapping[str, Any]) -> dict[str, Any]:
     return {"metric_list": [metric], "test_split": "dev"}
 
 
-def express(example: Example) -> list[dict[str, Any]]:
-    """A question with options, once for each rotation of them."""
-    if example.options is None:
-        raise CannotBeExpressedError("it has no options, and MMBench asks for the letter of one")
-    count = len(example.options)
-    if count > len(LETTERS):
-        raise CannotBeExpressedError(f"it has {count} options, and MMBench knows {len(LETTERS)}")
-    if example.number >= _ROTATION:
-        raise CannotBeExpressedError(f"MMBench numbers its questions up to {_ROTATION:,}")
-    right = ord(example.answer) - ord("A")
-    rows = []
-    for turn in range(count):
-        options = example.options[turn:] + example.options[:turn]
-        rows.append(
-            {
-                "index": turn * _ROTATION + example.number,
-                "question": example.question,
-                "hint": None,
-                "answer": LETTERS[(right - turn) % count],
-                **{letter: options[i] if i < count else None for i, letter in enumerate(LETTERS)},
-                "category": example.kind or "question",
-                "L2-category": example.kind or "question",
-                "source": example.id,
-                "split": "dev",
-                "image": example.images[0],
-            }
-        )
-    return rows
-
-
 def _mmbench(name: str, title: str, upstream: str) -> Benchmark:
     return Benchmark(
         name=name,
         title=title,
         paper="https://arxiv.org/abs/2307.06281",
         upstream=upstream,
-        published_rows=4329,
+        published_samples=4329,
         metric="gpt_eval_score",
         columns=("index", "question", "hint", "answer", *LETTERS, "category", "L2-category", "source", "split"),
         check=check,
         check_all=check_all,
         configure=configure,
         prepare=prepare,
-        express=express,
     )
 
 

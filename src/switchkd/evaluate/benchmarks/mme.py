@@ -5,18 +5,8 @@ An answer that contains "no" among its first four letters is a no: "None" and "N
 """
 
 from collections import Counter
-from typing import Any
 
-from switchkd.evaluate.benchmarks.benchmark import (
-    Benchmark,
-    CannotBeExpressedError,
-    Columns,
-    Doc,
-    Example,
-    check_question,
-    is_text,
-    yes_or_no,
-)
+from switchkd.evaluate.benchmarks.benchmark import Benchmark, Columns, Doc, check_question, is_text
 
 PERCEPTION = (
     "existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR"
@@ -25,7 +15,7 @@ COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation
 
 
 def check(doc: Doc) -> str | None:
-    """Whether the row is a yes/no question of a known category."""
+    """Whether the sample is a yes/no question of a known category."""
     if problem := check_question(doc):
         return problem
     if not is_text(doc["question_id"]):
@@ -43,36 +33,14 @@ def check_all(columns: Columns) -> str | None:
     for (category, question), count in pairs.items():
         if count != 2:
             return f"question_id {question!a} of category {category} has {count} rows, and MME counts pairs of 2"
-    if not out_of(columns):
+    if not max_score(columns):
         return f"there is no perception category ({', '.join(PERCEPTION)}), and MME's score is theirs"
     return None
 
 
-def out_of(columns: Columns) -> float:
+def max_score(columns: Columns) -> float:
     """200 points for each perception category."""
     return 200.0 * len(set(columns["category"]) & set(PERCEPTION))
-
-
-def express(example: Example) -> list[dict[str, Any]]:
-    """One of the two questions of a row."""
-    answer = yes_or_no(example)
-    if example.kind not in PERCEPTION + COGNITION:
-        raise CannotBeExpressedError(
-            f"its kind is {example.kind!a}, and must be an MME category, such as {PERCEPTION[0]}"
-        )
-    if example.row_questions != 2:
-        raise CannotBeExpressedError(
-            f"its row has {example.row_questions} questions, and MME needs two about each image"
-        )
-    return [
-        {
-            "question_id": example.row,
-            "image": example.images[0],
-            "question": f"{example.question} Please answer yes or no.",
-            "answer": answer.capitalize(),
-            "category": example.kind,
-        }
-    ]
 
 
 MME = Benchmark(
@@ -80,13 +48,12 @@ MME = Benchmark(
     title="MME",
     paper="https://arxiv.org/abs/2306.13394",
     upstream="mme/mme.yaml",
-    published_rows=2374,
+    published_samples=2374,
     metric="mme_perception_score",
     scale=1.0,
     unit="points",
     columns=("question_id", "question", "answer", "category"),
     check=check,
     check_all=check_all,
-    out_of=out_of,
-    express=express,
+    max_score=max_score,
 )

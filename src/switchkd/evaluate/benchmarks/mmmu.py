@@ -10,14 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from switchkd.evaluate.benchmarks.benchmark import (
-    Asked,
-    Benchmark,
-    Doc,
-    Example,
-    check_question,
-    is_text,
-)
+from switchkd.evaluate.benchmarks.benchmark import Asked, Benchmark, Doc, check_question, is_text
 
 IMAGES = tuple(f"image_{number}" for number in range(1, 8))
 SEED = 0
@@ -86,28 +79,11 @@ def configure(upstream: Mapping[str, Any]) -> dict[str, Any]:
     def process(doc: Doc, results: list[str]) -> dict[str, Any]:
         random.seed(f"{SEED} {doc['id']}")
         before = random.getstate()
-        found = official(doc, results)
-        return {"mmmu_acc": found["mmmu_acc"], "unparsable": float(random.getstate() != before)}
+        scored = official(doc, results)
+        return {"mmmu_acc": scored["mmmu_acc"], "unparsable": float(random.getstate() != before)}
 
     unparsable = {"metric": "unparsable", "aggregation": "mean", "higher_is_better": False}
     return {"process_results": process, "metric_list": [*upstream["metric_list"], unparsable]}
-
-
-def express(example: Example) -> list[dict[str, Any]]:
-    """A question with options, or an open one."""
-    subject = re.sub(r"\W", "_", example.kind or "Question")
-    images: dict[str, Any] = dict.fromkeys(IMAGES)
-    images.update(zip(IMAGES, example.images, strict=False))
-    return [
-        {
-            "id": f"validation_{subject}_{example.number}",
-            "question": example.question,
-            "options": repr(list(example.options or ())),
-            "answer": example.answer,
-            "question_type": "open" if example.options is None else "multiple-choice",
-            **images,
-        }
-    ]
 
 
 MMMU = Benchmark(
@@ -115,7 +91,7 @@ MMMU = Benchmark(
     title="MMMU",
     paper="https://arxiv.org/abs/2311.16502",
     upstream="mmmu/mmmu_val.yaml",
-    published_rows=900,
+    published_samples=900,
     metric="mmmu_acc",
     columns=("id", "question", "options", "answer", "question_type"),
     images=IMAGES,
@@ -123,5 +99,4 @@ MMMU = Benchmark(
     configure=configure,
     prepare=prepare,
     ask=ask,
-    express=express,
 )

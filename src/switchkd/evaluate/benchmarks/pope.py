@@ -9,11 +9,11 @@ thirds to a model that says nothing. `f1_official` is the script's figure; the t
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from switchkd.evaluate.benchmarks.benchmark import Benchmark, Doc, Example, check_question, yes_or_no
+from switchkd.evaluate.benchmarks.benchmark import Benchmark, Doc, check_question
 
 CATEGORIES = ("adversarial", "popular", "random")
-#: Expected answer and given answer ("yes", "no", or None: neither), with the category.
-Item = Mapping[str, Any]
+#: Of one sample: expected answer, given answer ("yes", "no", or None: neither) and category.
+Judged = Mapping[str, Any]
 
 
 def parse(text: str) -> str | None:
@@ -25,52 +25,52 @@ def parse(text: str) -> str | None:
 
 
 def process(doc: Doc, results: list[str]) -> dict[str, Any]:
-    """One row's item, for each metric."""
-    item = {"category": doc["category"], "expected": doc["answer"].strip().lower(), "given": parse(results[0])}
-    return dict.fromkeys(("f1", "accuracy", "f1_official", "accuracy_official", "yes_ratio", "unparsable"), item)
+    """What each metric is given of one sample."""
+    judged = {"category": doc["category"], "expected": doc["answer"].strip().lower(), "given": parse(results[0])}
+    return dict.fromkeys(("f1", "accuracy", "f1_official", "accuracy_official", "yes_ratio", "unparsable"), judged)
 
 
-def _by_category(rule: Callable[[list[Item]], float]) -> Callable[[list[Item]], float]:
+def _by_category(rule: Callable[[list[Judged]], float]) -> Callable[[list[Judged]], float]:
     """The plain mean of the categories' figures."""
 
-    def mean(items: list[Item]) -> float:
-        categories = sorted({item["category"] for item in items})
-        return sum(rule([item for item in items if item["category"] == name]) for name in categories) / len(categories)
+    def mean(samples: list[Judged]) -> float:
+        categories = sorted({str(one["category"]) for one in samples})
+        return sum(rule([one for one in samples if one["category"] == name]) for name in categories) / len(categories)
 
     return mean
 
 
-def _f1(items: list[Item]) -> float:
-    right = sum(item["given"] == item["expected"] == "yes" for item in items)
-    said = sum(item["given"] == "yes" for item in items)
-    true = sum(item["expected"] == "yes" for item in items)
-    return 2 * right / (said + true) if said + true else 0.0
+def _f1(samples: list[Judged]) -> float:
+    both = sum(one["given"] == one["expected"] == "yes" for one in samples)
+    given = sum(one["given"] == "yes" for one in samples)
+    expected = sum(one["expected"] == "yes" for one in samples)
+    return 2 * both / (given + expected) if given + expected else 0.0
 
 
-def _accuracy(items: list[Item]) -> float:
-    return sum(item["given"] == item["expected"] for item in items) / len(items)
+def _accuracy(samples: list[Judged]) -> float:
+    return sum(one["given"] == one["expected"] for one in samples) / len(samples)
 
 
-def _official(rule: Callable[[list[Item]], float]) -> Callable[[list[Item]], float]:
-    return lambda items: rule([{**item, "given": item["given"] or "yes"} for item in items])
+def _official(rule: Callable[[list[Judged]], float]) -> Callable[[list[Judged]], float]:
+    return lambda samples: rule([{**one, "given": one["given"] or "yes"} for one in samples])
 
 
 def configure(upstream: Mapping[str, Any]) -> dict[str, Any]:
-    """The parser and the metrics are ours."""
-    metrics: dict[str, Callable[[list[Item]], float]] = {
+    """POPE's own parser and metrics in the place of the task's."""
+    metrics: dict[str, Callable[[list[Judged]], float]] = {
         "f1": _by_category(_f1),
         "accuracy": _by_category(_accuracy),
         "f1_official": _by_category(_official(_f1)),
         "accuracy_official": _by_category(_official(_accuracy)),
-        "yes_ratio": lambda items: sum(item["given"] == "yes" for item in items) / len(items),
-        "unparsable": lambda items: sum(item["given"] is None for item in items) / len(items),
+        "yes_ratio": lambda samples: sum(one["given"] == "yes" for one in samples) / len(samples),
+        "unparsable": lambda samples: sum(one["given"] is None for one in samples) / len(samples),
     }
     listed = [{"metric": name, "aggregation": rule, "higher_is_better": True} for name, rule in metrics.items()]
     return {"process_results": process, "metric_list": listed}
 
 
 def check(doc: Doc) -> str | None:
-    """Whether the row is a yes/no question of a category."""
+    """Whether the sample is a yes/no question of a category."""
     if problem := check_question(doc):
         return problem
     if doc["category"] not in CATEGORIES:
@@ -80,31 +80,14 @@ def check(doc: Doc) -> str | None:
     return None
 
 
-def express(example: Example) -> list[dict[str, Any]]:
-    """A yes/no question; its kind is the category, if it is one."""
-    answer = yes_or_no(example)
-    return [
-        {
-            "id": str(example.number),
-            "question_id": str(example.number),
-            "question": example.question,
-            "answer": answer,
-            "image_source": example.id,
-            "image": example.images[0],
-            "category": example.kind if example.kind in CATEGORIES else "random",
-        }
-    ]
-
-
 POPE = Benchmark(
     name="pope",
     title="POPE",
     paper="https://arxiv.org/abs/2305.10355",
     upstream="pope/pope.yaml",
-    published_rows=9000,
+    published_samples=9000,
     metric="f1",
     columns=("question_id", "question", "answer", "category"),
     check=check,
     configure=configure,
-    express=express,
 )

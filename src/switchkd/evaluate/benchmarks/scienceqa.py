@@ -3,16 +3,7 @@
 "A" and "A. the text" are read; "(A)" and "The answer is A" score 0, as in LLaVA's script.
 """
 
-from typing import Any
-
-from switchkd.evaluate.benchmarks.benchmark import (
-    Benchmark,
-    CannotBeExpressedError,
-    Doc,
-    Example,
-    check_question,
-    is_text,
-)
+from switchkd.evaluate.benchmarks.benchmark import Benchmark, Doc, check_question, is_text
 
 
 def check(doc: Doc) -> str | None:
@@ -29,30 +20,13 @@ def check(doc: Doc) -> str | None:
     return None
 
 
-def express(example: Example) -> list[dict[str, Any]]:
-    """A question with options."""
-    if example.options is None:
-        raise CannotBeExpressedError("it has no options, and ScienceQA asks for the letter of one")
-    return [
-        {
-            "image": example.images[0],
-            "question": example.question,
-            "choices": list(example.options),
-            "answer": ord(example.answer) - ord("A"),
-            "hint": "",
-            "category": example.kind or "",
-        }
-    ]
-
-
 SCIENCEQA = Benchmark(
     name="scienceqa",
     title="ScienceQA-IMG",
     paper="https://arxiv.org/abs/2209.09513",
     upstream="scienceqa/scienceqa_img.yaml",
-    published_rows=2017,
+    published_samples=2017,
     metric="exact_match",
     columns=("question", "choices", "answer", "hint"),
     check=check,
-    express=express,
 )

@@ -7,8 +7,7 @@ them than without). lmms-eval's default is without.
 from collections.abc import Mapping
 from typing import Any
 
-from switchkd.evaluate.benchmarks.benchmark import Benchmark, Doc, Example, check_question, is_text, open_answer, suffix
-from switchkd.evaluate.benchmarks.vqav2 import PEOPLE
+from switchkd.evaluate.benchmarks.benchmark import Benchmark, Doc, check_question, is_text, suffix
 
 
 def check_answers(doc: Doc) -> str | None:
@@ -35,29 +34,14 @@ def configure(upstream: Mapping[str, Any]) -> dict[str, Any]:
     return {**suffix(upstream, ocr=True), "metric_list": kept}
 
 
-def express(example: Example) -> list[dict[str, Any]]:
-    """An open question; all ten people give its one answer, and nothing was read in the image."""
-    return [
-        {
-            "image_id": example.id,
-            "question_id": example.number,
-            "question": example.question,
-            "image": example.images[0],
-            "answers": [open_answer(example)] * PEOPLE,
-            "ocr_tokens": [],
-        }
-    ]
-
-
 TEXTVQA = Benchmark(
     name="textvqa",
     title="TextVQA",
     paper="https://arxiv.org/abs/1904.08920",
     upstream="textvqa/textvqa_val.yaml",
-    published_rows=5000,
+    published_samples=5000,
     metric="exact_match",
     columns=("question_id", "question", "answers", "ocr_tokens"),
     check=check,
     configure=configure,
-    express=express,
 )

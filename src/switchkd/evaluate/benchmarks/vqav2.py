@@ -4,12 +4,7 @@ An answer earns min(n/3, 1) for the n people who gave it, averaged over leaving 
 without it a unanimous right answer would score 0, so rows need it.
 """
 
-from typing import Any
-
-from switchkd.evaluate.benchmarks.benchmark import Benchmark, Doc, Example, check_question, is_text, open_answer
-
-#: So many people answered each question of VQAv2, TextVQA and VizWiz.
-PEOPLE = 10
+from switchkd.evaluate.benchmarks.benchmark import Benchmark, Doc, check_question, is_text
 
 
 def check(doc: Doc) -> str | None:
@@ -27,30 +22,13 @@ def check(doc: Doc) -> str | None:
     return None
 
 
-def express(example: Example) -> list[dict[str, Any]]:
-    """An open question; all ten people give its one answer."""
-    answer = open_answer(example)
-    return [
-        {
-            "question_id": example.number,
-            "question": example.question,
-            "multiple_choice_answer": answer,
-            "answers": [
-                {"answer": answer, "answer_confidence": "yes", "answer_id": person} for person in range(1, PEOPLE + 1)
-            ],
-            "image": example.images[0],
-        }
-    ]
-
-
 VQAV2 = Benchmark(
     name="vqav2",
     title="VQAv2 (val)",
     paper="https://arxiv.org/abs/1612.00837",
     upstream="vqav2/vqav2_val.yaml",
-    published_rows=214354,
+    published_samples=214354,
     metric="exact_match",
     columns=("question_id", "question", "answers"),
     check=check,
-    express=express,
 )
