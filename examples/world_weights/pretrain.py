@@ -212,7 +212,7 @@ class Describer:
     def __call__(self, scenes: list[Scene]) -> Float[Tensor, "images patches hidden"]:
         """One vector for each patch."""
         shown = patch_labels(scenes)
-        described = self.words(self.ids[3][shown[..., 3]]) + self.words(self.ids[4][shown[..., 4]])
+        described: Tensor = self.words(self.ids[3][shown[..., 3]]) + self.words(self.ids[4][shown[..., 4]])
         for index in range(3):  # counted from 1; an empty cell has no form, colour or size
             there = (shown[..., index] > 0).unsqueeze(-1)
             described = described + there * self.words(self.ids[index][(shown[..., index] - 1).clamp(min=0)])

@@ -173,6 +173,7 @@ def _part(start: Start, teacher: Pathway | None, part: str) -> tuple[PretrainedC
 
 
 def _load(kind: Any, name: str) -> PreTrainedModel:
+    model: PreTrainedModel
     model, info = kind.from_pretrained(
         name, dtype="auto", trust_remote_code=False, use_safetensors=True, output_loading_info=True
     )

@@ -155,9 +155,9 @@ def dbild(
     """
     check_pair(student, teacher)
     check_at_least_two("the vocabulary", student.shape[1])
-    return _DBiLD.apply(
-        student, teacher, DBiLDSettings(temperature, window, min_k, top_k, direction, softmax, t_squared)
-    )
+    settings = DBiLDSettings(temperature, window, min_k, top_k, direction, softmax, t_squared)
+    loss: Tensor = _DBiLD.apply(student, teacher, settings)
+    return loss
 
 
 class _DBiLD(torch.autograd.Function):

@@ -27,7 +27,7 @@ def fill(
             present with equal values.
     """
     with torch.device("meta"):
-        model = architecture(config)
+        model: PreTrainedModel = architecture(config)
     tensors = dict(tensors)
     expected = {name: value.shape for name, value in model.state_dict().items()}
     for tied, other in (model.all_tied_weights_keys or {}).items():
@@ -54,4 +54,5 @@ def fill(
             )
     model.load_state_dict(tensors, assign=True, strict=False)
     model.tie_weights()
-    return model.eval()
+    model.eval()
+    return model

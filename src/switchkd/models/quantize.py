@@ -47,7 +47,7 @@ def keep_gradients(model: PreTrainedModel) -> None:
     With AVX512 bitsandbytes packs them anew for inference at the first forward without gradients. From then on no gradient passes through
     the layer, and it no longer turns back into the weights that it stands for.
     """
-    from bitsandbytes.nn import Linear4bit
+    from bitsandbytes.nn.modules import Linear4bit
 
     for module in model.modules():
         if isinstance(module, Linear4bit):

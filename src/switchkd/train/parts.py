@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
+from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from switchkd.models import Pathway
@@ -37,7 +38,7 @@ def set_rates(optimizer: Optimizer, student: Pathway, rates: Mapping[str, float]
     }
     groups = []
     for group in optimizer.param_groups:
-        by_rate: dict[float, list] = {}
+        by_rate: dict[float, list[Parameter]] = {}
         for parameter in group["params"]:
             by_rate.setdefault(rate_of.get(id(parameter), group["lr"]), []).append(parameter)
         groups += [{**group, "params": parameters, "lr": rate} for rate, parameters in by_rate.items()]

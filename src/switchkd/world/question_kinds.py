@@ -154,10 +154,10 @@ def ask(scene: Scene, rng: Random) -> list[Question] | None:
 
 def _choose(rng: Random, options: Iterable[Option]) -> Option:
     """Choose evenly; sets are sorted first, because their order is not the same in every process."""
-    options = sorted(options) if isinstance(options, set) else list(options)
-    if not options:
+    choices: list[Option] = sorted(options) if isinstance(options, set) else list(options)
+    if not choices:
         raise UnaskableError
-    return rng.choice(options)
+    return rng.choice(choices)
 
 
 def _word(rng: Random, *wordings: str) -> str:
