@@ -7,8 +7,10 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from switchkd.data.answer_tokens import AnswerToken, locate
-from switchkd.data.chat_format import CHATML, VICUNA, ChatFormat
+from switchkd.data.chat_format import ChatFormat
 from switchkd.data.errors import DataError
+from switchkd.models.families.chat_blocks import CHATML
+from switchkd.models.families.llava import VICUNA
 from switchkd.pairing.alignment import align, match_ids, token_bytes
 
 

@@ -8,9 +8,10 @@ from data.test_collate import ROWS, picture, row
 from tiny import IMAGE_TOKENS, tiny_processor
 from tiny_tokenizers import other_processor, sentencepiece_tokenizer, wordpiece_tokenizer
 
-from switchkd.data.chat_format import CHATML, VICUNA
 from switchkd.data.collate import Collator
 from switchkd.data.errors import SampleError
+from switchkd.models.families.chat_blocks import CHATML
+from switchkd.models.families.llava import VICUNA
 from switchkd.pairing.alignment import match_ids
 from switchkd.pairing.pair_collate import PairCollator
 from switchkd.types import answer_targets

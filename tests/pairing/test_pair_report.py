@@ -16,8 +16,9 @@ from tiny_tokenizers import other_processor, sentencepiece_tokenizer, wordpiece_
 from transformers import AutoModelForImageTextToText
 
 from switchkd import distill as pipeline
-from switchkd.data.chat_format import CHATML, VICUNA
 from switchkd.methods import SFT
+from switchkd.models.families.chat_blocks import CHATML
+from switchkd.models.families.llava import VICUNA
 from switchkd.pairing.bridge import Bridge
 from switchkd.pairing.compatibility import Item
 from switchkd.pairing.pair_report import Match, match_checkpoints
