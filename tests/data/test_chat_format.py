@@ -5,7 +5,7 @@ import pickle
 import pytest
 from tiny import IMAGE_TOKENS, tiny_processor, tiny_tokenizer
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import LlavaProcessor, PreTrainedTokenizerFast
 
 from switchkd.data.chat_format import ChatFormat, choose_format
 from switchkd.data.errors import DataError, SampleError
@@ -247,6 +247,18 @@ def test_a_template_that_marks_nothing_and_fits_none_of_ours_is_an_error():
     own = "{% for m in messages %}[INST] {{ m['content'][0]['text'] }} [/INST]{% endfor %}"
     with pytest.raises(DataError, match=r"marks no answers.*put {% generation %}"):
         choose_format(tiny_processor(own))
+
+
+def test_a_processor_of_no_family_needs_a_template_of_its_own():
+    class OtherProcessor(LlavaProcessor):
+        """As any that no family names."""
+
+    processor = tiny_processor(None)
+    processor.__class__ = OtherProcessor
+    with pytest.raises(DataError, match=r"\(there is none\) and none of ours fits it; put {% generation %}"):
+        choose_format(processor)
+    processor.chat_template = CHATML
+    assert choose_format(processor).template == CHATML
 
 
 def test_a_template_that_marks_the_wrong_text_is_an_error():

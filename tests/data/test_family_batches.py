@@ -12,6 +12,7 @@ from switchkd.data.collate import Collator, prompts
 from switchkd.data.errors import DataError, SampleError
 from switchkd.evaluate.generate import answers
 from switchkd.models import Pathway
+from switchkd.models.families import family_of, family_of_processor
 from switchkd.types import IGNORE_INDEX
 
 every_family = pytest.mark.parametrize("name", PROCESSORS)
@@ -75,6 +76,12 @@ def bracketed(collator, encoded):
             written += "*" if visual else collator.processor.tokenizer.decode([token])
         inside, before = answer, token
     return written + "⟧" * inside
+
+
+@every_family
+def test_a_processor_belongs_to_the_family_of_its_models(name, processors):
+    model = tiny_for(name, processors[name])
+    assert family_of_processor(processors[name]) is type(family_of(model.config))
 
 
 @pytest.mark.parametrize("name", GOLDEN)

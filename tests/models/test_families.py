@@ -288,8 +288,16 @@ def test_the_class_token_has_no_place_in_a_grid():
     model = tiny("llava-clip-llama")
     model.config.vision_feature_select_strategy = "full"
     pathway, batch = Pathway(model), batch_for("llava-clip-llama")
-    with pytest.raises(ValueError, match="5 visual tokens per image make no square"):
+    with pytest.raises(ValueError, match=r"15 visual features are no grids of 12 patches: a class token"):
         pathway.family.to_grids(pathway.see(batch), batch)
+
+
+def test_every_layer_has_an_attention():
+    for name in BUILDS:
+        model = tiny(name, depth=2)
+        family = family_of(model.config)
+        assert len(family.layers(model)) == 2
+        assert [family.attention(model, layer).layer_idx for layer in range(2)] == [0, 1], name
 
 
 def test_what_families_ask_of_a_batch_is_what_transformers_takes():

@@ -1,15 +1,14 @@
 """What the project must know about a family of vision-language models: a few names. One implementation serves all families."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
-from math import isqrt
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -21,30 +20,28 @@ from switchkd.signals import Sizes
 Features: TypeAlias = Float[Tensor, "*tokens width"]
 #: V(x) of one image, tile or pair of video frames: [height, width in patches, feature width].
 FeatureGrid: TypeAlias = Float[Tensor, "_ _ width"]
+#: P(V(x)) as a family's forward takes it: `pooler_output` is one tensor, or a list of them.
+Projected: TypeAlias = BaseModelOutputWithPooling
 #: What something is called → names inside a model or config.
 Names: TypeAlias = Mapping[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Sizes that two models may have to share, from the config alone; None where the family has no such size."""
+    """Sizes that two models may have to share, from the config alone; None where the family has no such size.
 
-    #: Of V(x).
+    The grid is what the projector receives of an image or tile, its side in patches. Images and windows are measured in pixels.
+    """
+
     feature_width: int
-    #: Of the language model's head, padding included.
     vocabulary_rows: int
     image_token_id: int
-    #: Of what the projector receives, in patches.
     grid_side: int | None = None
-    #: In pixels, where images or tiles have one size.
     image_size: int | None = None
-    #: Where all images have as many.
     tokens_per_image: int | None = None
-    #: Where images are cut into tiles.
     tokens_per_tile: int | None = None
     patch_size: int | None = None
     frames_per_patch: int | None = None
-    #: One visual token is merge size × merge size patches.
     merge_size: int | None = None
     window_size: int | None = None
     deepstack_layers: int | None = None
@@ -70,7 +67,7 @@ LABELS = {
 class Family(ABC):
     """Where vision encoder V, projector P and language model L are in the models of one `model_type`, bound to the config of a model.
 
-    Two arguments of transformers carry the implementation: `get_image_features` runs V and P, and `mm_encoder_outputs` takes P(V(x)) in
+    Two entrances of transformers are used: `get_image_features` runs V and P, and `mm_encoder_outputs` takes P(V(x)) in
     the place of pixels. What happens before the projector and after it in the language model stays the family's own code.
 
     Args:
@@ -87,8 +84,12 @@ class Family(ABC):
     image_inputs: ClassVar[tuple[str, ...]] = ("pixel_values",)
     #: What else the language model takes of media and token types: its positions and masks depend on it.
     language_context: ClassVar[tuple[str, ...]] = ()
+    #: Names of the token types that are 1 on visual tokens and 0 elsewhere.
+    image_types: ClassVar[tuple[str, ...]] = ()
     #: Members that the test suite runs, by `model_type`: part of the config → names. Others are refused.
     tested: ClassVar[Names] = {}
+    #: Whether V(x) is [patches of all images, width]; otherwise [images or tiles, tokens, width].
+    one_sequence: ClassVar[bool] = False
     #: Whether the model takes P(V(x)) as one tensor; otherwise it is a list.
     one_tensor: ClassVar[bool] = False
     #: Whether padding on the right must be masked, because other tokens would see it.
@@ -121,10 +122,10 @@ class Family(ABC):
         """
         return None if cls.template is None else (cls.template_name, cls.template)
 
-    @staticmethod
-    def token_types(tokens: Sequence[int], is_answer: Sequence[bool], image_token_id: int) -> dict[str, list[int]]:
-        """The token types that the model reads, by the name of its argument; none in most families."""
-        return {}
+    @classmethod
+    def token_types(cls, tokens: list[int], is_answer: list[bool], image_token_id: int) -> dict[str, list[int]]:
+        """The token types that the model reads, by the name of its argument."""
+        return {name: [int(token == image_token_id) for token in tokens] for name in cls.image_types}
 
     def language_inputs(self, media: Media | None, types: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What the language model takes besides tokens, mask and features."""
@@ -176,36 +177,30 @@ class Family(ABC):
 
         hooks = [door.register_forward_pre_hook(keep) for door in doors]
         try:
-            model.model.get_image_features(**self.image_arguments(media), return_dict=True)
+            given: dict[str, Any] = {name: media[name] for name in self.image_inputs if name in media}
+            model.model.get_image_features(**given, return_dict=True)
         finally:
             for hook in hooks:
                 hook.remove()
         return entering[doors[0]] if len(doors) == 1 else torch.cat([entering[door] for door in doors], dim=-1)
 
-    def image_arguments(self, media: Media) -> dict[str, Any]:
-        """What `get_image_features` is called with."""
-        return {name: media[name] for name in self.image_inputs if name in media}
-
-    def project(self, model: PreTrainedModel, features: Features, media: Media) -> BaseModelOutputWithPooling:
+    def project(self, model: PreTrainedModel, features: Features, media: Media) -> Projected:
         """P(V(x)), in the form that the family's forward takes as `mm_encoder_outputs["image"]`."""
         doors = self.doors(model)
-        weights = list(doors[0].parameters())
-        dtype = next(
-            (weight.dtype for weight in weights if weight.is_floating_point()), model.dtype
-        )  # 4-bit weights are integers
+        weights = list(doors[0].parameters())  # 4-bit ones are integers
+        dtype = next((weight.dtype for weight in weights if weight.is_floating_point()), model.dtype)
         entering = features.to(weights[0].device, dtype).chunk(len(doors), dim=-1)
         projected = [self.enter(door, part.contiguous(), media) for door, part in zip(doors, entering, strict=True)]
         return self.pack(model, projected, media)
 
     def enter(self, door: nn.Module, features: Features, media: Media) -> Tensor:
         """What one door of the projector makes of its share of the features."""
-        projected: Tensor = door(features)
-        return projected
+        return cast(Tensor, door(features))
 
-    def pack(self, model: PreTrainedModel, projected: list[Tensor], media: Media) -> BaseModelOutputWithPooling:
+    def pack(self, model: PreTrainedModel, projected: list[Tensor], media: Media) -> Projected:
         """What the family does between the projector and the language model; here nothing but the form."""
         (only,) = projected
-        return pooled(only if self.one_tensor else [only.flatten(0, -2)])
+        return Projected(pooler_output=only if self.one_tensor else cast(Any, [only.flatten(0, -2)]))
 
     @property
     def softcap(self) -> float | None:
@@ -214,21 +209,22 @@ class Family(ABC):
 
     # ---- what belongs to which sample
 
-    def tokens_of(self, projected: BaseModelOutputWithPooling) -> Float[Tensor, "tokens width"]:
+    def tokens_of(self, projected: Projected) -> Float[Tensor, "tokens width"]:
         """P(V(x)) of all images, in the order of their placeholders."""
         output: Any = projected.pooler_output
         parts = [output] if isinstance(output, Tensor) else output
         return torch.cat([part.reshape(-1, part.shape[-1]) for part in parts])
 
-    def pictures_of_samples(self, media: Media, projected: BaseModelOutputWithPooling, tokens: list[int]) -> list[int]:
+    def pictures_of_samples(self, media: Media, projected: Projected, tokens: list[int]) -> list[int]:
         """How many pictures V sees of each sample, from the number of its visual tokens: a picture has as many as its area says."""
         return share([height * width for height, width in self.grid_shapes(media)], tokens)
 
-    def features_of_samples(
-        self, features: Features, media: Media, pictures: list[int]
-    ) -> list[Float[Tensor, "tokens width"]]:
+    def features_of_samples(self, features: Features, media: Media, pictures: list[int]) -> list[Tensor]:
         """V(x) of each sample, from the number of its pictures."""
-        return [part.flatten(0, 1) for part in features.split(pictures)]
+        if not self.one_sequence:
+            return [part.flatten(0, 1) for part in features.split(pictures)]
+        areas = iter([height * width for height, width in self.grid_shapes(media)])
+        return list(features.split([sum(next(areas) for _ in range(count)) for count in pictures]))
 
     # ---- V(x) as pictures
 
@@ -236,26 +232,38 @@ class Family(ABC):
         """`features` as one grid for each image (or tile, or pair of frames), rows from the top, columns from the left.
 
         Raises:
-            ValueError: if the features of an image make no square.
+            ValueError: if there are more or fewer features than patches.
         """
-        side = isqrt(features.shape[1])
-        if side * side != features.shape[1]:
+        shapes, places, patches = self.grid_shapes(media), self.places(media), features.flatten(0, -2)
+        areas = [height * width for height, width in shapes]
+        if len(patches) != sum(areas):
             raise ValueError(
-                f"{features.shape[1]} visual tokens per image make no square: the class token is among them"
+                f"{len(patches)} visual features are no grids of {sum(areas)} patches: a class token has no place in one"
             )
-        return list(features.unflatten(1, (side, side)))
+        parts = (patches if places is None else patches[places.argsort()]).split(areas)
+        return [part.unflatten(0, shape) for part, shape in zip(parts, shapes, strict=True)]
 
     def from_grids(self, grids: list[FeatureGrid], media: Media) -> Features:
         """The inverse of `to_grids`: the features of a model that reads `media`.
 
         Raises:
-            ValueError: if the grids are not as large as the images in `media`.
+            ValueError: if the grids are not as large as the images, with both sizes.
         """
-        return torch.stack(grids).flatten(1, 2)
+        given, shapes, places = [tuple(grid.shape[:2]) for grid in grids], self.grid_shapes(media), self.places(media)
+        if given != shapes:
+            raise ValueError(f"the grids are {given} patches large, the images in the batch {shapes}")
+        patches = torch.cat([grid.flatten(0, 1) for grid in grids])
+        features = patches if places is None else patches[places]
+        return features if self.one_sequence else features.unflatten(0, (len(grids), -1))
+
+    def places(self, media: Media) -> Int[Tensor, " patches"] | None:
+        """Which patch, counted row by row over all images, each of the features is; None where they are in this order."""
+        return None
 
     def grid_shapes(self, media: Media) -> list[tuple[int, int]]:
         """Height and width of each of the grids that `to_grids` makes of `media`, without running the model."""
-        return [(self.grid_side, self.grid_side)] * self.picture_count(media)
+        side = self.sizes()["grid_side"]
+        return [(side, side)] * self.picture_count(media)
 
     def picture_count(self, media: Media) -> int:
         """How many pictures the vision encoder sees in `media`."""
@@ -281,37 +289,20 @@ class Family(ABC):
         vision = self.config.vision_config
         return {
             "feature_width": vision.hidden_size,
-            "grid_side": self.grid_side,
+            "grid_side": one(vision.image_size) // one(vision.patch_size),
             "image_size": one(vision.image_size),
         }
 
     @property
-    def grid_side(self) -> int:
-        """Of the square that the projector receives of an image or tile, in patches."""
-        vision = self.config.vision_config
-        return one(vision.image_size) // one(vision.patch_size)
-
-    @property
     def image_token_id(self) -> int:
         """What stands for each visual token in a text."""
-        token: int = self.config.image_token_id
-        return token
+        return int(self.config.image_token_id)
 
     @property
     def language_sizes(self) -> Sizes:
         """Of the language model."""
         text = self.config.text_config
         return Sizes(width=text.hidden_size, heads=text.num_attention_heads)
-
-
-def pooled(projected: Any) -> BaseModelOutputWithPooling:
-    """P(V(x)) as a family's forward takes it; transformers declares a tensor where many families have a list of them."""
-    return BaseModelOutputWithPooling(pooler_output=projected)
-
-
-def mark_images(tokens: Sequence[int], image_token_id: int) -> list[int]:
-    """Token types: 1 on visual tokens, 0 on text."""
-    return [int(token == image_token_id) for token in tokens]
 
 
 def share(sizes: list[int], parts: list[int]) -> list[int]:

@@ -1,10 +1,9 @@
 """PaliGemma, PaliGemma 2 and Gemma 3: SigLIP vision, and token types that let image tokens see one another both ways."""
 
-from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, cast
 
 from switchkd.models.families.chat_blocks import content
-from switchkd.models.families.family import Family, Names, mark_images
+from switchkd.models.families.family import Family, Names
 from switchkd.models.families.llava import PARTS
 
 #: All images, then `<bos>`, question and line break, then the answer; PaliGemma has no template. Further turns follow in the same way.
@@ -52,8 +51,8 @@ class PaliGemma(Family):
     processors = ("PaliGemmaProcessor",)
     template, template_name = PALIGEMMA, "PaliGemma"
 
-    @staticmethod
-    def token_types(tokens: Sequence[int], is_answer: Sequence[bool], image_token_id: int) -> dict[str, list[int]]:
+    @classmethod
+    def token_types(cls, tokens: list[int], is_answer: list[bool], image_token_id: int) -> dict[str, list[int]]:
         """1 from the first answer on."""
         first = is_answer.index(True) if any(is_answer) else len(tokens)
         return {"token_type_ids": [int(place >= first) for place in range(len(tokens))]}
@@ -61,12 +60,12 @@ class PaliGemma(Family):
     @property
     def softcap(self) -> float | None:
         """PaliGemma 2 has one."""
-        cap: float | None = getattr(self.config.get_text_config(), "final_logit_softcapping", None)
-        return cap
+        return cast(float | None, getattr(self.config.get_text_config(), "final_logit_softcapping", None))
 
     def sizes(self) -> dict[str, int]:
         """Every patch is a token."""
-        return super().sizes() | {"tokens_per_image": self.grid_side**2}
+        sizes = super().sizes()
+        return sizes | {"tokens_per_image": sizes["grid_side"] ** 2}
 
 
 class Gemma3(Family):
@@ -74,16 +73,11 @@ class Gemma3(Family):
 
     model_type = "gemma3"
     parts = PARTS
-    language_context = ("token_type_ids",)
+    language_context = image_types = ("token_type_ids",)
     tested: ClassVar[Names] = {"vision_config": ("siglip_vision_model",), "text_config": ("gemma3_text",)}
     one_tensor = True
     processors = ("Gemma3Processor",)
     template, template_name = GEMMA3, "Gemma 3"
-
-    @staticmethod
-    def token_types(tokens: Sequence[int], is_answer: Sequence[bool], image_token_id: int) -> dict[str, list[int]]:
-        """1 on visual tokens."""
-        return {"token_type_ids": mark_images(tokens, image_token_id)}
 
     def sizes(self) -> dict[str, int]:
         """Every image has the same number of tokens."""

@@ -46,7 +46,8 @@ class Idefics3(Family):
 
     def sizes(self) -> dict[str, int]:
         """Every tile has the same number of tokens."""
-        return super().sizes() | {"tokens_per_tile": self.grid_side**2 // self.config.scale_factor**2}
+        sizes = super().sizes()
+        return sizes | {"tokens_per_tile": sizes["grid_side"] ** 2 // self.config.scale_factor**2}
 
 
 class SmolVLM(Idefics3):

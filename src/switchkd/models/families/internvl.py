@@ -17,18 +17,9 @@ class InternVL(Family):
     processors = ("InternVLProcessor",)
     template, template_name = CHATML, "ChatML"
 
-    @property
-    def grid_side(self) -> int:
-        """Of the joined patches."""
-        return super().grid_side // self.joined
-
-    @property
-    def joined(self) -> int:
-        """How many neighbours along each side become one token."""
-        return round(1 / self.config.downsample_ratio)
-
     def sizes(self) -> dict[str, int]:
         """Of what the projector receives: fewer and wider tokens than the vision encoder's."""
-        sizes = super().sizes()
-        width = sizes["feature_width"] * self.joined**2
-        return sizes | {"feature_width": width, "tokens_per_tile": self.grid_side**2}
+        sizes, joined = super().sizes(), round(1 / self.config.downsample_ratio)
+        side = sizes["grid_side"] // joined
+        width = sizes["feature_width"] * joined**2
+        return sizes | {"feature_width": width, "grid_side": side, "tokens_per_tile": side**2}

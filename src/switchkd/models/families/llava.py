@@ -5,12 +5,11 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 from switchkd.batch import Media
 from switchkd.models.families.chat_blocks import CHATML, content
-from switchkd.models.families.family import Family, Names, pooled, share
+from switchkd.models.families.family import Family, Names, Projected, share
 
 PARTS = {
     "vision": ("model.vision_tower",),
@@ -54,18 +53,14 @@ class Llava(Family):
         return ("LLaVA (vicuna)", VICUNA) if own is None or "ASSISTANT:" in own else None
 
     def sizes(self) -> dict[str, int]:
-        """As many tokens for every image."""
-        layers = self.config.vision_feature_layer
-        sizes = super().sizes()
-        width = sizes["feature_width"] * (1 if isinstance(layers, int) else len(layers))
-        return sizes | {"feature_width": width, "tokens_per_image": self.tokens_of_a_square}
-
-    @property
-    def tokens_of_a_square(self) -> int:
-        """Without the class token where the strategy is `default`."""
-        class_tokens = int(self.config.vision_config.model_type == "clip_vision_model")
-        left_out = int(self.config.vision_feature_select_strategy == "default")
-        return self.grid_side * self.grid_side + class_tokens - left_out
+        """As many tokens for every image: without the class token where the strategy is `default`."""
+        sizes, layers = super().sizes(), self.config.vision_feature_layer
+        class_token = self.config.vision_config.model_type == "clip_vision_model"
+        left_out = self.config.vision_feature_select_strategy == "default"
+        return sizes | {
+            "feature_width": sizes["feature_width"] * (1 if isinstance(layers, int) else len(layers)),
+            "tokens_per_image": sizes["grid_side"] ** 2 + class_token - left_out,
+        }
 
 
 class LlavaNext(Llava):
@@ -73,7 +68,7 @@ class LlavaNext(Llava):
 
     model_type = "llava_next"
     #: The vector at the end of each row of tiles has the language model's width: it belongs to the projector.
-    parts: ClassVar[Names] = PARTS | {"projector": ("model.multi_modal_projector", "model.image_newline")}
+    parts = PARTS | {"projector": ("model.multi_modal_projector", "model.image_newline")}
     image_inputs: ClassVar[tuple[str, ...]] = ("pixel_values", "image_sizes")
     tested: ClassVar[Names] = {"vision_config": ("clip_vision_model",), "text_config": ("llama", "mistral")}
     processors = ("LlavaNextProcessor",)
@@ -81,7 +76,7 @@ class LlavaNext(Llava):
     def sizes(self) -> dict[str, int]:
         """As many tokens for every tile."""
         sizes = super().sizes()
-        return sizes | {"tokens_per_tile": sizes.pop("tokens_per_image")}
+        return {"tokens_per_tile": sizes.pop("tokens_per_image"), **sizes}
 
     def tile_counts(self, media: Media) -> list[int]:
         """The number of tiles of each image."""
@@ -98,7 +93,7 @@ class LlavaNext(Llava):
         media = {"image_sizes": torch.tensor([[side, side]]), "batch_num_images": torch.tensor([1])}
         return media | {"pixel_values": torch.ones(1, *self.tile_counts(media), 3, side, side)}
 
-    def pack(self, model: PreTrainedModel, projected: list[Tensor], media: Media) -> BaseModelOutputWithPooling:
+    def pack(self, model: PreTrainedModel, projected: list[Tensor], media: Media) -> Projected:
         """By the model's own packing."""
         (only,) = projected
         images, _ = model.model.pack_image_features(
@@ -107,13 +102,13 @@ class LlavaNext(Llava):
             image_newline=model.model.image_newline,
             **self.packing(),
         )
-        return pooled(images)
+        return Projected(pooler_output=images)
 
     def packing(self) -> dict[str, Any]:
         """What else the model's packing takes."""
         return {"vision_feature_select_strategy": self.config.vision_feature_select_strategy}
 
-    def pictures_of_samples(self, media: Media, projected: BaseModelOutputWithPooling, tokens: list[int]) -> list[int]:
+    def pictures_of_samples(self, media: Media, projected: Projected, tokens: list[int]) -> list[int]:
         """The tiles of its images: how many tokens an image has is known after packing alone."""
         images = share([len(image) for image in cast(Any, projected.pooler_output)], tokens)
         tiles = iter(self.tile_counts(media))

@@ -1,15 +1,14 @@
 """Mistral3: Pixtral vision at any resolution, a projector that merges 2 × 2 patches."""
 
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from switchkd.batch import Media
 from switchkd.models.families.chat_blocks import content
-from switchkd.models.families.family import Features, Names, one
+from switchkd.models.families.family import Family, Features, Names, one
 from switchkd.models.families.llava import PARTS
-from switchkd.models.families.patch_sequence import PatchSequence
 
 #: Without the system prompt that Mistral's own template writes where the conversation has none.
 TEMPLATE = """{{- bos_token -}}
@@ -24,20 +23,20 @@ TEMPLATE = """{{- bos_token -}}
 {%- endfor -%}""".replace("CONTENT", content("<image>"))
 
 
-class Mistral3(PatchSequence):
+class Mistral3(Family):
     """Each image row by row; `image_sizes` says how many patches it has."""
 
     model_type = "mistral3"
     parts = PARTS
     image_inputs = ("pixel_values", "image_sizes")
+    one_sequence = True
     tested: ClassVar[Names] = {"vision_config": ("pixtral",), "text_config": ("mistral",)}
     processors = ("PixtralProcessor",)
     template, template_name = TEMPLATE, "Mistral3"
 
     def enter(self, door: nn.Module, features: Features, media: Media) -> Tensor:
         """The projector must know the images' sizes to find neighbours."""
-        projected: Tensor = door(features, media["image_sizes"])
-        return projected
+        return cast(Tensor, door(features, media["image_sizes"]))
 
     def grid_shapes(self, media: Media) -> list[tuple[int, int]]:
         """As `image_sizes` says."""

@@ -1,20 +1,17 @@
 """Qwen2-VL, Qwen2.5-VL and Qwen3-VL: any resolution, one long sequence of patches in which the merger's blocks of 2 × 2 stay together."""
 
-from collections.abc import Sequence
 from typing import Any, ClassVar, cast
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 from transformers.vision_utils import get_vision_window_index
 
 from switchkd.batch import Media
 from switchkd.models.families.chat_blocks import CHATML
-from switchkd.models.families.family import Names, mark_images, one, pooled
-from switchkd.models.families.patch_sequence import PatchSequence
+from switchkd.models.families.family import Family, Names, Projected, one
 
 #: ChatML with marks around an image.
 QWEN3_VL = CHATML.replace("'<image>\\n'", "'<|vision_start|><image><|vision_end|>'")
@@ -28,7 +25,7 @@ QWEN2_VL = (
 )
 
 
-class Qwen2VL(PatchSequence):
+class Qwen2VL(Family):
     """`image_grid_thw` says which patches belong to which image."""
 
     model_type = "qwen2_vl"
@@ -39,19 +36,17 @@ class Qwen2VL(PatchSequence):
         "language": ("model.language_model", "lm_head"),
     }
     image_inputs = ("pixel_values", "image_grid_thw")
-    language_context = ("image_grid_thw", "mm_token_type_ids")
+    one_sequence = True
+    image_types = ("mm_token_type_ids",)
+    language_context = ("image_grid_thw", *image_types)
     processors = ("Qwen2VLProcessor",)
     template, template_name = QWEN2_VL, "Qwen2-VL"
 
-    @staticmethod
-    def token_types(tokens: Sequence[int], is_answer: Sequence[bool], image_token_id: int) -> dict[str, list[int]]:
-        """1 on visual tokens."""
-        return {"mm_token_type_ids": mark_images(tokens, image_token_id)}
-
-    def pack(self, model: PreTrainedModel, projected: list[Tensor], media: Media) -> BaseModelOutputWithPooling:
+    def pack(self, model: PreTrainedModel, projected: list[Tensor], media: Media) -> Projected:
         """In the order of the tokens, one tensor for each image."""
         (merged,) = projected
-        return pooled(self.split(merged[self.windows(media).argsort()], media))
+        images = self.split(merged[self.windows(media).argsort()], media)
+        return Projected(pooler_output=cast(Any, images))
 
     def split(self, merged: Tensor, media: Media) -> tuple[Tensor, ...]:
         """One tensor for each image."""
@@ -87,8 +82,7 @@ class Qwen2VL(PatchSequence):
     @property
     def merge_size(self) -> int:
         """One visual token is merge size × merge size patches."""
-        size: int = self.config.vision_config.spatial_merge_size
-        return size
+        return int(self.config.vision_config.spatial_merge_size)
 
     def sizes(self) -> dict[str, int]:
         """The number of tokens follows from them and the image."""
@@ -122,14 +116,15 @@ class Qwen3VL(Qwen2VL):
     """Features are what all mergers receive, side by side, the last layer first: DeepStack adds layers of V to the first layers of L."""
 
     model_type = "qwen3_vl"
-    parts: ClassVar[Names] = Qwen2VL.parts | {
+    parts: ClassVar[Names] = {
+        **Qwen2VL.parts,
         "vision": ("model.visual.patch_embed", "model.visual.pos_embed", "model.visual.blocks"),
         "projector": ("model.visual.merger", "model.visual.deepstack_merger_list"),
     }
     processors = ("Qwen3VLProcessor",)
     template, template_name = QWEN3_VL, "Qwen3-VL"
 
-    def pack(self, model: PreTrainedModel, projected: list[Tensor], media: Media) -> BaseModelOutputWithPooling:
+    def pack(self, model: PreTrainedModel, projected: list[Tensor], media: Media) -> Projected:
         """One tensor for each image, and the layers that go into L further up."""
         images, *layers = [cast(Any, self.split(merged, media)) for merged in projected]
         return BaseModelOutputWithDeepstackFeatures(pooler_output=images, deepstack_features=layers)
