@@ -34,8 +34,8 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from examples.world_weights.models import _SPECIAL, CHAT_TEMPLATE, END, IMAGE, PAD, UNKNOWN
 from examples.world_weights.packing import batches
 from switchkd import world
-from switchkd.distill import run
-from switchkd.evaluate import evaluate
+from switchkd.distillation import distill
+from switchkd.evaluate import evaluate_model
 from switchkd.methods import SFT, Method, SwitchKD
 from switchkd.recipe.schema import Data, Evaluate, LearningRates, Pairing, Recipe, Student, Teacher, Train
 from switchkd.world.assets import student_path, teacher_path
@@ -80,12 +80,12 @@ def main() -> None:
             folder = output / f"{name.lower().replace(' ', '-')}-{seed}"
             if not (folder / "results.json").exists():
                 shutil.rmtree(folder, ignore_errors=True)
-                run(recipe(output / "student", data, folder, method, arguments.steps, seed))
+                distill(recipe(output / "student", data, folder, method, arguments.steps, seed))
             rows.setdefault(name, []).append(accuracies(folder / "results.json"))
         for name, path in {"student at the start": output / "student", "teacher": Path(teacher_path())}.items():
             file = output / f"{name.replace(' ', '-')}-{seed}.json"
             if not file.exists():
-                evaluate(path, data / "test.json", output=file)
+                evaluate_model(path, data / "test.json", output=file)
             rows.setdefault(name, []).append(accuracies(file))
         report(rows, output)
 

@@ -59,7 +59,7 @@ def program(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     )
 
 
-@pytest.mark.parametrize("verb", ["demo", "train", "evaluate", "chat", "doctor", "init", "convert", "data", "models"])
+@pytest.mark.parametrize("verb", ["demo", "train", "evaluate", "chat", "doctor", "init", "convert", "models"])
 def test_the_help_of_every_verb_shows_an_example(verb, capsys):
     assert run(verb, "--help") == 0
     assert f"Example: switchkd {verb}" in capsys.readouterr().out
@@ -144,7 +144,7 @@ def test_train_hands_the_recipe_with_its_overrides_to_the_pipeline(monkeypatch, 
         calls.append((recipe.train.seed, recipe.train.report_to, resume))
         return Path("runs/out/student")
 
-    monkeypatch.setitem(sys.modules, "switchkd.distill", SimpleNamespace(run=pretend))
+    monkeypatch.setitem(sys.modules, "switchkd.distillation", SimpleNamespace(distill=pretend))
     assert run("train", TINY, "--train.report-to", "tensorboard", "wandb", "--no-resume", "--train.seed=3") == 0
     assert calls == [(3, ("tensorboard", "wandb"), False)]
     assert "runs/out/student" in capsys.readouterr().err

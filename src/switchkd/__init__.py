@@ -1,1 +1,73 @@
-"""Visual-switch knowledge distillation for vision-language models."""
+"""Visual-switch knowledge distillation for vision-language models.
+
+The public interface is what `__all__` names. Each name is imported when it is first used, so that `import switchkd` is quick.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from switchkd.data.formats import load_rows
+    from switchkd.distillation import distill
+    from switchkd.evaluate import evaluate_model
+    from switchkd.losses import bild, cross_entropy, dbild, forward_kl, fused_loss, jsd, knee, reverse_kl
+    from switchkd.methods import KD, SFT, AlignKD, BiLD, FeatureKD, LLaVAKD, LLaVAMoD, Method, SwitchKD
+    from switchkd.models import Pathway, load_pathway
+    from switchkd.pairing import Pair
+    from switchkd.recipe.schema import Recipe, load_recipe
+    from switchkd.versions import __version__
+
+__all__ = [
+    "KD",
+    "SFT",
+    "AlignKD",
+    "BiLD",
+    "FeatureKD",
+    "LLaVAKD",
+    "LLaVAMoD",
+    "Method",
+    "Pair",
+    "Pathway",
+    "Recipe",
+    "SwitchKD",
+    "__version__",
+    "bild",
+    "cross_entropy",
+    "dbild",
+    "distill",
+    "evaluate_model",
+    "forward_kl",
+    "fused_loss",
+    "jsd",
+    "knee",
+    "load_pathway",
+    "load_recipe",
+    "load_rows",
+    "reverse_kl",
+]
+
+#: Where each public name is defined; the imports above say the same to type checkers (tests/test_public.py compares the three).
+_MODULES = {
+    "data.formats": ("load_rows",),
+    "distillation": ("distill",),
+    "evaluate": ("evaluate_model",),
+    "losses": ("bild", "cross_entropy", "dbild", "forward_kl", "fused_loss", "jsd", "knee", "reverse_kl"),
+    "methods": ("KD", "SFT", "AlignKD", "BiLD", "FeatureKD", "LLaVAKD", "LLaVAMoD", "Method", "SwitchKD"),
+    "models": ("Pathway", "load_pathway"),
+    "pairing": ("Pair",),
+    "recipe.schema": ("Recipe", "load_recipe"),
+    "versions": ("__version__",),
+}
+
+
+def __getattr__(name: str) -> object:
+    for module, names in _MODULES.items():
+        if name in names:
+            value: object = getattr(import_module(f"switchkd.{module}"), name)
+            globals()[name] = value  # the next access does not come here
+            return value
+    raise AttributeError(f"module 'switchkd' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -8,8 +8,8 @@ from pathlib import Path
 from rich.console import Console
 
 from switchkd import world
-from switchkd.distill import run
-from switchkd.evaluate import evaluate
+from switchkd.distillation import distill
+from switchkd.evaluate import evaluate_model
 from switchkd.methods import SFT
 from switchkd.recipe.schema import Recipe, load_recipe
 from switchkd.report.plot import loss_plot
@@ -39,12 +39,12 @@ def main(seed: int = 0, output: str | Path = "runs/demo") -> None:
     world.once(output / "teacher", world.write_teacher)
     world.once(output / "student-init", world.write_student)
     results = {"teacher": output / "teacher.results.json"}
-    evaluate(output / "teacher", output / "data" / "test.json", output=results["teacher"])
+    evaluate_model(output / "teacher", output / "data" / "test.json", output=results["teacher"])
     recipe = demo_recipe(seed, output)
     for name, folder in RUNS.items():
         _say(f"{name}: {folder} (recipe in {output / folder / 'recipe.yaml'})")
         method = SFT() if name == "SFT" else recipe.method
-        run(replace(recipe, method=method, train=replace(recipe.train, output=str(output / folder))))
+        distill(replace(recipe, method=method, train=replace(recipe.train, output=str(output / folder))))
         results[name] = output / folder / "results.json"
     report(results, output)
 

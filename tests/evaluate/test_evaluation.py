@@ -12,7 +12,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 from switchkd.data.collate import prompts
 from switchkd.data.errors import DataError
 from switchkd.data.formats import load_rows
-from switchkd.evaluate import evaluate, evaluation
+from switchkd.evaluate import evaluate_model, evaluation
 from switchkd.evaluate.generate import Answer, answers
 from switchkd.evaluate.questions import fingerprint, prompt, questions
 from switchkd.results import Results
@@ -113,7 +113,7 @@ def test_results_count_right(data, model, processor, monkeypatch, tmp_path):
     monkeypatch.setattr(
         evaluation, "answers", lambda m, p, rows, *, max_new_tokens: [Answer(next(said), False) for _ in rows]
     )
-    results = evaluate(model, data, processor=processor, batch_size=2, output=tmp_path / "out" / "sft.json")
+    results = evaluate_model(model, data, processor=processor, batch_size=2, output=tmp_path / "out" / "sft.json")
     assert [prediction.right for prediction in results.predictions] == [True, False, True, False, True]
     assert (results.rows, results.questions, results.right, results.truncated) == (3, 5, 3, 0)
     assert results.accuracy_percent == 60
@@ -148,8 +148,8 @@ def test_a_directory_gives_what_the_model_in_memory_gives(data, model, processor
     model.save_pretrained(tmp_path / "student")
     processor.save_pretrained(tmp_path / "student")
     with caplog.at_level(logging.WARNING):
-        loaded = evaluate(tmp_path / "student", data, max_new_tokens=5)
-    memory = evaluate(model, data, processor=processor, max_new_tokens=5, batch_size=2)
+        loaded = evaluate_model(tmp_path / "student", data, max_new_tokens=5)
+    memory = evaluate_model(model, data, processor=processor, max_new_tokens=5, batch_size=2)
     assert loaded.predictions == memory.predictions
     assert loaded.data_fingerprint == memory.data_fingerprint
     assert loaded.model == str(tmp_path / "student")
@@ -160,7 +160,7 @@ def test_a_directory_gives_what_the_model_in_memory_gives(data, model, processor
 def test_a_model_in_training_mode_stays_so(data, model, processor):
     model.train()
     try:
-        evaluate(model, data, processor=processor, max_new_tokens=1)
+        evaluate_model(model, data, processor=processor, max_new_tokens=1)
         assert model.training
     finally:
         model.eval()
@@ -198,7 +198,7 @@ def test_a_row_that_cannot_be_asked_stops_the_evaluation(data, model, processor,
     change(rows)
     data.write_text(json.dumps(rows))
     with pytest.raises(DataError, match=message):
-        evaluate(model, data, processor=processor, max_new_tokens=1, output=tmp_path / "r.json")
+        evaluate_model(model, data, processor=processor, max_new_tokens=1, output=tmp_path / "r.json")
     assert not (tmp_path / "r.json").exists()
 
 
@@ -208,14 +208,14 @@ def test_a_generation_that_fails_is_never_an_empty_answer(data, model, processor
 
     monkeypatch.setattr(model, "generate", fail, raising=False)
     with pytest.raises(RuntimeError, match="out of memory"):
-        evaluate(model, data, processor=processor, output=tmp_path / "r.json")
+        evaluate_model(model, data, processor=processor, output=tmp_path / "r.json")
     assert not (tmp_path / "r.json").exists()
 
 
 def test_answers_that_go_missing_are_noticed(data, model, processor, monkeypatch):
     monkeypatch.setattr(evaluation, "answers", lambda *args, **kwargs: [Answer("yes", False)])
     with pytest.raises(RuntimeError, match="5 questions were asked and 3 answers came back"):
-        evaluate(model, data, processor=processor, batch_size=2)
+        evaluate_model(model, data, processor=processor, batch_size=2)
 
 
 @pytest.mark.parametrize(
@@ -231,4 +231,4 @@ def test_arguments_that_make_no_sense_are_refused(data, model, processor, argume
     if "output" in arguments:
         arguments = {"output": tmp_path / arguments["output"]}
     with pytest.raises(ValueError, match=message):
-        evaluate(model, data, **({"processor": processor} | arguments))
+        evaluate_model(model, data, **({"processor": processor} | arguments))

@@ -3,12 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from switchkd.commands.verb import Verb
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import Annotated, ClassVar
 
 from tyro.conf import Positional, arg
 
 from switchkd.commands.verb import Verb, fail, load_recipe
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

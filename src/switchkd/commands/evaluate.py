@@ -58,13 +58,13 @@ class Evaluate(Verb):
     def _ask_questions(self, data: Path) -> int:
         from rich.console import Console
 
-        from switchkd.evaluate import evaluate
+        from switchkd.evaluate import evaluate_model
         from switchkd.report.table import compare, rich_table
 
         output = self._output(slug(str(data.with_suffix(""))))
         length = 64 if self.max_new_tokens is None else self.max_new_tokens
         sizes: Any = {"batch_size": self.batch_size, "max_new_tokens": length}
-        evaluate(self.model, data, image_root=self.image_root, output=output, **sizes)
+        evaluate_model(self.model, data, image_root=self.image_root, output=output, **sizes)
         Console().print(rich_table(compare({self.model: output})))
         say(f"results in {output}, answers in {output.with_suffix('.predictions.jsonl')}")
         return 0

@@ -34,9 +34,9 @@ class Train(Verb):
         if self.dry_run:
             show(recipe)
             return 0
-        from switchkd.distill import run
+        from switchkd.distillation import distill
 
-        student = run(recipe, resume=self.resume)
+        student = distill(recipe, resume=self.resume)
         say(f"the student is in {student}")
         return 0
 
@@ -50,8 +50,7 @@ def show(recipe: "Recipe") -> None:
 
     print(yaml.safe_dump(recipe_to_dict(recipe), sort_keys=False, allow_unicode=True), end="")
     for number, stage in enumerate(recipe.resolved_stages(), start=1):
-        length = f"{stage.max_steps} steps" if (stage.max_steps or 0) > 0 else f"{stage.num_train_epochs:g} epochs"
-        assert stage.method is not None
+        length = f"{stage.max_steps} steps" if stage.max_steps > 0 else f"{stage.num_train_epochs:g} epochs"
         say(
             f"stage {number}, {stage.name}: {stage.method.name} trains {', '.join(stage.train)} for {length} on {stage.data}"
         )

@@ -1,6 +1,6 @@
 """Scoring a model on a data set: questions.py → generate.py → score.py → results.py, put together in evaluation.py."""
 
-from switchkd.evaluate.evaluation import evaluate
+from switchkd.evaluate.evaluation import evaluate_model
 from switchkd.results.question_results import Prediction, Results
 
-__all__ = ["Prediction", "Results", "evaluate"]
+__all__ = ["Prediction", "Results", "evaluate_model"]

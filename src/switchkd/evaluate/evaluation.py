@@ -1,9 +1,7 @@
 """Ask a model every question of a data set, and score the answers."""
 
 import logging
-import platform
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +13,12 @@ from switchkd.evaluate.generate import Answer, answers, given_or_loaded, greedy,
 from switchkd.evaluate.questions import Question, fingerprint, prompt, questions
 from switchkd.results.question_results import Prediction, Results
 from switchkd.results.score import is_right, score, score_by_kind
+from switchkd.versions import versions
 
 logger = logging.getLogger(__name__)
 
 
-def evaluate(
+def evaluate_model(
     model: str | Path | PreTrainedModel,
     data: str | Path,
     *,
@@ -81,8 +80,7 @@ def evaluate(
         image_backend=f"{type(images).__name__} ({images.backend})",
         device=loaded.device.type,
         dtype=str(loaded.dtype).removeprefix("torch."),
-        versions={"python": platform.python_version()}
-        | {package: version(package) for package in ("switchkd", "torch", "transformers", "tokenizers", "pillow")},
+        versions=versions("torch", "transformers", "tokenizers", "pillow"),
         seconds=round(seconds, 3),
         predictions=predictions,
     )

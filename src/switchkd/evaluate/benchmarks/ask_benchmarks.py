@@ -3,7 +3,6 @@
 import contextlib
 import io
 import logging
-import platform
 import time
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -18,6 +17,7 @@ from switchkd.evaluate.benchmarks.benchmark_samples import load as load_samples
 from switchkd.evaluate.generate import Answer, answers, given_or_loaded, greedy
 from switchkd.results.benchmark_results import BenchmarkResult, BenchmarkResults, Given
 from switchkd.results.ten_way_mean import TEN, percent, ten_way_mean
+from switchkd.versions import versions
 
 if TYPE_CHECKING:
     from switchkd.evaluate.benchmarks.adapter import Model, Task
@@ -94,11 +94,7 @@ def evaluate_benchmarks(
         image_backend=f"{type(images).__name__} ({images.backend})",
         device=loaded.device.type,
         dtype=str(loaded.dtype).removeprefix("torch."),
-        versions={"python": platform.python_version()}
-        | {
-            package: version(package)
-            for package in ("switchkd", "lmms-eval", "torch", "transformers", "tokenizers", "pillow")
-        },
+        versions=versions("lmms-eval", "torch", "transformers", "tokenizers", "pillow"),
         seconds=round(time.perf_counter() - begin, 3),
         given=tuple(given),
     )

@@ -5,14 +5,14 @@ from pathlib import Path
 from accelerate import PartialState
 
 from switchkd.doctor import examine_stage
-from switchkd.evaluate import evaluate
+from switchkd.evaluate import evaluate_model
 from switchkd.recipe.schema import Recipe
 from switchkd.train.model_card import add_results
 from switchkd.train.run import claim, save_result, train_stage
 from switchkd.train.stage import index_rows, open_run, open_stage
 
 
-def run(recipe: Recipe, *, resume: bool = True) -> Path:
+def distill(recipe: Recipe, *, resume: bool = True) -> Path:
     """Distil the recipe's student, and return the folder of the finished model: `<output>/student`.
 
     Beside it stand `recipe.yaml` (resolved), for each stage a folder with checkpoints, `metrics.jsonl` and TensorBoard files, and
@@ -39,7 +39,7 @@ def run(recipe: Recipe, *, resume: bool = True) -> Path:
     student = save_result(opened, output)
     if recipe.evaluate and PartialState().is_main_process:
         settings = recipe.evaluate
-        results = evaluate(
+        results = evaluate_model(
             student,
             settings.data,
             image_root=settings.image_root,
