@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from switchkd.types import IGNORE_INDEX
 from tiny_processors import PROCESSORS, tiny_for
 
 from switchkd.data.collate import Collator, prompts
@@ -13,7 +14,6 @@ from switchkd.data.errors import DataError, SampleError
 from switchkd.evaluate.generate import answers
 from switchkd.models import Pathway
 from switchkd.models.families import family_of, family_of_processor
-from switchkd.types import IGNORE_INDEX
 
 every_family = pytest.mark.parametrize("name", PROCESSORS)
 

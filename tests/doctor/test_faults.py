@@ -10,6 +10,8 @@ import torch
 from cases import SIZES, collated_by, failed, found, open_tiny
 from run_files import write_model, write_run
 from safetensors.torch import load_file, save_file
+from switchkd.pairing.pair_collate import PairCollator
+from switchkd.types import IGNORE_INDEX
 from tiny import tiny_tokenizer
 from tiny_tokenizers import other_processor, sentencepiece_tokenizer
 
@@ -25,10 +27,8 @@ from switchkd.doctor import check_switch as switch
 from switchkd.doctor.check_images import NORMALISATIONS
 from switchkd.losses import cross_entropy, forward_kl
 from switchkd.methods import KD, BiLD, Method, SwitchKD
-from switchkd.pairing.pair_collate import PairCollator
 from switchkd.recipe.schema import load_recipe
 from switchkd.train.stage import open_session, open_stage
-from switchkd.types import IGNORE_INDEX
 
 #: Images of one size, several tiles, and patches in one long row.
 some_families = pytest.mark.parametrize("name", ["llava-siglip-qwen2", "idefics3", "qwen2_5_vl"])

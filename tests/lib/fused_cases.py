@@ -4,10 +4,10 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
+from switchkd.types import Head, Routes
 
 from switchkd.losses.chunks import AutogradTerms
 from switchkd.losses.fused import fused_loss
-from switchkd.types import Head, Routes
 
 TOKENS, ROWS, TEACHER_ROWS, VOCABULARY = 11, 53, 50, 47
 

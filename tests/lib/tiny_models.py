@@ -85,7 +85,9 @@ def read_alike(inputs: Inputs) -> Batch:
     return Batch(keys, inputs, {TEACHER: inputs}, {TEACHER: Aligned(None, None, inputs.targets)})
 
 
-def read_apart(student: Inputs, teacher: Inputs, places: list[tuple[int, int]], columns: list[int] | None = None) -> Batch:
+def read_apart(
+    student: Inputs, teacher: Inputs, places: list[tuple[int, int]], columns: list[int] | None = None
+) -> Batch:
     """A batch that both read in their own way; `places` are the answers that are compared, of student and teacher."""
     first, second = torch.tensor(places, dtype=torch.long).reshape(-1, 2).T.contiguous()
     targets = student.targets[first] if columns is None else torch.tensor(columns)

@@ -5,8 +5,7 @@ import re
 import pytest
 import torch
 
-from switchkd.losses import cross_entropy, dbild, forward_kl, jsd, knee, reverse_kl
-from switchkd.losses import bild
+from switchkd.losses import bild, cross_entropy, dbild, forward_kl, jsd, knee, reverse_kl
 
 pytestmark = pytest.mark.usefixtures("unchecked_shapes")
 

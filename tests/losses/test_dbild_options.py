@@ -8,8 +8,7 @@ import pytest
 import torch
 from fused_cases import analytic, by_autograd, fused, gradients, inputs, plain
 
-from switchkd.losses import dbild
-from switchkd.losses import bild
+from switchkd.losses import bild, dbild
 from switchkd.losses.pairs import pair_forward_kl
 from switchkd.methods import SwitchKD
 

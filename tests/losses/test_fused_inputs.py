@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from fused_cases import analytic, fused, gradients, inputs
+from switchkd.types import Head
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
@@ -11,7 +12,6 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from switchkd.losses import DBiLDSettings
 from switchkd.losses.fused import CHUNK_MIB, chunk_that_fits, fused_loss
 from switchkd.methods import SwitchKD
-from switchkd.types import Head
 
 METHOD = SwitchKD()
 LOSS = analytic(METHOD)

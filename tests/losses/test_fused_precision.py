@@ -4,11 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fused_cases import analytic, by_autograd, fused, gradients, inputs, plain
+from switchkd.types import Routes
 
 from switchkd.losses import projection as head
 from switchkd.losses.chunks import AutogradTerms
 from switchkd.methods import KD, SFT, SwitchKD
-from switchkd.types import Routes
 
 METHOD = SwitchKD(window=32)
 LOSSES = pytest.mark.parametrize("loss", [by_autograd(METHOD), analytic(METHOD)], ids=["autograd", "analytic"])

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 from fused_cases import ROWS, TOKENS, analytic, by_autograd, gradients, inputs
+from switchkd.types import Head, Hidden
 
 from switchkd.losses import cross_entropy, dbild, fused_loss, plain_loss
-from switchkd.losses.chunks import CrossEntropyDBiLD, AutogradTerms
+from switchkd.losses.chunks import AutogradTerms, CrossEntropyDBiLD
 from switchkd.methods import KD, SwitchKD
-from switchkd.types import Head, Hidden
 
 #: Places of the compared answers (none in the second chunk of four), the student's ids, and as many rows of the teacher's head.
 COMPARED = torch.tensor([0, 2, 3, 8, 10])

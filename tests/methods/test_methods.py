@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 import pytest
 
-from switchkd.losses import DBiLDSettings, CrossEntropyDBiLD
+from switchkd.losses import CrossEntropyDBiLD, DBiLDSettings
 from switchkd.methods import KD, METHODS, AlignKD, BiLD, FeatureKD, LLaVAKD, LLaVAMoD, SwitchKD
 
 REFUSED = [

@@ -10,6 +10,7 @@ from dataclasses import fields
 import pytest
 import torch
 from steps import NoProcessor
+from switchkd.types import IGNORE_INDEX
 from tiny_families import BUILDS, IMAGE_TOKEN, SIZES, VOCABULARY, batch_for, tiny
 from transformers import AutoModelForImageTextToText, TrainingArguments
 
@@ -20,7 +21,6 @@ from switchkd.models.families import FAMILIES, LABELS, Geometry, family_of
 from switchkd.models.layers import recompute
 from switchkd.pairing import Pair
 from switchkd.train.trainer import DistillationTrainer
-from switchkd.types import IGNORE_INDEX
 
 ALL = frozenset({"student", "teacher", "switch"})
 TEXT_ONLY = [[], []]

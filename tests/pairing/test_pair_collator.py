@@ -5,6 +5,8 @@ import pickle
 import pytest
 import torch
 from data.test_collate import ROWS, picture, row
+from switchkd.pairing.pair_collate import PairCollator
+from switchkd.types import answer_targets
 from tiny import IMAGE_TOKENS, tiny_processor
 from tiny_tokenizers import other_processor, sentencepiece_tokenizer, wordpiece_tokenizer
 
@@ -13,8 +15,6 @@ from switchkd.data.errors import SampleError
 from switchkd.models.families.chat_blocks import CHATML
 from switchkd.models.families.llava import VICUNA
 from switchkd.pairing.alignment import match_ids
-from switchkd.pairing.pair_collate import PairCollator
-from switchkd.types import answer_targets
 
 
 def make(theirs, *, max_length=2048, ours=None):
