@@ -29,7 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "chat": {"data", "evaluate", "models"},
     "report": {"data", "evaluate", "files", "losses", "methods", "models", "pairing", "recipe", "results", "train"},
     "distillation": {"doctor", "evaluate", "recipe", "train"},
-    "study": {"files", "recipe", "results", "train", "world"},
+    "study": {"files", "recipe", "results", "world"},
     "demonstration": {"distillation", "evaluate", "methods", "recipe", "report", "world"},
     "commands": {
         "chat",

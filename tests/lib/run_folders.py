@@ -6,6 +6,9 @@ from pathlib import Path
 import yaml
 from PIL import Image
 
+from switchkd.results import Prediction, Results
+from switchkd.results.score import Score
+
 KINDS = ("colour", "count", "shape")
 LOSSES = [
     {"step": step, "loss": 4 / step, "ce": 2 / step, "align": 2 / step, "knee_teacher": 9.0, "knee_student": 8.0}
@@ -23,24 +26,53 @@ def write_results(
     scores = {}
     for kind in kinds:
         right_ones = sum(mark for mark, (_, of) in zip(marks, asked, strict=True) if of == kind)
-        scores[texts(kind)] = {"questions": 2, "right": right_ones, "accuracy_percent": 50.0 * right_ones}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(
-        json.dumps(
-            {
-                "model": model, "data": texts(data), "data_fingerprint": "f" * 64, "questions": len(marks), "kinds": scores,
-                "mean_over_kinds_percent": sum(s["accuracy_percent"] for s in scores.values()) / len(scores),
-                "accuracy_percent": 100 * sum(marks) / len(marks), "seconds": 3.5, "device": texts("cpu"), "dtype": "float32",
-                "image_backend": texts("Pil"), "versions": {"torch": texts("2")}, "generation": {"max_new_tokens": 8},
-            }
-        )
-    )  # fmt: skip
-    lines = [
-        {"id": texts(name), "kind": texts(kind), "question": texts(f"what {name}?"), "expected": texts("yes"),
-         "got": texts("yes" if mark else "no"), "right": mark}
-        for mark, (name, kind) in zip(marks, asked, strict=True)
-    ]  # fmt: skip
-    file.with_suffix(".predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        scores[texts(kind)] = Score(questions=2, right=right_ones, accuracy_percent=50.0 * right_ones)
+    Results(
+        model=model,
+        data=texts(data),
+        data_fingerprint="f" * 64,
+        rows=len(marks),
+        questions=len(marks),
+        right=sum(marks),
+        accuracy_percent=100 * sum(marks) / len(marks),
+        kinds=scores,
+        mean_over_kinds_percent=sum(score.accuracy_percent for score in scores.values()) / len(scores),
+        questions_without_kind=0,
+        truncated=0,
+        generation={"max_new_tokens": 8},
+        image_backend=texts("Pil"),
+        device=texts("cpu"),
+        dtype="float32",
+        versions={"torch": texts("2")},
+        seconds=3.5,
+        predictions=tuple(
+            Prediction(
+                texts(name),
+                texts(kind),
+                texts(f"what {name}?"),
+                texts("yes"),
+                texts("yes" if mark else "no"),
+                mark,
+                False,
+            )
+            for mark, (name, kind) in zip(marks, asked, strict=True)
+        ),
+    ).save(file)
+
+
+def write_benchmarks(file: Path, percents: dict[str, float], average: float | None) -> None:
+    """Results of benchmarks, title → percent."""
+    entry = {
+        "score": 0.0, "unit": "percent", "out_of": 100.0, "samples": 1, "published_samples": 1, "truncated": 0, "unparsable": None,
+        "metrics": {}, "prompt": "", "prompt_settings": {}, "max_new_tokens": 8, "data": "", "data_fingerprint": "", "paper": "",
+        "seconds": 1.0,
+    }  # fmt: skip
+    results = {
+        "model": "m", "benchmarks": {name.lower(): entry | {"title": name, "percent": value} for name, value in percents.items()},
+        "average": average, "complete": False, "generation": {}, "image_backend": "Pil", "device": "cpu", "dtype": "float32",
+        "versions": {}, "seconds": 1.0,
+    }  # fmt: skip
+    file.write_text(json.dumps(results))
 
 
 def write_fake_run(folder: Path, right: str | None, *, method: str = "sft", texts=lambda name: name, **results) -> Path:
@@ -100,17 +132,18 @@ def write_study(
                  "peak_rss_bytes": 300 * 2**20, "resumed": seed == 1, "score": score,
                  "kinds": {texts("colour"): score, texts("count"): score, texts("shape"): score}}
             )  # fmt: skip
-        apart = None if number == 0 else sum(x - y for x, y in zip(found, base, strict=True)) / len(found)
+        difference = None if number == 0 else sum(x - y for x, y in zip(found, base, strict=True)) / len(found)
         table.append(
-            {"arm": texts(arm), "rows": rows, "seeds": len(found), "mean": sum(found) / len(found), "sd": 1.0, "difference": apart,
-             "low": apart and apart - 1, "high": apart and apart + 1, "seconds": 10.0, "cpu_seconds": 9.0, "cost": 1 + number / 2}
+            {"arm": texts(arm), "rows": rows, "seeds": len(found), "mean": sum(found) / len(found), "sd": 1.0, "difference": difference,
+             "low": difference and difference - 1, "high": difference and difference + 1,
+             "differences": [], "seconds": 10.0, "cpu_seconds": 9.0, "cost": 1 + number / 2}
         )  # fmt: skip
     write_results(folder / "teachers" / "0" / "results.json", "111111", texts=texts, model="teacher")
     teachers = [{"teacher": "teacher", "seed": 0, "folder": "teachers/0", "score": 100.0, "kinds": {}}]
     (folder / "study.json").write_text(
         json.dumps(
             {"name": texts("tiny"), "baseline": texts(arms[0]), "arms": [texts(arm) for arm in arms], "seeds": list(range(len(base))),
-             "rows": [], "planned": len(cells) + 1, "cells": cells, "teachers": teachers, "table": table}
+             "baselines": {}, "rows": [], "planned": len(cells) + 1, "cells": cells, "teachers": teachers, "table": table}
         )
     )  # fmt: skip
     return folder

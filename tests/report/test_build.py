@@ -41,9 +41,9 @@ def test_questions_are_of_every_kind_in_turn(asked):
     assert probe.spread(asked.questions, 4) == ["test-0/1", "test-0/2", "test-1/1", "test-1/2"]
     assert probe.spread(asked.questions, 2) == ["test-0/1", "test-0/2"]
     assert probe.spread(asked.questions, 100) == list(asked.questions)
-    row = asked.row("test-1/2")
-    assert [message["role"] for message in row["messages"]] == ["user", "assistant"]
-    assert row["messages"][1]["content"][0]["text"] == "Yes."
+    sample = asked.sample("test-1/2")
+    assert [message["role"] for message in sample["messages"]] == ["user", "assistant"]
+    assert sample["messages"][1]["content"][0]["text"] == "Yes."
 
 
 def test_a_run_is_looked_at_through_all_three_pathways(files, asked):
@@ -64,7 +64,7 @@ def test_a_run_is_looked_at_through_all_three_pathways(files, asked):
         assert all(0 < sum(map(sum, map_)) <= 1 for map_ in maps.values())
     # the student's knees, from its own model and nothing of the report's
     pair, session = probe._open(load_recipe(files / "run" / "recipe.yaml"), files / "run", frozenset({"student"}))
-    batch = session.collator([asked.row(name) for name in names])
+    batch = session.collator([asked.sample(name) for name in names])
     with torch.no_grad():
         logits = pair.student.logits(pair.student.say(pair.student.see(batch), batch))
     assert found.knees["student"] == tuple(
@@ -87,8 +87,8 @@ def test_a_student_that_is_its_teacher_agrees_with_it(files, asked, tmp_path):
 
 
 def test_distances_of_two_known_distributions():
-    ours, theirs = torch.tensor([[0.5, 0.5], [0.9, 0.1]]).log(), torch.tensor([[0.75, 0.25], [0.2, 0.8]]).log()
-    found = probe._distances(ours, theirs)
+    student_x, teacher_x = torch.tensor([[[0.5, 0.5], [0.9, 0.1]], [[0.75, 0.25], [0.2, 0.8]]]).log()
+    found = probe._distances(student_x, teacher_x)
     first = [100, 0.75 * torch.log(torch.tensor(1.5)).item() + 0.25 * torch.log(torch.tensor(0.5)).item()]
     assert found[0, :2].tolist() == pytest.approx(first, abs=1e-6)
     assert found[0, 2].item() == pytest.approx(0.5 * torch.log(torch.tensor(4 / 3)).item(), abs=1e-6)
@@ -173,8 +173,8 @@ def test_answers_are_compared_with_the_teachers(files, tmp_path):
     assert evidence.same_answers == {}
     assert set(evidence.pictures) == set()
     model = evidence.models[0]
-    theirs = {name: answer for name, answer in model.answers.items() if answer.kind == "yes_no"}
-    assert probe.same_answers(model.answers, theirs) == {None: 100, "yes_no": 100}
+    teacher = {name: answer for name, answer in model.answers.items() if answer.kind == "yes_no"}
+    assert probe.same_answers(model.answers, teacher) == {None: 100, "yes_no": 100}
 
 
 def test_test_data_that_is_gone_is_said_to_be(tmp_path):

@@ -3,10 +3,15 @@
 import json
 
 import pytest
-from run_folders import LOSSES, write_fake_run, write_results, write_study
+from run_folders import LOSSES, write_benchmarks, write_fake_run, write_results, write_study
 
 from switchkd.report.choose import changed, for_attention, to_picture, varied
 from switchkd.report.gather import gather
+
+EMPTY = {
+    "name": "", "baseline": "a", "baselines": {}, "arms": [], "seeds": [0], "rows": [], "planned": 0, "cells": [], "teachers": [],
+    "table": [],
+}  # fmt: skip
 
 
 def test_a_folder_of_runs_is_its_runs_and_what_was_only_evaluated(tmp_path):
@@ -58,10 +63,9 @@ def test_folders_of_one_name_are_told_apart(tmp_path):
 
 def test_the_public_benchmarks_are_read(tmp_path):
     run = write_fake_run(tmp_path / "run", None)
-    entry = {"title": "MME", "percent": 61.5}
-    (run / "benchmarks.json").write_text(json.dumps({"benchmarks": {"mme": entry}, "average": 60.0}))
+    write_benchmarks(run / "benchmarks.json", {"MME": 61.5}, 60.0)
     assert gather([run]).models[0].benchmarks == {"average of ten": 60.0, "MME": 61.5}
-    (run / "benchmarks.json").write_text(json.dumps({"benchmarks": {"mme": entry}, "average": None}))
+    write_benchmarks(run / "benchmarks.json", {"MME": 61.5}, None)
     assert gather([run]).models[0].benchmarks == {"MME": 61.5}
     (run / "benchmarks.json").write_text("{}")
     with pytest.raises(ValueError, match=r"benchmarks\.json: holds no results of the benchmarks"):
@@ -72,9 +76,9 @@ def test_a_study_is_its_table_and_the_runs_of_one_seed(tmp_path):
     evidence = gather([write_study(tmp_path, {"SFT": [40.0, 50.0], "Switch-KD": [45.0, 57.0]})])
     study = evidence.study
     assert study is not None
-    assert (study.baseline, study.shown, study.planned, study.teachers) == ("SFT", (None, 0), 5, {"teacher": (100.0,)})
+    assert (study.baseline, study.planned, study.teacher_scores) == ("SFT", 5, {"teacher": (100.0,)})
+    assert evidence.shown == (None, 0)
     assert [line.difference for line in study.table] == [None, 6.0]
-    assert [cell.seconds for cell in study.cells] == [10.0, None, 10.0, None]  # seed 1 was interrupted
     assert [model.name for model in evidence.models] == ["teacher", "SFT", "Switch-KD"]
     logged = {"steps": 3, "train seconds": 6, "evaluation seconds": 3.5, "questions": 6}
     measured = {"run seconds": 10, "cpu seconds": 9, "peak memory MiB": 300}
@@ -104,8 +108,7 @@ def test_sizes_of_a_study_begin_with_the_largest(tmp_path):
     assert found.sizes == [None, 1000, 200]
     (tmp_path / "study.json").write_text(json.dumps(study | {"cells": less}))
     evidence = gather([tmp_path])
-    assert evidence.study is not None
-    assert evidence.study.shown == (1000, 0)
+    assert evidence.shown == (1000, 0)
     assert [model.name for model in evidence.models] == ["teacher"]  # the runs' folders are gone
 
 
@@ -115,10 +118,13 @@ def test_sizes_of_a_study_begin_with_the_largest(tmp_path):
         ("recipe.yaml", "[", r"recipe\.yaml: cannot be read as a recipe"),
         ("recipe.yaml", "3", "it holds no fields"),
         ("results.json", "{}", "holds no results"),
-        ("results.predictions.jsonl", '{"id": 1}', r"predictions\.jsonl, line 1: no prediction"),
-        ("study.json", "{}", r"study\.json: is not a study"),
-        ("study.json", '{"cells": [], "table": [], "arms": ["a"], "seeds": [], "name": "", "baseline": "a"}', "no run of this study"),
-        ("study.json", '{"cells": [], "table": [], "arms": [], "seeds": [], "name": "", "baseline": "a"}', "a is not among its arms"),
+        ("results.predictions.jsonl", '{"id": 1}', r"predictions\.jsonl, line 1: holds no prediction: expected, got, kind"),
+        ("1-train/metrics.jsonl", '{"step": 1}\n[1]', r"metrics\.jsonl, line 2: no metrics: expected an object with `step`"),
+        ("study.json", "{", r"study\.json: cannot be read as a study"),
+        ("study.json", "{}", r"study\.json: holds no study that this version can read: arms, baseline"),
+        ("study.json", json.dumps(EMPTY | {"arms": ["a"]}), "no run of this study"),
+        ("study.json", json.dumps(EMPTY | {"cells": [{"arm": "a"}]}), r"cells\[0\].*: cpu_seconds, folder, .* is missing"),
+        ("study.json", json.dumps(EMPTY), "a is not among its arms"),
     ],
 )  # fmt: skip
 def test_files_that_cannot_be_read_are_named(tmp_path, file, text, message):

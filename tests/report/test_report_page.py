@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
-from run_folders import write_fake_run, write_results, write_study
+from run_folders import write_benchmarks, write_fake_run, write_results, write_study
 
 from switchkd.report import figures, pictures
 from switchkd.report.evidence import Agreement, Probe
@@ -147,8 +147,7 @@ def test_only_the_pages_own_scripts_may_run(evidence):
 def test_the_benchmarks_have_a_table_of_their_own(tmp_path):
     for name, average in (("sft", 50.0), ("switch-kd", 52.5)):
         run = write_fake_run(tmp_path / name, None)
-        entries = {"mme": {"title": "MME", "percent": average - 10}, "pope": {"title": "POPE", "percent": average + 10}}
-        (run / "benchmarks.json").write_text(json.dumps({"benchmarks": entries, "average": average}))
+        write_benchmarks(run / "benchmarks.json", {"MME": average - 10, "POPE": average + 10}, average)
     text = text_of(render(gather([tmp_path])))
     assert "switch-kd 52.5 +2.5 42.5 +2.5 62.5 +2.5" in text
     assert "No public benchmark" not in text

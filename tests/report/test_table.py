@@ -1,26 +1,40 @@
 import io
-import json
 
 import pytest
 from rich.console import Console
 
 from switchkd.report.table import MEAN, OVERALL, compare, markdown_table, rich_table
+from switchkd.results import Results
+from switchkd.results.score import Score
 
 
-def results(accuracies: dict[str, float], overall: float, fingerprint: str = "f" * 64) -> dict:
-    return {
-        "data_fingerprint": fingerprint,
-        "kinds": {kind: {"questions": 10, "right": 1, "accuracy_percent": value} for kind, value in accuracies.items()},
-        "mean_over_kinds_percent": sum(accuracies.values()) / len(accuracies) if accuracies else None,
-        "accuracy_percent": overall,
-    }
+def results(accuracies: dict[str, float], overall: float, fingerprint: str = "f" * 64) -> Results:
+    return Results(
+        model="m",
+        data="d",
+        data_fingerprint=fingerprint,
+        rows=10,
+        questions=10,
+        right=1,
+        accuracy_percent=overall,
+        kinds={kind: Score(questions=10, right=1, accuracy_percent=value) for kind, value in accuracies.items()},
+        mean_over_kinds_percent=sum(accuracies.values()) / len(accuracies) if accuracies else None,
+        questions_without_kind=0,
+        truncated=0,
+        generation={},
+        image_backend="Pil",
+        device="cpu",
+        dtype="float32",
+        versions={},
+        seconds=1.0,
+    )
 
 
 @pytest.fixture
 def write(tmp_path):
     def write(**named):
         for name, result in named.items():
-            (tmp_path / f"{name}.json").write_text(json.dumps(result))
+            result.save(tmp_path / f"{name}.json")
         return {name: tmp_path / f"{name}.json" for name in named}
 
     return write

@@ -5,8 +5,8 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
+from switchkd.results.study_results import ArmSummary
 from switchkd.study.figure import LEFT, RIGHT, WIDTH, figure
-from switchkd.study.study_table import Row
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -14,7 +14,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 def row(arm, *differences, low=-1.0, high=1.0):
     mean = sum(differences) / len(differences) if differences else None
     bounds = (low, high) if differences else (None, None)
-    return Row(arm, None, len(differences), 50.0, None, mean, *bounds, differences, 1.0, 1.0, 1.0)
+    return ArmSummary(arm, None, len(differences), 50.0, None, mean, *bounds, differences, 1.0, 1.0, 1.0)
 
 
 def circles(svg, radius):

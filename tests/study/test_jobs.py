@@ -1,19 +1,13 @@
-"""Processes beside each other: how many, what they take, and that none is left behind."""
+"""Processes side by side: how many, what they take, and that none is left behind."""
 
 import os
 import sys
 import time
-from pathlib import Path
 
-import psutil
 import pytest
 
-from switchkd.recipe.schema import load_recipe
 from switchkd.study import jobs
 from switchkd.study.jobs import Job, run_jobs
-from switchkd.study.plan import Cell
-
-TINY = Path(__file__).parents[2] / "recipes" / "tiny.yaml"
 
 
 @pytest.fixture
@@ -23,8 +17,8 @@ def script(monkeypatch, tmp_path):
     def script(text):
         monkeypatch.setattr(jobs, "_COMMAND", (sys.executable, "-c", text))
 
-        def job(name, *arguments, cell=None):
-            return Job(name, arguments, tmp_path / f"{name}.log", resumed=False, cell=cell)
+        def job(name, *arguments):
+            return Job(name, arguments, tmp_path / f"{name}.log", resumed=False)
 
         return job
 
@@ -36,8 +30,8 @@ MEETING = """
 import sys, time
 from pathlib import Path
 folder, name, told = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
-mine = folder / f"{name}.alive"
-mine.touch()
+alive = folder / f"{name}.alive"
+alive.touch()
 others = lambda ending: [file for file in folder.glob(f"*.{ending}") if file.stem != name]
 def await_(ending, seconds):
     end = time.monotonic() + seconds
@@ -48,7 +42,7 @@ met = await_("alive", 60 if told == "together" else 0.3)
 if met:
     (folder / f"{name}.met").touch()
     met = await_("met", 60)
-mine.unlink()
+alive.unlink()
 sys.exit(met != (told == "together"))
 """
 
@@ -61,23 +55,18 @@ def test_as_many_as_asked_for(script, tmp_path, at_a_time, told):
     assert sorted(ended) == [("a", 0), ("b", 0)]
 
 
-@pytest.mark.parametrize(("free_gib", "told"), [(1, "alone"), (64, "together")])
-def test_no_more_than_memory_holds(script, tmp_path, monkeypatch, free_gib, told):
-    free = type("Memory", (), {"available": free_gib * 2**30})
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
-    job = script(MEETING)
-    made = [job(name, str(tmp_path), name, told) for name in "ab"]  # each may take a GiB, and the first grows to it
-    assert [end.code for _, end in run_jobs(made, at_a_time=2, threads=1)] == [0, 0]
+def test_each_job_sees_the_gpu_with_the_fewest_jobs(script, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
+    job = script("import os, sys; open(sys.argv[1], 'w').write(os.environ['CUDA_VISIBLE_DEVICES'])")
 
+    def seen(names, gpus, at_a_time):
+        made = [job(name, str(tmp_path / name)) for name in names]
+        assert [end.code for _, end in run_jobs(made, at_a_time=at_a_time, threads=1, gpus=gpus)] == [0] * len(names)
+        return [(tmp_path / name).read_text() for name in names]
 
-def test_a_cell_without_an_estimate_runs_alone_until_it_has_been_measured(script, tmp_path):
-    job = script(MEETING)
-    cell = Cell("arm", 0, None, load_recipe(TINY, ["--student.path", str(tmp_path / "none")]))
-    made = [
-        job(name, str(tmp_path), name, told, cell=cell)
-        for name, told in (("a", "alone"), ("b", "together"), ("c", "together"))
-    ]
-    assert [end.code for _, end in run_jobs(made, at_a_time=3, threads=1)] == [0, 0, 0]
+    assert seen("abcd", (3, 1), 4) == ["3", "1", "3", "1"]
+    assert seen("ef", (3, 1), 1) == ["3", "3"]  # it is free again
+    assert seen("g", (), 1) == ["5"]
 
 
 def test_what_a_job_took(script):

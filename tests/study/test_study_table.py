@@ -2,6 +2,7 @@
 
 import pytest
 
+from switchkd.results.study_results import CellResult, StudyResults, TeacherResult
 from switchkd.study import study_table as table
 from switchkd.study.study_table import bootstrap, markdown_kinds, markdown_table, tabulate
 
@@ -16,9 +17,8 @@ def outcome(*right, questions=1):
     return {f"p{index}": {"": (number, questions)} for index, number in enumerate(right)}
 
 
-def cell(arm, seed, score, *, rows=None, seconds=10.0, cpu=20.0, resumed=False, device="cpu"):
-    kept = {"arm": arm, "seed": seed, "rows": rows, "score": score}
-    return kept | {"seconds": seconds, "cpu_seconds": cpu, "resumed": resumed, "device": device}
+def cell(arm, seed, score, *, rows=None, seconds=10.0, cpu=20.0, resumed=False, device="cpu", kinds=None):
+    return CellResult(arm, seed, rows, "", score, kinds or {}, seconds, cpu, 0, resumed, device)
 
 
 BASELINES = {"A": "A", "B": "A"}
@@ -105,15 +105,19 @@ def test_markdown():
 
 
 def test_kinds_are_means_over_seeds():
-    cells = [cell("A", seed, 50) | {"kinds": {"count": count, "digit": 20.0}} for seed, count in ((0, 10.0), (1, 30.0))]
-    rows = tabulate(cells, [outcome(1)] * 2, {"A": "A"})
-    teachers = [{"teacher": "runs/large", "kinds": {"count": 90.0, "digit": 100.0}}]
-    assert markdown_kinds(rows, cells, teachers).splitlines()[2:] == [
+    def study(kinds, *teachers):
+        cells = tuple(cell("A", seed, 50, kinds=of_seed) for seed, of_seed in enumerate(kinds))
+        lines = tuple(tabulate(cells, [outcome(1)] * 2, {"A": "A"}))
+        return StudyResults("s", "A", {}, ("A",), (0, 1), (), 2, cells, teachers, lines)
+
+    kinds = [{"count": 10.0, "digit": 20.0}, {"count": 30.0, "digit": 20.0}]
+    large = TeacherResult("runs/large", 0, "", 95.0, {"count": 90.0, "digit": 100.0})
+    assert markdown_kinds(study(kinds, large)).splitlines()[2:] == [
         "| count | 90.0 | 20.0 |",
         "| digit | 100.0 | 20.0 |",
     ]
-    assert markdown_kinds(rows, [c | {"kinds": {}} for c in cells], []) == ""
-    small = {"teacher": "runs/small", "kinds": {"count": 70.0, "digit": 80.0}}
-    head, _, count, _ = markdown_kinds(rows, cells, [*teachers, small]).splitlines()
+    assert markdown_kinds(study([{}, {}])) == ""
+    small = TeacherResult("runs/small", 0, "", 75.0, {"count": 70.0, "digit": 80.0})
+    head, _, count, _ = markdown_kinds(study(kinds, large, small)).splitlines()
     assert head == "| kind | teacher runs/large | teacher runs/small | A |"
     assert count == "| count | 90.0 | 70.0 | 20.0 |"

@@ -1,10 +1,9 @@
 """A report from start to end: read the runs, compute what training did not write, lay out the page."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from switchkd.data.errors import DataError
 from switchkd.report import choose, probe
@@ -56,8 +55,8 @@ def report(
 def _read_questions(models: Sequence[Model]) -> probe.Asked | None:
     """The test questions: what the models were evaluated on, else what a recipe evaluates on; None where there are none."""
     recipes = [model.recipe.get("evaluate") or {} for model in models if model.recipe]
-    found: list[Mapping[str, Any]] = [model.results for model in models if model.results]
-    data = next((str(tree["data"]) for tree in [*found, *recipes] if tree.get("data")), None)
+    evaluated = [model.results.data for model in models if model.results]
+    data = next((str(name) for name in (*evaluated, *(tree.get("data") for tree in recipes)) if name), None)
     if data is None:
         return None
     root = next((str(tree["image_root"]) for tree in recipes if tree.get("image_root")), None)
@@ -85,19 +84,16 @@ def _computed(evidence: Evidence, asked: probe.Asked, count: int, attention: int
 
 def _same_answers(models: Sequence[Model]) -> dict[str, dict[str | None, float]]:
     """How often each run answers as its teacher, where the teacher's answers are among the models."""
-    found = {}
+    shares = {}
     for model in models:
         path = ((model.recipe or {}).get("teacher") or {}).get("path")
-        teacher = next(
-            (other for other in models if path and other.results and _same(other.results.get("model"), path)), None
-        )
-        if teacher is not None and teacher.answers and model.answers:
-            found[model.name] = probe.same_answers(model.answers, teacher.answers)
-    return found
-
-
-def _same(one: Any, other: Any) -> bool:
-    return Path(str(one)) == Path(str(other))
+        if path is None or not model.answers:
+            continue
+        teachers = (other for other in models if other.results and Path(other.results.model) == Path(str(path)))
+        teacher = next(teachers, None)
+        if teacher is not None and teacher.answers:
+            shares[model.name] = probe.same_answers(model.answers, teacher.answers)
+    return shares
 
 
 def write_cards(evidence: Evidence) -> Iterator[Path]:
@@ -108,7 +104,7 @@ def write_cards(evidence: Evidence) -> Iterator[Path]:
         if model.recipe is None or model.results is None or not (student / "README.md").exists():
             continue
         other = None if base is None or base is model or base.results is None else (base.name, _numbers(base))
-        add_results(student, _numbers(model), data=str(model.results.get("data")), baseline=other)
+        add_results(student, _numbers(model), data=model.results.data, baseline=other)
         yield student / "README.md"
 
 

@@ -3,7 +3,8 @@
 import itertools
 from collections.abc import Iterable, Mapping
 
-from switchkd.report.evidence import Answer, Evidence, Model
+from switchkd.report.evidence import Evidence, Model
+from switchkd.results.question_results import Prediction
 
 #: Questions of each sort that are shown per model.
 SHOWN = 6
@@ -17,7 +18,7 @@ def changed(model: Model, baseline: Model) -> tuple[list[str], list[str]]:
     return won, lost
 
 
-def varied(names: Iterable[str], answers: Mapping[str, Answer], count: int = SHOWN) -> list[str]:
+def varied(names: Iterable[str], answers: Mapping[str, Prediction], count: int = SHOWN) -> list[str]:
     """`count` of the questions: one of each kind before a second one of any, and each kind's from another place in the data."""
     kinds: dict[str | None, list[str]] = {}
     for name in names:

@@ -4,23 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from switchkd.results.question_results import Prediction, Results
+from switchkd.results.study_results import StudyResults
+
 #: Step → value, of one logged term.
 Curve = list[tuple[float, float]]
 #: What the average over the public benchmarks is called.
 TEN = "average of ten"
 #: The pathways, in the order in which they are shown.
 PATHWAYS = ("teacher", "student", "switch")
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a model said to one question, and whether that is right."""
-
-    kind: str | None
-    question: str
-    expected: str
-    got: str
-    right: bool
 
 
 @dataclass(frozen=True)
@@ -65,9 +57,9 @@ class Model:
     #: The resolved recipe as plain values.
     recipe: Mapping[str, Any] | None = None
     #: `results.json`, where it was evaluated.
-    results: Mapping[str, Any] | None = None
-    #: Question → answer.
-    answers: Mapping[str, Answer] = field(default_factory=dict)
+    results: Results | None = None
+    #: Question → answer; empty where the answers were not kept.
+    answers: Mapping[str, Prediction] = field(default_factory=dict)
     #: Benchmark → percent, of `benchmarks.json`, and `TEN`.
     benchmarks: Mapping[str, float] | None = None
     #: Logged term → its curve over all stages; steps go on where the stage before ended.
@@ -91,73 +83,15 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One run of a study. `rows`: the size of its training data, None for all of it. Times are None where it was interrupted."""
-
-    arm: str
-    seed: int
-    rows: int | None
-    score: float
-    kinds: Mapping[str, float]
-    seconds: float | None
-    cpu_seconds: float | None
-    peak_mib: float | None
-
-
-@dataclass(frozen=True)
-class Line:
-    """One line of a study's table: means over seeds, and the difference to the baseline, paired by seed, with its 95 % interval."""
-
-    arm: str
-    rows: int | None
-    mean: float
-    sd: float | None
-    difference: float | None
-    low: float | None
-    high: float | None
-    seconds: float | None
-    cpu_seconds: float | None
-    #: Times the baseline's.
-    cost: float | None
-
-
-@dataclass(frozen=True)
-class Study:
-    """Methods × seeds × sizes of data."""
-
-    name: str
-    baseline: str
-    #: Arm → the arm it is compared with; `baseline` for those that are not in here.
-    baselines: Mapping[str, str]
-    arms: tuple[str, ...]
-    seeds: tuple[int, ...]
-    #: How many runs it is to have.
-    planned: int
-    cells: tuple[Cell, ...]
-    table: tuple[Line, ...]
-    #: Teacher → its score on each seed's test questions.
-    teachers: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    #: Size of data and seed whose runs are shown one by one, among `Evidence.models`.
-    shown: tuple[int | None, int] | None = None
-
-    @property
-    def sizes(self) -> list[int | None]:
-        """Sizes of the training data, the largest first."""
-        return sorted({cell.rows for cell in self.cells}, key=lambda rows: float("-inf") if rows is None else -rows)
-
-    def against(self, arm: str) -> str:
-        """The arm that `arm` is compared with."""
-        return self.baselines.get(arm, self.baseline)
-
-
-@dataclass(frozen=True)
 class Evidence:
     """Everything that a page shows."""
 
     models: tuple[Model, ...]
     #: The name of the model that differences are taken to; None where there is but one.
     baseline: str | None
-    study: Study | None = None
+    study: StudyResults | None = None
+    #: Of a study: size of data and seed whose runs are shown one by one, among `models`.
+    shown: tuple[int | None, int] | None = None
     #: Question → its (first) image as PNG or WebP.
     pictures: Mapping[str, bytes] = field(default_factory=dict)
     #: The questions whose attention is shown.

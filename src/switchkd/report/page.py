@@ -6,28 +6,32 @@ import json
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
+from switchkd.files import write_together
 from switchkd.report import figures, sections
-from switchkd.report import study_section as study
 from switchkd.report.evidence import PATHWAYS, Evidence
+from switchkd.report.study_section import section as study_section
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 _TEMPLATES = "templates"
 
 
 def write_page(evidence: Evidence, output: Path) -> Path:
     """Write the page; half of a character in a text becomes a replacement character in the browser."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(render(evidence), encoding="utf-8", errors="xmlcharrefreplace")
+    write_together({output: render(evidence)}, errors="xmlcharrefreplace")
     return output
 
 
 def render(evidence: Evidence) -> str:
     """The page. Scripts run only if they are the page's own two, named by their hashes in its policy; nothing else is loaded."""
+    from plotly.offline import get_plotlyjs
+
     scripts = [get_plotlyjs(), _asset("page.js")]
     environment = Environment(
         loader=PackageLoader("switchkd.report", _TEMPLATES),
@@ -36,18 +40,18 @@ def render(evidence: Evidence) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    drawn: dict[str, figures.Figure] = {}
+    drawn: dict[str, Any] = {}
 
-    def chart(figure: figures.Figure) -> str:
+    def chart(figure: "go.Figure") -> str:
         """Keep a figure for the page's script; returns its place in there."""
         key = f"f{len(drawn)}"
-        drawn[key] = figure
+        drawn[key] = figure.to_plotly_json()
         return key
 
     keys = figures.figure_keys(evidence)
     body = environment.get_template("body.jinja").render(
         evidence=evidence,
-        study=study.section(evidence.study, keys) if evidence.study else None,
+        study=study_section(evidence.study, evidence.shown, keys) if evidence.study else None,
         results=sections.results(evidence),
         training=sections.training(evidence),
         knees=sections.knees(evidence),

@@ -1,14 +1,13 @@
 """Training curves: one HTML file that opens anywhere, without a network."""
 
 import html
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import plotly.graph_objects as go
-from plotly.colors import qualitative
-from plotly.subplots import make_subplots
+from switchkd.files import write_together
+from switchkd.report.evidence import Curve
+from switchkd.results.training_log import read_training_log
 
 #: What else stands in a log line; every other number in a line with a loss is a term in nats, or a knee.
 _BOOKKEEPING = {"step", "epoch", "grad_norm", "answer_tokens", "aligned", "dropped_mass"}
@@ -29,6 +28,10 @@ def loss_plot(metrics_jsonl_by_name: dict[str, Path], output_html: Path) -> Path
     Raises:
         ValueError: a file that cannot be read, or without a single logged loss.
     """
+    import plotly.graph_objects as go
+    from plotly.colors import qualitative
+    from plotly.subplots import make_subplots
+
     if not metrics_jsonl_by_name:
         raise ValueError("there are no metrics to plot")
     curves = {name: read_curves(path) for name, path in metrics_jsonl_by_name.items()}
@@ -59,46 +62,39 @@ def loss_plot(metrics_jsonl_by_name: dict[str, Path], output_html: Path) -> Path
     figure.update_layout(template="plotly_white", height=420 * len(panels))
     body = figure.to_html(full_html=False, include_plotlyjs=True, config={"displaylogo": False})
     title = html.escape(", ".join(curves))
-    output_html = Path(output_html)
-    output_html.parent.mkdir(parents=True, exist_ok=True)
-    output_html.write_text(
+    page = (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        f"<title>Training curves: {title}</title>\n</head>\n<body>\n{body}\n</body>\n</html>\n",
-        encoding="utf-8",
-        errors="xmlcharrefreplace",
+        f"<title>Training curves: {title}</title>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
     )
-    return output_html
+    write_together({Path(output_html): page}, errors="xmlcharrefreplace")
+    return Path(output_html)
 
 
 def _is_knee(term: str) -> bool:
     return term.startswith("knee")
 
 
-def read_curves(path: Path) -> dict[str, list[tuple[int, float]]]:
+def read_curves(path: Path) -> dict[str, Curve]:
     """Term → its (step, value) points, from a `metrics.jsonl`.
 
     Raises:
         ValueError: naming file and line.
     """
-    curves: dict[str, list[tuple[int, float]]] = {}
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from None
-    for number, line in enumerate(lines, start=1):
-        try:
-            entry: Any = json.loads(line)
-            step = entry["step"]
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{path}, line {number}: no metrics: expected an object with `step`") from None
-        if "loss" not in entry:  # the summary at the end of training
+    if curves := curves_of(read_training_log(Path(path))):
+        return curves
+    raise ValueError(f"{path}: no loss was logged")
+
+
+def curves_of(lines: Sequence[Mapping[str, Any]]) -> dict[str, Curve]:
+    """Term → its (step, value) points, of the lines of a training log."""
+    curves: dict[str, Curve] = {}
+    for line in lines:
+        if "loss" not in line:  # the summary at the end of training
             continue
-        for term, value in entry.items():
+        for term, value in line.items():
             if term in _BOOKKEEPING or term.startswith("learning_rate"):  # and those of the parts
                 continue
             if isinstance(value, int | float):
-                curves.setdefault(term, []).append((step, float(value)))
-    if not curves:
-        raise ValueError(f"{path}: no loss was logged")
+                curves.setdefault(term, []).append((line["step"], float(value)))
     return curves

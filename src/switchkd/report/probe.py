@@ -26,7 +26,8 @@ from switchkd.losses import knee
 from switchkd.methods import SFT, SwitchKD
 from switchkd.pairing import Pair
 from switchkd.recipe.schema import Recipe, Stage, load_recipe
-from switchkd.report.evidence import PATHWAYS, Agreement, Answer, Probe
+from switchkd.report.evidence import PATHWAYS, Agreement, Probe
+from switchkd.results.question_results import Prediction
 from switchkd.results.score import is_right
 from switchkd.signals import Route
 from switchkd.train import checkpoint
@@ -46,12 +47,12 @@ class Asked:
     rows: Dataset
     questions: dict[str, Question]
 
-    def row(self, name: str, *, answered: bool = True) -> dict[str, Any]:
+    def sample(self, name: str, *, answered: bool = True) -> dict[str, Any]:
         """The question alone with its images, and the expected answer behind it."""
         question = self.questions[name]
-        row = prompt(self.rows[question.row], question.turn)
+        sample = prompt(self.rows[question.row], question.turn)
         answer = {"role": "assistant", "content": [{"type": "text", "text": question.expected}]}
-        return {**row, "id": name, "messages": [*row["messages"], answer] if answered else row["messages"]}
+        return {**sample, "id": name, "messages": [*sample["messages"], answer] if answered else sample["messages"]}
 
 
 def read_questions(data: str | Path, image_root: str | Path | None = None) -> Asked:
@@ -80,27 +81,27 @@ def spread(asked: Mapping[str, Question], count: int) -> list[str]:
 
 def pictures(asked: Asked, names: Sequence[str]) -> dict[str, bytes]:
     """Question → its first image, small, as PNG; without those that have none."""
-    found = {}
+    pngs = {}
     for name in names:
         if name in asked.questions and (images := asked.rows[asked.questions[name].row]["images"]):
             image = open_image(images[0]).convert("RGB")
             image.thumbnail((SIDE, SIDE))
             file = io.BytesIO()
             image.save(file, "PNG")
-            found[name] = file.getvalue()
-    return found
+            pngs[name] = file.getvalue()
+    return pngs
 
 
-def same_answers(ours: Mapping[str, Answer], theirs: Mapping[str, Answer]) -> dict[str | None, float]:
+def same_answers(student: Mapping[str, Prediction], teacher: Mapping[str, Prediction]) -> dict[str | None, float]:
     """Kind → share of the questions to which both gave the same answer, in percent; None: of all. Compared as when scoring."""
     marks: dict[str | None, list[bool]] = {None: []}
-    for name, answer in ours.items():
-        if name in theirs:
-            same = is_right(theirs[name].got, answer.got)
+    for name, answer in student.items():
+        if name in teacher:
+            same = is_right(teacher[name].got, answer.got)
             marks[None].append(same)
             if answer.kind is not None:
                 marks.setdefault(answer.kind, []).append(same)
-    return {kind: 100 * sum(found) / len(found) for kind, found in marks.items() if found}
+    return {kind: 100 * sum(same) / len(same) for kind, same in marks.items() if same}
 
 
 def probe(run: Path, asked: Asked, counted: Sequence[str], shown: Sequence[str]) -> Probe:
@@ -114,7 +115,7 @@ def probe(run: Path, asked: Asked, counted: Sequence[str], shown: Sequence[str])
     try:
         recipe = load_recipe(run / "recipe.yaml")
         if recipe.teacher is None:
-            return _look(
+            return _compute(
                 recipe,
                 run,
                 asked,
@@ -124,9 +125,11 @@ def probe(run: Path, asked: Asked, counted: Sequence[str], shown: Sequence[str])
                 ("the recipe names no teacher, so there is nothing to compare with",),
             )
         try:
-            return _look(recipe, run, asked, counted, shown, {"student", "teacher", "switch"}, ())
+            return _compute(recipe, run, asked, counted, shown, {"student", "teacher", "switch"}, ())
         except _NoSwitchError as reason:
-            return _look(recipe, run, asked, counted, shown, {"student", "teacher"}, (f"there is no switch: {reason}",))
+            return _compute(
+                recipe, run, asked, counted, shown, {"student", "teacher"}, (f"there is no switch: {reason}",)
+            )
     except (ValueError, OSError) as error:
         return Probe(notes=(f"the models could not be used: {error}",))
 
@@ -135,7 +138,7 @@ class _NoSwitchError(Exception):
     """The student's features do not fit the teacher's projector."""
 
 
-def _look(
+def _compute(
     recipe: Recipe,
     run: Path,
     asked: Asked,
@@ -153,7 +156,7 @@ def _look(
     }
     tokens = 0
     for begin in range(0, len(counted), _BATCH):
-        batch = collator([asked.row(name) for name in counted[begin : begin + _BATCH]]).to(device)
+        batch = collator([asked.sample(name) for name in counted[begin : begin + _BATCH]]).to(device)
         with torch.no_grad():
             logits = pair(batch).logits()
         compared = logits.compared.get(TEACHER)
@@ -167,7 +170,7 @@ def _look(
             of_batches.append(_distances(compared.of(cast(Route, who)), compared.teacher))
         tokens += len(compared.targets)
     attention, unseen = _attention(pair, collator, asked, shown, needs)
-    agreement = {who: Agreement(*torch.cat(found).mean(dim=0).tolist()) for who, found in distances.items() if found}
+    agreement = {who: Agreement(*torch.cat(parts).mean(dim=0).tolist()) for who, parts in distances.items() if parts}
     return Probe(
         questions=len(counted),
         tokens=tokens,
@@ -217,25 +220,25 @@ def _open(recipe: Recipe, run: Path, needs: frozenset[Route]) -> tuple[Pair, Col
 
 def _distances(logits: Float[Tensor, "n vocab"], teacher: Float[Tensor, "n vocab"]) -> Float[Tensor, "n 3"]:
     """100 where the first choices agree, KL(teacher ‖ this) and KL(this ‖ teacher) in nats, at every token."""
-    ours, theirs = logits.double().log_softmax(dim=-1), teacher.double().log_softmax(dim=-1)
-    same = 100.0 * (ours.argmax(dim=-1) == theirs.argmax(dim=-1)).double()
-    forward = (theirs.exp() * (theirs - ours)).sum(dim=-1)
-    return torch.stack([same, forward, (ours.exp() * (ours - theirs)).sum(dim=-1)], dim=1)
+    student_x, teacher_x = logits.double().log_softmax(dim=-1), teacher.double().log_softmax(dim=-1)
+    same = 100.0 * (student_x.argmax(dim=-1) == teacher_x.argmax(dim=-1)).double()
+    forward = (teacher_x.exp() * (teacher_x - student_x)).sum(dim=-1)
+    return torch.stack([same, forward, (student_x.exp() * (student_x - teacher_x)).sum(dim=-1)], dim=1)
 
 
 def _attention(
     pair: Pair, collator: Collator, asked: Asked, shown: Sequence[str], needs: set[Route]
 ) -> tuple[dict[str, dict[str, list[list[float]]]], tuple[str, ...]]:
     """Question → pathway → map of the first image; and why there is none."""
-    found: dict[str, dict[str, list[list[float]]]] = {}
+    shown_maps: dict[str, dict[str, list[list[float]]]] = {}
     bridged = pair.bridge is not None
     device = pair.student.head.weight.device
     try:
         for name in shown:
-            row = asked.row(name)
-            if not row["images"]:
+            sample = asked.sample(name)
+            if not sample["images"]:
                 continue
-            batch = collator([row]).to(device)
+            batch = collator([sample]).to(device)
             maps = {"student": attention_maps(pair.student, batch.student)}
             if pair.teacher is not None and "teacher" in needs:
                 maps["teacher"] = attention_maps(pair.teacher, batch.readers[TEACHER])
@@ -243,9 +246,9 @@ def _attention(
                     with torch.no_grad():
                         seen = pair.student.see(batch.student)
                     maps["switch"] = attention_maps(pair.teacher, batch.readers[TEACHER], features=seen)
-            found[name] = {who: maps[who][0].tolist() for who in PATHWAYS if who in maps}
+            shown_maps[name] = {who: maps[who][0].tolist() for who in PATHWAYS if who in maps}
     except ValueError as error:
         return {}, (f"attention cannot be shown: {error}",)
-    return found, (
+    return shown_maps, (
         "the switch's attention is not shown where a bridge lies between the models",
     ) if bridged and shown else ()

@@ -10,8 +10,8 @@ from switchkd.report.evidence import PATHWAYS, TEN, Evidence, Model
 from switchkd.report.table import MEAN, OVERALL
 
 Values = dict[str, Any]
-#: Models whose attention is drawn side by side at most, and whose charts stand open.
-BESIDE = 4
+#: How many models' attention is drawn side by side at most, and how many a radar shows.
+SIDE_BY_SIDE = 4
 
 
 def signed(value: float) -> str:
@@ -39,12 +39,12 @@ def grid(
         cells = []
         for column in columns:
             value, other = row.get(column), base.get(column)
-            apart = None if value is None or other is None else value - other
+            difference = None if value is None or other is None else value - other
             cells.append(
                 {
                     "value": "–" if value is None else f"{value:.1f}",
-                    "difference": None if apart is None else signed(apart),
-                    "direction": None if apart is None else direction(apart),
+                    "difference": None if difference is None else signed(difference),
+                    "direction": None if difference is None else direction(difference),
                     "main": column in (MEAN, TEN),
                 }
             )
@@ -64,8 +64,8 @@ def few(
     def mean(name: str) -> float:
         return statistics.fmean([value for value in scores[name].values() if value is not None] or [0])
 
-    best = sorted(scores, key=lambda name: (name != baseline, -mean(name)))[:BESIDE]
-    return {name: row for name, row in scores.items() if len(scores) <= BESIDE + 1 or name in best}
+    best = sorted(scores, key=lambda name: (name != baseline, -mean(name)))[:SIDE_BY_SIDE]
+    return {name: row for name, row in scores.items() if len(scores) <= SIDE_BY_SIDE + 1 or name in best}
 
 
 def scores_of(model: Model) -> dict[str, float | None]:
@@ -73,9 +73,9 @@ def scores_of(model: Model) -> dict[str, float | None]:
     results = model.results
     if results is None:
         return {}
-    kinds = {kind: float(score["accuracy_percent"]) for kind, score in results["kinds"].items()}
-    mean = {MEAN: float(results["mean_over_kinds_percent"])} if kinds else {}
-    return {**mean, OVERALL: float(results["accuracy_percent"]), **kinds}
+    mean = {MEAN: results.mean_over_kinds_percent} if results.kinds else {}
+    kinds = {kind: score.accuracy_percent for kind, score in results.kinds.items()}
+    return {**mean, OVERALL: results.accuracy_percent, **kinds}
 
 
 def results(evidence: Evidence) -> Values:
@@ -83,11 +83,8 @@ def results(evidence: Evidence) -> Values:
     keys = figures.figure_keys(evidence)
     scores = {model.name: scores_of(model) for model in evidence.models if model.results}
     counts: dict[str, int] = {}
-    for model in evidence.models:
-        if model.results:
-            counts = {kind: int(score["questions"]) for kind, score in model.results["kinds"].items()}
-            counts[OVERALL] = int(model.results.get("questions", 0))
-            break
+    if asked := next((model.results for model in evidence.models if model.results), None):
+        counts = {kind: score.questions for kind, score in asked.kinds.items()} | {OVERALL: asked.questions}
     if all(abs((row.get(MEAN) or -1) - (row[OVERALL] or 0)) < 0.05 for row in scores.values()):  # kinds of one size
         scores = {name: {key: value for key, value in row.items() if key != OVERALL} for name, row in scores.items()}
     public: dict[str, dict[str, float | None]] = {
@@ -95,7 +92,7 @@ def results(evidence: Evidence) -> Values:
     }
     part: Values = {
         "charts": {},
-        "apart": None,
+        "differences": None,
         "headlines": [],
         "table": None,
         "benchmarks": None,
@@ -105,12 +102,12 @@ def results(evidence: Evidence) -> Values:
         part["table"] = grid(scores, evidence.baseline, counts)
         kinds = {name: {k: v for k, v in row.items() if k not in (MEAN, OVERALL)} for name, row in scores.items()}
         part["charts"]["kinds"] = figures.radar(few(kinds, evidence.baseline), keys, "%")
-        part["apart"] = figures.differences(kinds, evidence.baseline, keys)
+        part["differences"] = figures.differences(kinds, evidence.baseline, keys)
         part["headlines"] = [
             {
                 "name": name,
                 "value": f"{main:.1f} %",
-                **_apart(main, _main(scores.get(evidence.baseline or "", {})), name == evidence.baseline),
+                **_difference(main, _main(scores.get(evidence.baseline or "", {})), name == evidence.baseline),
             }
             for name, row in scores.items()
             if (main := _main(row)) is not None
@@ -126,7 +123,7 @@ def _main(scores: Mapping[str, float | None]) -> float | None:
     return scores.get(MEAN, scores.get(OVERALL))
 
 
-def _apart(value: float, base: float | None, is_baseline: bool) -> Values:
+def _difference(value: float, base: float | None, is_baseline: bool) -> Values:
     if base is None or is_baseline:
         return {"difference": None, "direction": "same"}
     return {"difference": signed(value - base), "direction": direction(value - base)}
@@ -139,8 +136,8 @@ def _missing(evidence: Evidence, part: str) -> list[Values]:
 
 def _grouped(sentences: Mapping[str, Sequence[str]]) -> list[Values]:
     about: dict[str, list[str]] = {}
-    for name, found in sentences.items():
-        for sentence in found:
+    for name, of_model in sentences.items():
+        for sentence in of_model:
             about.setdefault(sentence, []).append(name)
     return [{"names": names, "text": sentence} for sentence, names in about.items()]
 
@@ -218,7 +215,7 @@ def attention(evidence: Evidence) -> Values:
     """For each chosen question its image, and the attention of teacher, student and switch over it."""
     able = [model for model in evidence.models if model.probe and model.probe.attention]
     able.sort(key=lambda model: (model.name != evidence.baseline, -(scores_of(model).get(OVERALL) or 0)))
-    shown = able[:BESIDE]
+    shown = able[:SIDE_BY_SIDE]
     cards = []
     for name in evidence.chosen:
         picture = evidence.pictures.get(name)
@@ -246,7 +243,7 @@ def attention(evidence: Evidence) -> Values:
                 )
         tiles.sort(key=lambda tile: tile["pathway"] != "teacher")
         answers = [(model.name, model.answers[name]) for model in evidence.models if name in model.answers]
-        said = [
+        given = [
             {"name": who, "got": answer.got, "right": answer.right}
             for who, answer in answers
             if who in {m.name for m in shown}
@@ -258,10 +255,10 @@ def attention(evidence: Evidence) -> Values:
                 "question": question,
                 "image": pictures.uri(pictures.small(picture)),
                 "tiles": tiles,
-                "said": said,
+                "said": given,
             }
         )
-    return {"cards": cards, "more": [model.name for model in able[BESIDE:]], **_probed(evidence)}
+    return {"cards": cards, "more": [model.name for model in able[SIDE_BY_SIDE:]], **_probed(evidence)}
 
 
 def examples(evidence: Evidence) -> Values:
@@ -324,7 +321,7 @@ def cost(evidence: Evidence) -> Values:
         cells = [_COSTS[name](model.cost[name]) if name in model.cost else "–" for name in known]
         steps, seconds = model.cost.get("steps"), model.cost.get("train seconds")
         per_step = [f"{1000 * seconds / steps:.0f} ms" if steps and seconds else "–"] if stepped else []
-        place = f"{model.results.get('device', '–')}, {model.results.get('dtype', '–')}" if model.results else "–"
+        place = f"{model.results.device}, {model.results.dtype}" if model.results else "–"
         rows.append({"name": model.name, "cells": [*cells, *per_step, place]})
     columns = [*(_COST_NAMES.get(name, name) for name in known), *(["per step"] if stepped else []), "evaluated on"]
     return {"columns": columns, "rows": rows if known else [], "memory": "peak memory MiB" in known}
@@ -361,16 +358,12 @@ def provenance(evidence: Evidence) -> list[tuple[str, str]]:
     measured = next((model.results for model in evidence.models if model.results), None)
     if measured is None:
         return []
-    facts = [
-        ("test data", str(measured.get("data"))),
-        ("fingerprint of the questions", str(measured["data_fingerprint"])),
-    ]
-    facts += [
-        (name, str(measured[key]))
-        for name, key in (("image backend", "image_backend"), ("questions", "questions"))
-        if key in measured
-    ]
-    for name, tree in (("versions", measured.get("versions")), ("generation", measured.get("generation"))):
-        if isinstance(tree, Mapping):
-            facts.append((name, ", ".join(f"{key} {value}" for key, value in tree.items())))
-    return facts
+    facts = {
+        "test data": measured.data,
+        "fingerprint of the questions": measured.data_fingerprint,
+        "image backend": measured.image_backend,
+        "questions": str(measured.questions),
+        "versions": ", ".join(f"{key} {value}" for key, value in measured.versions.items()),
+        "generation": ", ".join(f"{key} {value}" for key, value in measured.generation.items()),
+    }
+    return list(facts.items())

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from switchkd.report import figures
-from switchkd.report.evidence import Cell, Line, Study
 from switchkd.report.sections import direction, few, grid, signed
 from switchkd.report.table import MEAN
+from switchkd.results.study_results import ArmSummary, CellResult, StudyResults
 
 
-def section(study: Study, keys: Mapping[str, int]) -> dict[str, Any]:
+def section(study: StudyResults, shown: tuple[int | None, int] | None, keys: Mapping[str, int]) -> dict[str, Any]:
     """The study size by size, the largest first."""
     return {
         "name": study.name,
@@ -18,15 +18,15 @@ def section(study: Study, keys: Mapping[str, int]) -> dict[str, Any]:
         "one_baseline": all(study.against(arm) == study.baseline for arm in study.arms),
         "arms": len(study.arms),
         "seeds": len(study.seeds),
-        "shown": study.shown,
+        "shown": shown,
         "cells": len(study.cells),
         "planned": study.planned,
-        "teachers": {name: [f"{score:.1f}" for score in scores] for name, scores in study.teachers.items()},
+        "teachers": {name: [f"{score:.1f}" for score in scores] for name, scores in study.teacher_scores.items()},
         "sizes": [_size(study, rows, keys) for rows in study.sizes],
     }
 
 
-def _size(study: Study, rows: int | None, keys: Mapping[str, int]) -> dict[str, Any]:
+def _size(study: StudyResults, rows: int | None, keys: Mapping[str, int]) -> dict[str, Any]:
     cells = {arm: [cell for cell in study.cells if (cell.rows, cell.arm) == (rows, arm)] for arm in study.arms}
     ranked = sorted((line for line in study.table if line.rows == rows), key=lambda line: -line.mean)
     means = {line.arm: _means(cells[line.arm]) for line in ranked}
@@ -41,30 +41,29 @@ def _size(study: Study, rows: int | None, keys: Mapping[str, int]) -> dict[str, 
     }
 
 
-def _means(cells: list[Cell]) -> dict[str, float | None]:
+def _means(cells: list[CellResult]) -> dict[str, float | None]:
     """Kind → mean over the seeds; the mean over kinds first."""
     kinds = list(dict.fromkeys(kind for cell in cells for kind in cell.kinds))
     of_kinds = {kind: statistics.fmean(cell.kinds[kind] for cell in cells if kind in cell.kinds) for kind in kinds}
     return {MEAN: statistics.fmean(cell.score for cell in cells), **of_kinds}
 
 
-def _shown(line: Line, cells: list[Cell], study: Study) -> dict[str, Any]:
-    peaks = [cell.peak_mib for cell in cells if cell.peak_mib is not None]
-    apart, bounds = line.difference, None if line.low is None or line.high is None else (line.low, line.high)
+def _shown(line: ArmSummary, cells: list[CellResult], study: StudyResults) -> dict[str, Any]:
+    bounds = None if line.low is None or line.high is None else (line.low, line.high)
     return {
         "arm": line.arm,
         "against": study.against(line.arm) if study.against(line.arm) != study.baseline else None,
         "seeds": len(cells),
         "mean": f"{line.mean:.1f}",
         "sd": _number(line.sd, ".1f"),
-        "difference": None if apart is None else signed(apart),
-        "direction": None if apart is None else direction(apart),
+        "difference": None if line.difference is None else signed(line.difference),
+        "direction": None if line.difference is None else direction(line.difference),
         "interval": None if bounds is None else f"[{signed(bounds[0])}, {signed(bounds[1])}]",
         "sure": bounds is not None and (bounds[0] > 0 or bounds[1] < 0),
         "seconds": _number(line.seconds, ".0f"),
         "cpu": _number(line.cpu_seconds, ".0f"),
         "cost": _number(line.cost, ".2f"),
-        "peak": f"{max(peaks):.0f}" if peaks else "–",
+        "peak": f"{max(cell.peak_rss_bytes for cell in cells) / 2**20:.0f}",
     }
 
 

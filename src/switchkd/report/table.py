@@ -1,13 +1,13 @@
 """Results of several models side by side: accuracy per kind of question and mean, on a terminal and in Markdown."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 from rich.text import Text
+
+from switchkd.results.question_results import Results
 
 #: What the row with the plain mean of the kinds is called, and the one over all questions.
 MEAN = "mean of kinds"
@@ -38,42 +38,26 @@ def compare(results: Mapping[str, Path], *, difference: tuple[str, str] | None =
     """
     if not results:
         raise ValueError("there are no results to compare")
-    loaded = {name: load_results(path) for name, path in results.items()}
+    loaded = {name: Results.load(path) for name, path in results.items()}
     first = next(iter(results))
     for name, result in loaded.items():
-        if result["data_fingerprint"] != loaded[first]["data_fingerprint"]:
+        if result.data_fingerprint != loaded[first].data_fingerprint:
             raise ValueError(
                 f"{results[name]} answers other questions than {results[first]}: data fingerprints "
-                f"{result['data_fingerprint'][:12]} and {loaded[first]['data_fingerprint'][:12]}; evaluate both on the same data"
+                f"{result.data_fingerprint[:12]} and {loaded[first].data_fingerprint[:12]}; evaluate both on the same data"
             )
-    kinds = list(loaded[first]["kinds"])
-    rows = {kind: [result["kinds"][kind]["accuracy_percent"] for result in loaded.values()] for kind in kinds}
+    models = list(loaded.values())
+    kinds = list(loaded[first].kinds)
+    rows = {kind: [result.kinds[kind].accuracy_percent for result in models] for kind in kinds}
     if kinds:
-        rows[MEAN] = [result["mean_over_kinds_percent"] for result in loaded.values()]
-    rows[OVERALL] = [result["accuracy_percent"] for result in loaded.values()]
+        rows[MEAN] = [result.score for result in models]
+    rows[OVERALL] = [result.accuracy_percent for result in models]
     columns = list(loaded)
     if difference is not None:
         one, other = (columns.index(name) for name in difference)
         columns.append(f"{difference[0]} − {difference[1]}")
         rows = {kind: [*values, values[one] - values[other]] for kind, values in rows.items()}
     return Comparison(tuple(columns), {kind: tuple(row) for kind, row in rows.items()}, difference is not None)
-
-
-def load_results(path: str | Path) -> dict[str, Any]:
-    """What an evaluation wrote.
-
-    Raises:
-        ValueError: naming the file, if that is not what it holds.
-    """
-    needed = {"data_fingerprint", "kinds", "mean_over_kinds_percent", "accuracy_percent"}
-    try:
-        result = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read as results: {error}") from None
-    missing = needed - set(result) if isinstance(result, dict) else needed
-    if missing:
-        raise ValueError(f"{path}: holds no results of an evaluation: {', '.join(sorted(missing))} is missing")
-    return dict(result)
 
 
 def _cell(value: float | None, signed: bool) -> str:

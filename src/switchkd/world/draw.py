@@ -5,7 +5,7 @@ from functools import cache
 from random import Random
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float32, UInt8
 from PIL import Image, ImageDraw
 
 from switchkd.world.scenes import GRID, Difficulty, Scene
@@ -52,7 +52,7 @@ def _star(side: float) -> list[tuple[float, float]]:
 
 
 @cache
-def mask(form: str, size: str) -> UInt8[np.ndarray, "height width"]:
+def mask(form: str, size: str) -> Float32[np.ndarray, "height width"]:
     """Coverage of a form in 0..1, [height, width]; shapes are square, digits narrower."""
     height = HEIGHT[size]
     if form in _GLYPHS:
