@@ -3,15 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from switchkd.models.capture import Site
 
 #: The pathways whose distributions a method can ask for.
 Route = Literal["student", "teacher", "switch"]
@@ -90,19 +87,26 @@ class Compared:
     ids: Int[Tensor, " vocab"] | None = None
 
 
+class Place(Protocol):
+    """A place inside both models: `models.capture` has them."""
+
+    #: What the last two axes of a sample's tensor count.
+    axes: ClassVar[tuple[str, str]]
+
+
 @dataclass(frozen=True)
 class Activations:
     """What a student and a teacher make of every sample on their way to the answers, as far as the method asks for it."""
 
-    student: Mapping["Site", list[Float[Tensor, "..."]]]
-    teacher: Mapping["Site", list[Float[Tensor, "..."]]]
+    student: Mapping[Place, list[Float[Tensor, "..."]]]
+    teacher: Mapping[Place, list[Float[Tensor, "..."]]]
     #: From hidden states to logits of the ids that are compared: the same ids in both models, and no padding.
     student_head: Head
     teacher_head: Head
     #: Of the samples.
     keys: tuple[str, ...]
 
-    def pairs(self, site: "Site", *, width: bool = True) -> list[tuple[Float[Tensor, "..."], Float[Tensor, "..."]]]:
+    def pairs(self, site: Place, *, width: bool = True) -> list[tuple[Float[Tensor, "..."], Float[Tensor, "..."]]]:
         """What both models have there of each sample.
 
         Args:
