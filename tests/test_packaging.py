@@ -66,6 +66,7 @@ def files(folder: Path) -> set[str]:
     return {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
 
 
+@pytest.mark.slow
 def test_the_wheel_has_every_module_and_all_data(built):
     inside = files(built.wheel)
     modules = {file.relative_to(ROOT / "src").as_posix() for file in (ROOT / "src").rglob("*.py")}
@@ -74,12 +75,14 @@ def test_the_wheel_has_every_module_and_all_data(built):
     assert {name.split("/")[0] for name in inside} == {"switchkd", f"switchkd-{PROJECT['version']}.dist-info"}
 
 
+@pytest.mark.slow
 def test_the_source_distribution_builds_the_wheel_and_brings_no_tests(built):
     inside = files(built.source)
     assert {f"src/{name}" for name in DATA} | {"LICENSE", "README.md", "pyproject.toml"} <= inside
     assert not {name for name in inside if name.startswith(("tests/", "benchmarks/", "examples/", "docs/"))}
 
 
+@pytest.mark.slow
 def test_an_installed_package_finds_its_recipes(built):
     command = "from switchkd.recipe import shipped; print(*shipped().values(), sep='\\n')"
     process = subprocess.run(
@@ -98,6 +101,7 @@ def test_recipes_lie_where_pages_say():
     }
 
 
+@pytest.mark.slow
 def test_the_description_has_no_link_that_leads_nowhere(built):
     metadata = message_from_string(next(built.wheel.glob("*.dist-info/METADATA")).read_text(encoding="utf-8"))
     assert metadata["Description-Content-Type"] == "text/markdown"
