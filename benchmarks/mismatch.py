@@ -11,7 +11,6 @@ Leaves everything in --output, and the table in table.md.
 
 import argparse
 import itertools
-import json
 import shutil
 import statistics
 from pathlib import Path
@@ -38,6 +37,7 @@ from switchkd.distillation import distill
 from switchkd.evaluate import evaluate_model
 from switchkd.methods import SFT, Method, SwitchKD
 from switchkd.recipe.schema import Data, Evaluate, LearningRates, Pairing, Recipe, Student, Teacher, Train
+from switchkd.results import Results
 from switchkd.world.assets import student_path, teacher_path
 from switchkd.world.scenes import COLOURS, COLUMNS, DIGITS, GRID, ROWS, SHAPES, SIZES, Scene
 from switchkd.world.write import samples
@@ -270,9 +270,8 @@ def prune(student: LlavaForConditionalGeneration, share: float) -> None:
 
 def accuracies(results: Path) -> dict[str, float]:
     """Percent right, by kind and in the mean of the kinds."""
-    found = json.loads(results.read_text())
-    by_kind = {kind: score["accuracy_percent"] for kind, score in found["kinds"].items()}
-    return by_kind | {"mean of kinds": found["mean_over_kinds_percent"]}
+    percentages = Results.load(results).percentages()
+    return {kind: value for kind, value in percentages.items() if kind != "all questions"}
 
 
 def report(rows: dict[str, list[dict[str, float]]], output: Path) -> None:

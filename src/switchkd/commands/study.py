@@ -23,7 +23,7 @@ class Study(Verb):
 
     #: The study; its relative paths are relative to the current directory.
     study: Annotated[Positional[Path], arg(metavar="STUDY.yaml")]
-    #: Cells at a time, as far as memory allows; by default as the file says.
+    #: Cells at a time; by default as the file says.
     jobs: int | None = None
     #: Check the study, list its cells, and stop.
     dry_run: bool = False
