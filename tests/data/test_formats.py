@@ -1,9 +1,14 @@
 import json
+import os
+import signal
+import subprocess
+import sys
 
 import pytest
 from datasets import Dataset, DatasetDict, Features, Image, List, Value
 from PIL import Image as Pillow
 
+from switchkd.data import formats
 from switchkd.data.errors import DataError
 from switchkd.data.formats import FEATURES, load_rows
 
@@ -209,3 +214,122 @@ def test_a_repeated_id_is_told_apart_by_its_row(folder):
     """As in LLaVA's mix-665k, where several tasks on one image share its id."""
     path = write(folder, [llava(id="5"), llava(id=5), llava(id="6")])
     assert load_rows(path)["id"] == ["5", "5#1", "6"]
+
+
+def kinds_of_sources(folder):
+    for name, rows in (("a.jsonl", [llava(id="1"), llava(id="2")]), ("b.jsonl", [llava(id="2"), llava()])):
+        write(folder, rows, name)
+    return {
+        "folder": folder,
+        "glob": f"{folder}/*.jsonl",
+        "glob over folders": f"{folder.parent}/**/*.jsonl",
+        "list": [folder / "a.jsonl", str(folder / "b.jsonl")],
+        "list of globs": [f"{folder}/a*", f"{folder}/b*"],
+    }
+
+
+@pytest.mark.parametrize("kind", ["folder", "glob", "glob over folders", "list", "list of globs"])
+def test_several_files_are_one_after_another_and_ids_are_unique(tmp_path, kind):
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    assert load_rows(kinds_of_sources(folder)[kind])["id"][:] == ["1", "2", "2#2", "3"]
+
+
+def test_a_folder_of_parquet_shards_and_images_beside_each_file(folder):
+    shards = folder / "shards"
+    shards.mkdir()
+    columns = {"messages": [QUESTION, ANSWER], "images": ["images/a.png"]}
+    for number in (1, 0):
+        row = columns | {"id": f"s{number}"}
+        Dataset.from_list([row]).to_parquet(shards / f"part-{number}.parquet")
+    assert load_rows(shards, folder)["id"][:] == ["s0", "s1"]
+    (row, _) = load_rows(shards)
+    assert row["images"][0]["path"] == str(shards / "images" / "a.png")
+    write(shards, [llava()], "more.jsonl")
+    with pytest.raises(DataError, match=r"holds \.jsonl and \.parquet files; name those you mean"):
+        load_rows(shards)
+
+
+def test_a_name_that_no_file_has(folder):
+    with pytest.raises(DataError, match="no file has such a name"):
+        load_rows(f"{folder}/*.parquet")
+    with pytest.raises(DataError, match="list of data files is empty"):
+        load_rows([])
+
+
+@pytest.mark.parametrize(("name", "where"), [("data.jsonl", "line 3, row 2"), ("data.json", "line 1, row 2")])
+def test_a_bad_row_is_named_by_line_number_and_id(folder, name, where):
+    good = write(folder, [llava()], "good.json")
+    bad = write(folder, [llava(id="a"), llava(id="b"), llava("Hi", id="c", kind=3)], name)
+    with pytest.raises(DataError, match=rf"{name}, {where} \(id 'c'\): `kind` must be text"):
+        load_rows([good, bad])
+
+
+def test_a_bad_row_of_parquet_is_named_by_number_and_id(folder):
+    rows = [
+        {"id": name, "messages": [QUESTION, ANSWER], "images": images} for name, images in (("a", ["a"]), ("b", []))
+    ]
+    Dataset.from_list(rows).to_parquet(folder / "rows.parquet")
+    with pytest.raises(DataError, match=r"rows\.parquet, row 1 \(id 'b'\): 1 image marks .* but 0 images"):
+        load_rows(folder / "rows.parquet")
+    Dataset.from_list(rows).save_to_disk(folder / "saved")
+    with pytest.raises(DataError, match=r"saved, row 1 \(id 'b'\): 1 image marks .* but 0 images"):
+        load_rows(folder / "saved")
+
+
+def test_the_second_start_reads_no_file(folder, monkeypatch):
+    path = write(folder, [llava(id="a"), llava(id="b")])
+    first = load_rows(path)
+    assert all(os.environ["SWITCHKD_CACHE"] in file["filename"] for file in first.cache_files)
+
+    def refuse(*_):
+        raise AssertionError("the file was read")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("switchkd.data.formats.raw_rows", refuse)
+        again = load_rows(path)
+        assert again.to_list() == first.to_list()
+        assert again._fingerprint == first._fingerprint
+        assert load_rows(path).select(range(1))._fingerprint == first.select(range(1))._fingerprint
+    path.write_text(path.read_text().replace('"a"', '"aa"'))
+    assert load_rows(path)["id"][:] == ["aa", "b"]
+
+
+def test_what_was_half_written_is_not_taken_for_whole(folder, monkeypatch):
+    path = write(folder, [llava(id=str(number)) for number in range(2500)], "data.jsonl")
+    cut = path.read_text()
+    path.write_text(cut[:-20])
+    with pytest.raises(DataError, match="line 2500, column"):
+        load_rows(path)
+    script = f"""
+import os, signal
+from switchkd.data import formats
+read = formats.raw_rows
+def killed(path):
+    for row in read(path):
+        if row.number == 2100:
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield row
+formats.raw_rows = killed
+formats.load_rows({str(path)!r})
+"""
+    path.write_text(cut)
+    monkeypatch.setenv("SWITCHKD_CACHE", str(folder / "cache"))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert list(folder.glob("cache/rows/**/*.arrow")), "nothing was written before the kill"
+    assert len(load_rows(path)) == 2500
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(folder, monkeypatch):
+    path = write(folder, [llava(id="a")])
+    read = formats.raw_rows
+
+    def changing(source):
+        yield from read(source)
+        source.write_text(source.read_text() + "\n")
+
+    monkeypatch.setattr(formats, "raw_rows", changing)
+    with pytest.raises(DataError, match="changed while it was read"):
+        load_rows(path)
