@@ -11,6 +11,7 @@ import pytest
 from counting import Counting
 from datasets import Dataset
 from PIL import Image
+from ranks import run_on_two_ranks
 from tiny import tiny_processor
 
 from switchkd.data.collate import Collator
@@ -282,6 +283,15 @@ def test_of_two_processes_one_builds_and_the_other_reads(tmp_path):
     processes = [started(build_script(path, 0.01)) for _ in range(2)]
     assert [process.communicate()[0].strip() for process in processes] == ["24", "24"]
     assert sorted(Counting(tmp_path).encoded) == sorted(f"s{number}" for number in range(24))
+
+
+def test_of_two_ranks_the_main_one_measures(tmp_path):
+    path = written(tmp_path, 24)
+    run_on_two_ranks("index_on_two_ranks.py", path, tmp_path)
+    first, second = ((tmp_path / f"rows-{rank}.json").read_text() for rank in (0, 1))
+    assert first == second
+    assert len(Counting(tmp_path, name="encoded-0.txt").encoded) == 24
+    assert Counting(tmp_path, name="encoded-1.txt").encoded == []
 
 
 def test_a_bad_row_is_measured_again_when_its_image_has_come(tmp_path):

@@ -10,8 +10,8 @@ from switchkd.data.index import Measured
 class Counting:
     """An encoder that counts what it encodes, in a file: also in other processes."""
 
-    def __init__(self, folder, fingerprint="a", seconds=0.0):
-        self.log = folder / "encoded.txt"
+    def __init__(self, folder, fingerprint="a", seconds=0.0, name="encoded.txt"):
+        self.log = folder / name
         self.fingerprint = fingerprint
         self.seconds = seconds
 
