@@ -1,6 +1,5 @@
 """The pages name what there is, and their links lead somewhere."""
 
-import json
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -10,8 +9,9 @@ import pytest
 from shown_diffs import hold
 
 from switchkd.methods import METHODS
+from switchkd.results import StudyResults
 from switchkd.study.figure import figure
-from switchkd.study.study_table import Row, markdown_kinds, markdown_table
+from switchkd.study.study_table import markdown_kinds, markdown_table
 from switchkd.study.summary import title
 from switchkd.types import Need
 from switchkd.world import KINDS
@@ -68,11 +68,10 @@ def test_links_lead_to_files(page):
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "benchmarks" / "results").glob("study-*.json")))
 def test_the_tables_of_studies_are_those_of_their_results(name):
-    study = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
-    rows = [Row(**{**row, "differences": tuple(row["differences"])}) for row in study["table"]]
+    study = StudyResults.load(ROOT / "benchmarks" / "results" / f"{name}.json")
     page = (DOCS / "studies.md").read_text()
-    assert markdown_table(rows) in page
+    assert markdown_table(study.table) in page
     if name == "study-tiny":
-        assert markdown_kinds(rows, study["cells"], study["teachers"]) in page
+        assert markdown_kinds(study) in page
     drawn = (DOCS / f"{name}.svg").read_text()
-    assert drawn == figure(rows, title=title(name, study["baselines"]))
+    assert drawn == figure(study.table, title=title(name, study.baselines))
