@@ -70,7 +70,7 @@ def split_fields(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 def _quiet() -> None:
     """Our own messages on stderr, and no progress bars of others but those of downloads."""
     import datasets
-    from huggingface_hub.utils import enable_progress_bars
+    from huggingface_hub.utils.tqdm import enable_progress_bars
     from transformers.utils import logging as transformers_logging
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)

@@ -1,4 +1,4 @@
-"""A recipe from start to end: doctor, stages, evaluation, model card."""
+"""From a recipe to a student: doctor, stages, evaluation, model card."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from switchkd.train.stage import index_rows, open_run, open_stage
 def distill(recipe: Recipe, *, resume: bool = True) -> Path:
     """Distil the recipe's student, and return the folder of the finished model: `<output>/student`.
 
-    Beside it stand `recipe.yaml` (resolved), for each stage a folder with checkpoints, `metrics.jsonl` and TensorBoard files, and
+    `<output>` also holds `recipe.yaml` (resolved), for each stage a folder with checkpoints, `metrics.jsonl` and TensorBoard files, and
     `results.json` where the recipe evaluates.
 
     Raises:

@@ -35,7 +35,7 @@ class Evaluate(Verb):
     batch_size: int = 32
     #: Longer answers are cut, and counted; by default 64 for DATA, and what each benchmark says.
     max_new_tokens: int | None = None
-    #: The results JSON, next to which the answers go; by default runs/evaluate/MODEL--DATA.json or MODEL--benchmarks.json.
+    #: The results JSON; the answers go into a file next to it; by default runs/evaluate/MODEL--DATA.json or MODEL--benchmarks.json.
     output: Path | None = None
 
     def run(self, fields: Sequence[str]) -> int:

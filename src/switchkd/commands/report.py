@@ -1,4 +1,4 @@
-"""The command that shows what runs left behind: `report`."""
+"""`switchkd report`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Commands around studies: `study`."""
+"""`switchkd study`."""
 
 import sys
 from collections.abc import Sequence

@@ -127,12 +127,12 @@ def suggestion(word: str, candidates: Sequence[str]) -> str:
 class Builder:
     """Fills dataclasses from plain values.
 
-    `named` holds, for a base class, the table of classes that a mapping's `name` chooses from. `source` is the file and `flags` the dotted
+    `by_name` holds, for a base class, the table of classes that a mapping's `name` chooses from. `source` is the file and `flags` the dotted
     names that came from the command line: a message says where the user wrote it.
     """
 
     root: type
-    named: Mapping[type, Mapping[str, type]]
+    by_name: Mapping[type, Mapping[str, type]]
     source: str
     flags: Collection[str]
 
@@ -159,7 +159,7 @@ class Builder:
                 hint = suggestion(str(value), options)
                 raise self._error(at, f"must be one of {', '.join(options)}, got {reprlib.repr(value)}{hint}")
             return value
-        if kind in self.named or is_dataclass(kind):
+        if kind in self.by_name or is_dataclass(kind):
             return self._build_section(kind, value, at)
         return value if kind is Any else self._build_plain(kind, value, at)
 
@@ -173,8 +173,8 @@ class Builder:
 
     def _build_section(self, kind: Any, value: Any, at: str) -> Any:
         value = dict(self._mapping(value, at))
-        if kind in self.named:
-            table, name = self.named[kind], value.pop("name", None)
+        if kind in self.by_name:
+            table, name = self.by_name[kind], value.pop("name", None)
             if name not in table:
                 problem = "is missing" if name is None else f"{reprlib.repr(name)} is unknown"
                 hint = suggestion(str(name), list(table))

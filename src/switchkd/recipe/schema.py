@@ -110,10 +110,10 @@ class LearningRates:
 
 @dataclass(frozen=True)
 class Pairing:
-    """What to do where student and teacher do not fit."""
+    """What to do where student and teacher differ."""
 
     #: auto: the switch gets a bridge where the shapes of the visual features differ. always: also where they do not, for encoders that were
-    #: trained apart. none: such pairs are refused.
+    #: trained separately. none: such pairs are refused.
     bridge: Literal["auto", "always", "none"] = "auto"
     #: A new bridge is fitted to the teacher's features on so many rows, by least squares. 0: it starts without knowledge.
     fit_rows: int = 512
@@ -348,7 +348,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     a method drops the knobs that the file gave to the old one.
 
     Raises:
-        RecipeError: anything that cannot be run, with the field, what was found, and a suggestion.
+        RecipeError: anything that cannot be run, with the field, its value, and a suggestion.
     """
     return build_recipe(read_yaml(Path(path)), str(path), overrides)
 
@@ -358,7 +358,7 @@ def build_recipe(tree: dict[str, Any], source: str, overrides: Sequence[str] = (
     flags = parse_flags(overrides)
     if tree.get("stages") is None and any(name.startswith("stages.") for name in flags):
         tree = {**tree, "stages": [{"name": "train"}]}
-    # Names first: the knobs beside them belong to the new method.
+    # Names first: the knobs given with them belong to the new method.
     for name in sorted(flags, key=lambda name: not name.endswith("method.name")):
         if name.endswith("method.name"):
             tree = lay_over(tree, name.removesuffix(".name"), {"name": flags[name]})
