@@ -127,8 +127,8 @@ def suggestion(word: str, candidates: Sequence[str]) -> str:
 class Builder:
     """Fills dataclasses from plain values.
 
-    `by_name` holds, for a base class, the table of classes that a mapping's `name` chooses from. `source` is the file and `flags` the dotted
-    names that came from the command line: a message says where the user wrote it.
+    `by_name` holds, for a base class, the table of classes that a mapping's `name` chooses from. `source` is the file and `flags` are the
+    dotted names that came from the command line: a message says where the user wrote it.
     """
 
     root: type
