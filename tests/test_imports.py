@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "report": {"data", "evaluate", "files", "losses", "methods", "models", "pairing", "recipe", "results", "train"},
     "distillation": {"doctor", "evaluate", "recipe", "train"},
     "study": {"files", "recipe", "results", "world"},
-    "demonstration": {"distillation", "evaluate", "methods", "recipe", "report", "world"},
+    "demonstration": {"distillation", "evaluate", "files", "methods", "recipe", "report", "world"},
     "commands": {
         "chat",
         "convert",

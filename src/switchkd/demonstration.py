@@ -10,6 +10,7 @@ from rich.console import Console
 from switchkd import world
 from switchkd.distillation import distill
 from switchkd.evaluate import evaluate_model
+from switchkd.files import write_together
 from switchkd.methods import SFT
 from switchkd.recipe.schema import Recipe, load_recipe
 from switchkd.report.plot import loss_plot
@@ -65,9 +66,9 @@ def report(results: dict[str, Path], output: Path) -> None:
     """Print the table of accuracies; leave it as Markdown and JSON, and the losses as a plot."""
     comparison = compare(results, difference=("Switch-KD", "SFT"))
     Console(width=None if sys.stdout.isatty() else 100).print(rich_table(comparison))
-    (output / "table.md").write_text(markdown_table(comparison), encoding="utf-8")
-    table = {kind: dict(zip(comparison.columns, row, strict=True)) for kind, row in comparison.rows.items()}
-    (output / "results.json").write_text(json.dumps(table, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    table = {kind: dict(zip(comparison.columns, values, strict=True)) for kind, values in comparison.rows.items()}
+    as_json = json.dumps(table, indent=2, ensure_ascii=False) + "\n"
+    write_together({output / "table.md": markdown_table(comparison), output / "results.json": as_json})
     metrics = {name: next((output / folder).glob("*/metrics.jsonl")) for name, folder in RUNS.items()}
     plot = loss_plot(metrics, output / "loss.html")
     for name, folder in RUNS.items():
@@ -78,13 +79,12 @@ def report(results: dict[str, Path], output: Path) -> None:
 def _claim(output: Path, seed: int) -> None:
     marker = output / "seed"
     if output.is_dir() and any(output.iterdir()):
-        found = marker.read_text().strip() if marker.exists() else "no seed"
-        if found != str(seed):
+        written = marker.read_text().strip() if marker.exists() else "no seed"
+        if written != str(seed):
             raise ValueError(
-                f"{output} is not a demo with seed {seed} (found {found}): choose another --output or remove it"
+                f"{output} is not a demo with seed {seed} (found {written}): choose another --output or remove it"
             )
-    output.mkdir(parents=True, exist_ok=True)
-    marker.write_text(f"{seed}\n")
+    write_together({marker: f"{seed}\n"})
 
 
 def _say(line: str) -> None:

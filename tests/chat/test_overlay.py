@@ -4,11 +4,11 @@ import torch
 from PIL import Image
 
 from switchkd.chat.overlay import COLOURS, SIDE, overlay, relative
-from switchkd.chat.panel import Look
+from switchkd.chat.panel import AttentionMap
 
 
 def look(attention, size=(32, 32)):
-    return Look(Image.new("RGB", size, (0, 200, 0)), torch.tensor(attention))
+    return AttentionMap(Image.new("RGB", size, (0, 200, 0)), torch.tensor(attention))
 
 
 def test_a_spot_gets_its_colour_over_the_grey_of_the_picture():

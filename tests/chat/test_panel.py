@@ -9,7 +9,7 @@ from PIL import Image
 from run_files import write_model
 from transformers import LlavaForConditionalGeneration
 
-from switchkd.chat.panel import Member, seat
+from switchkd.chat.panel import Member, load_models
 from switchkd.data.collate import Collator
 from switchkd.evaluate.attention import attention_maps
 from switchkd.evaluate.generate import answers
@@ -39,18 +39,18 @@ def row(picture, *texts):
 
 
 def test_models_get_the_names_they_are_given(folder, tmp_path):
-    first, second = seat([str(folder), f"again={folder}"])  # a folder with = in its name is a folder
+    first, second = load_models([str(folder), f"again={folder}"])  # a folder with = in its name is a folder
     assert (first.name, second.name) == (str(folder), "again")
     assert isinstance(second.model, LlavaForConditionalGeneration)
     with pytest.raises(ValueError, match="two models are called 'a': give each its own name, NAME=PATH"):
-        seat(["a=x", "a=y"])
+        load_models(["a=x", "a=y"])
     with pytest.raises(ValueError, match="nowhere: no such folder"):
-        seat([f"a={folder}", "b=nowhere"])
+        load_models([f"a={folder}", "b=nowhere"])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_member_answers_as_in_an_evaluation_and_shows_what_it_looked_at(folder, picture, dtype):
-    (member,) = seat([str(folder)])
+    (member,) = load_models([str(folder)])
     member = Member("m", member.model.to(dtype), member.processor)
     content, pixels = picture
     reply = member.ask(content, "What is in the image?", max_new_tokens=5)
@@ -68,6 +68,6 @@ def test_a_member_answers_as_in_an_evaluation_and_shows_what_it_looked_at(folder
 
 
 def test_what_was_not_answered_has_no_look(folder, picture):
-    (member,) = seat([str(folder)])
+    (member,) = load_models([str(folder)])
     with pytest.raises(ValueError, match="empty answer"):
         member.look(picture[0], "What?", "")

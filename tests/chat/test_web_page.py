@@ -147,7 +147,7 @@ def test_the_command_serves_its_models_until_it_is_interrupted(monkeypatch, pict
         seen.append(([member.name for member in page.members], page.max_new_tokens, port))
         return "http://127.0.0.1:7999/"
 
-    monkeypatch.setattr("switchkd.chat.panel.seat", lambda models: [Pretender(name) for name in models])
+    monkeypatch.setattr("switchkd.chat.panel.load_models", lambda models: [Pretender(name) for name in models])
     monkeypatch.setattr("switchkd.commands.ask.Event", Interrupted)
     monkeypatch.setattr(Page, "open", open_page)
     monkeypatch.setattr(Page, "close", lambda page: seen.append("closed"))

@@ -11,7 +11,7 @@ from panels import Blind, Broken, Pretender, bomb, loops_are_closed  # noqa: F40
 from PIL import Image
 
 from switchkd import world
-from switchkd.chat.panel import seat
+from switchkd.chat.panel import load_models
 from switchkd.chat.web_page import Page
 from switchkd.evaluate.generate import answers
 
@@ -57,7 +57,7 @@ def ask(page, picture, question):
 def test_three_models_answer_and_show_where_they_look(browser, serve, picture, tmp_path):
     world.write_student(tmp_path / "student")
     teacher, student = str(world.teacher_path()), str(tmp_path / "student")
-    members = seat([f"teacher={teacher}", f"SFT={student}", f"Switch-KD={student}"])
+    members = load_models([f"teacher={teacher}", f"SFT={student}", f"Switch-KD={student}"])
     address = serve(members)
     content = [{"type": "image", "text": None}, {"type": "text", "text": QUESTION}]
     row = {

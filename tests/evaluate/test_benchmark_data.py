@@ -8,6 +8,7 @@ from pathlib import Path
 
 import datasets
 import pytest
+from shown_diffs import hold
 from ten_rows import TYPED, picture, write
 from tiny import IMAGE_SIZE, tiny_processor
 from tiny_models import tiny_llava
@@ -278,3 +279,7 @@ def test_the_page_says_how_it_is_installed_and_what_results_hold():
         (row,) = [line for line in page.splitlines() if re.match(rf"\| .*`{benchmark.name}`.* \|", line)]
         written = row.replace("`A` to `D`", "`A`, `B`, `C`, `D`")
         assert [column for column in benchmark.columns if f"`{column}`" not in written] == []
+
+
+def test_the_page_shows_all_of_a_benchmark():
+    hold("benchmarks.md", "src/switchkd/evaluate/benchmarks/ai2d.py")

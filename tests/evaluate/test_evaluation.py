@@ -81,7 +81,7 @@ def test_a_system_message_stays_before_every_question(data):
 
 def test_an_answer_does_not_depend_on_what_shares_its_batch(data, model, processor):
     rows = load_rows(data)
-    conversations = [prompt(rows[question.row], question.turn) for question in questions(rows)]
+    conversations = [prompt(rows[question.sample], question.turn) for question in questions(rows)]
     together = answers(model, processor, conversations, max_new_tokens=12)
     alone = [answers(model, processor, [one], max_new_tokens=12)[0] for one in conversations]
     assert together == alone

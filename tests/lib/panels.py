@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from switchkd.chat.panel import Look, Reply
+from switchkd.chat.panel import AttentionMap, Reply
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Pretender:
 
     def look(self, image, question, answer):
         self.asked.append((image, question, answer))
-        return Look(Image.new("RGB", (32, 32)), torch.tensor(self.attention))
+        return AttentionMap(Image.new("RGB", (32, 32)), torch.tensor(self.attention))
 
 
 class Broken(Pretender):

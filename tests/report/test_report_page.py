@@ -163,7 +163,7 @@ def test_a_study_is_a_table_with_intervals(tmp_path):
     assert "KD 51.0 +6.0 51.0 +6.0" in text
     assert "<b>+6.0</b>" in page
     assert "<b>−1.0</b>" not in page  # its interval holds 0
-    forest = next(figure for figure in drawn(page).values() if "ticktext" in figure["layout"]["yaxis"])
+    forest = next(figure for figure in drawn(page).values() if "ticktext" in figure["layout"].get("yaxis", {}))
     assert forest["layout"]["yaxis"]["ticktext"] == ["other", "KD"]
     dots = [trace["x"] for trace in forest["data"] if trace["name"] == "KD"]
     assert dots == [[5.0, 7.0], [6.0]]
@@ -184,13 +184,15 @@ def test_arms_with_a_baseline_of_their_own_are_held_against_it_everywhere(tmp_pa
     assert "but of a method that is against another, to that one" in text
     assert "difference to what each is compared with" in text
     # their costs are 1.5 and 2 times what they are compared with, so 1.5 and 3 times the study's baseline
-    points = [f for f in drawn(page).values() if "cost" in f["layout"]["xaxis"].get("title", {}).get("text", "")]
+    points = [
+        f for f in drawn(page).values() if "cost" in f["layout"].get("xaxis", {}).get("title", {}).get("text", "")
+    ]
     assert {trace["name"]: trace["x"] for trace in points[0]["data"]} == {
         "Switch-KD": [1.0],
         small: [1.5],
         distilled: [3.0],
     }
-    forest = next(figure for figure in drawn(page).values() if "ticktext" in figure["layout"]["yaxis"])
+    forest = next(figure for figure in drawn(page).values() if "ticktext" in figure["layout"].get("yaxis", {}))
     assert forest["layout"]["yaxis"]["ticktext"] == [small, "student of 1 layer,<br>Switch-KD"]
     assert [trace["x"] for trace in forest["data"] if trace["name"] == distilled] == [[11.0, 13.0], [12.0]]
 

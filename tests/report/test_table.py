@@ -99,7 +99,7 @@ def test_results_on_other_questions_are_not_compared(write):
     [
         ("{", "cannot be read as results"),
         ("[]", "holds no results"),
-        ('{"kinds": {}}', "accuracy_percent, data_fingerprint"),
+        ('{"kinds": {}}', "accuracy_percent, data, data_fingerprint"),
     ],
 )
 def test_a_file_that_holds_no_results_is_named(tmp_path, text, message):

@@ -1,1 +1,1 @@
-"""Talking with models: in the terminal, and several beside each other on a page in the browser."""
+"""Talking with models: in the terminal, and several side by side on a page in the browser."""

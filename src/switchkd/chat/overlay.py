@@ -4,23 +4,23 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from switchkd.chat.panel import Look
+from switchkd.chat.panel import AttentionMap
 
 #: Length in pixels of the longer side of what is drawn.
 SIDE = 448
-#: From no attention to the most. They differ in lightness, so that they are told apart without seeing red or green.
+#: From no attention to the most. They differ in lightness, so that they can be distinguished without seeing red or green.
 COLOURS = ((13, 8, 135), (126, 3, 168), (204, 71, 120), (248, 149, 64), (240, 249, 33))
 #: How much of the colour is laid over the picture: where there is no attention, and where there is the most.
 OPACITY = (0.35, 0.75)
 
 
-def relative(look: Look) -> Float[np.ndarray, "rows columns"]:
+def relative(look: AttentionMap) -> Float[np.ndarray, "height width"]:
     """Attention in multiples of what each visual token of the picture had if all had the same."""
     weights = look.attention.float().numpy()
     return weights / weights.mean()
 
 
-def overlay(look: Look, most: float) -> Image.Image:
+def overlay(look: AttentionMap, most: float) -> Image.Image:
     """The picture in grey under its attention in colour.
 
     `most` is what `relative` is at the end of the colours: the same number for all pictures that are compared.

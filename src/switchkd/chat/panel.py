@@ -1,4 +1,4 @@
-"""Several models before one picture and one question: what each says, how long it takes, and where it looks."""
+"""Several models asked one question about one picture: the answers, how long they take, and where each model looks."""
 
 import time
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from switchkd.models import Pathway
 
 @dataclass(frozen=True)
 class Reply:
-    """What a model said, and after how many seconds. `truncated`: it had not finished."""
+    """A model's answer, and after how many seconds. `truncated`: it had not finished."""
 
     text: str
     truncated: bool
@@ -29,11 +29,11 @@ class Reply:
 
 
 @dataclass(frozen=True)
-class Look:
+class AttentionMap:
     """The picture as the model received it, and how much of the answer's attention each of its visual tokens got."""
 
     picture: Image.Image
-    attention: Float[Tensor, "rows columns"]
+    attention: Float[Tensor, "height width"]
 
 
 @dataclass(frozen=True)
@@ -51,26 +51,26 @@ class Member:
             SampleError: what cannot be asked.
         """
         begin = time.perf_counter()
-        (answer,) = answers(self.model, self.processor, [_row(image, question)], max_new_tokens=max_new_tokens)
+        (answer,) = answers(self.model, self.processor, [_sample(image, question)], max_new_tokens=max_new_tokens)
         return Reply(answer.text, answer.truncated, time.perf_counter() - begin)
 
-    def look(self, image: bytes, question: str, answer: str) -> Look:
+    def look(self, image: bytes, question: str, answer: str) -> AttentionMap:
         """Where the model looks while it says `answer`.
 
         Raises:
             ValueError: for an empty answer, and for models whose visual tokens are no grid.
         """
         reader = Reader(self.processor)
-        inputs = reader.inputs([reader.encode(_row(image, question, answer))])
+        inputs = reader.inputs([reader.encode(_sample(image, question, answer))])
         pixels = inputs.media["image"]["pixel_values"]
         images = {k: v.to(self.model.dtype) if v.is_floating_point() else v for k, v in inputs.media["image"].items()}
         inputs = inputs._replace(media={"image": images}).to(self.model.device)
         (attention,) = attention_maps(Pathway(self.model), inputs)
         processor: Any = self.processor
-        return Look(_picture(pixels[0].float(), processor.image_processor), attention.cpu())
+        return AttentionMap(_picture(pixels[0].float(), processor.image_processor), attention.cpu())
 
 
-def seat(models: Sequence[str]) -> list[Member]:
+def load_models(models: Sequence[str]) -> list[Member]:
     """Load models that are written as PATH or NAME=PATH, and ask each a first question.
 
     The first question takes longer than those after it: asked by a user, it would make the first model look slow.
@@ -79,15 +79,15 @@ def seat(models: Sequence[str]) -> list[Member]:
         ValueError: a model that cannot be used, or a name that is there twice.
         OSError: there is no such model on the hub.
     """
-    named: dict[str, str] = {}
+    paths: dict[str, str] = {}
     for text in models:
         name, equals, path = text.partition("=")
         if not equals or Path(text).is_dir():
             name, path = text, text
-        if name in named:
+        if name in paths:
             raise ValueError(f"two models are called {name!r}: give each its own name, NAME=PATH")
-        named[name] = path
-    members = [Member(name, *load(path)) for name, path in named.items()]
+        paths[name] = path
+    members = [Member(name, *load(path)) for name, path in paths.items()]
     blank = BytesIO()
     Image.new("RGB", (224, 224)).save(blank, format="PNG")
     for member in members:
@@ -95,9 +95,9 @@ def seat(models: Sequence[str]) -> list[Member]:
     return members
 
 
-def _row(image: bytes, question: str, answer: str | None = None) -> dict[str, Any]:
-    asked = [{"type": "image", "text": None}, {"type": "text", "text": question}]
-    messages: list[dict[str, Any]] = [{"role": "user", "content": asked}]
+def _sample(image: bytes, question: str, answer: str | None = None) -> dict[str, Any]:
+    content = [{"type": "image", "text": None}, {"type": "text", "text": question}]
+    messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
     if answer is not None:
         messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
     return {"id": "chat", "images": [{"bytes": image, "path": None}], "messages": messages}

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, cast
 
 from switchkd.chat.overlay import COLOURS, overlay, relative
-from switchkd.chat.panel import Look, Member, Reply
+from switchkd.chat.panel import AttentionMap, Member, Reply
 from switchkd.data.errors import SampleError
 from switchkd.data.images import open_image
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported: it would report home
-# gradio names uploads by their content: the page of another process that shows the same picture would delete ours when it ends
+# gradio names uploads by their content: the page of another process that shows the same picture would delete this page's when it ends
 os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="switchkd-chat-")
 atexit.register(shutil.rmtree, os.environ["GRADIO_TEMP_DIR"], ignore_errors=True)
 try:
@@ -119,7 +119,7 @@ class Page:
                 yield {card.note: ""} | self._fail(problems, f"{member.name}: {_message(error)}")
             else:
                 yield {card.answer: reply.text, card.note: _took(reply)}
-        looks: dict[int, Look] = {}
+        looks: dict[int, AttentionMap] = {}
         for number, reply in replies.items():
             try:
                 looks[number] = self.members[number].look(content, question, reply.text)
@@ -130,7 +130,10 @@ class Page:
             changes: dict[Any, Any] = {self.scale: _SCALE.format(most=most)}
             for number, look in looks.items():
                 card = self.cards[number]
-                changes |= {card.overlay: overlay(look, most), card.note: f"{_took(replies[number])} {_found(look)}"}
+                changes |= {
+                    card.overlay: overlay(look, most),
+                    card.note: f"{_took(replies[number])} {_attention_text(look)}",
+                }
             yield changes
 
     def _begin(self) -> dict[Any, Any]:
@@ -167,7 +170,7 @@ class Page:
             pwa=False,
             ssr_mode=False,
             max_file_size="100mb",
-            # the fonts of this computer: gradio's own themes fetch theirs
+            # the fonts of this computer: gradio's themes fetch fonts
             theme=gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
             css=_CSS,
         )
@@ -196,7 +199,7 @@ def _took(reply: Reply) -> str:
     return f"{reply.seconds:.2f} s{', cut before its end' if reply.truncated else ''}."
 
 
-def _found(look: Look) -> str:
+def _attention_text(look: AttentionMap) -> str:
     """Where a model looked, in numbers."""
     return (
         f"{float(look.attention.sum()):.0%} of its attention is on the picture; "

@@ -61,10 +61,12 @@ class Chat(Verb):
 
     def _serve(self) -> int:
         """Show the page until Ctrl-C."""
-        from switchkd.chat.panel import seat
+        from switchkd.chat.panel import load_models
         from switchkd.chat.web_page import Page
 
-        page = Page(seat(self.models), max_new_tokens=self.max_new_tokens, picture=self.image, question=self.question)
+        page = Page(
+            load_models(self.models), max_new_tokens=self.max_new_tokens, picture=self.image, question=self.question
+        )
         say(f"{page.open(self.port)} (Ctrl-C ends)")
         try:
             Event().wait()

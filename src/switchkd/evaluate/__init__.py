@@ -1,4 +1,4 @@
-"""Scoring a model on a data set: questions.py → generate.py → score.py → results.py, put together in evaluation.py."""
+"""Scoring a model on a data set: questions.py → generate.py → results/score.py, put together in evaluation.py."""
 
 from switchkd.evaluate.evaluation import evaluate_model
 from switchkd.results.question_results import Prediction, Results

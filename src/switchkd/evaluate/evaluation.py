@@ -28,33 +28,33 @@ def evaluate_model(
     max_new_tokens: int = 64,
     output: Path | None = None,
 ) -> Results:
-    """Exact match of `model` on every question of `data`, greedily decoded, per kind where the rows name one.
+    """Exact match of `model` on every question of `data`, greedily decoded, per kind where the samples name one.
 
-    Each question is asked alone with all images of its row: no earlier question or answer is shown.
+    Each question is asked alone with all images of its sample: no earlier question or answer is shown.
 
     Args:
         model: a checkpoint directory, a hub name, or a model in memory (then give its `processor`).
-        data: anything `data.sources.load_rows` reads.
+        data: anything `data.formats.load_rows` reads.
         processor: by default the one saved with the model.
         image_root: where image paths start; by default the folder of `data`.
         batch_size: questions at a time.
         max_new_tokens: an answer is cut after so many, and counted as truncated.
-        output: where to write the results JSON; the predictions go beside it.
+        output: where to write the results JSON; the predictions get a file of the same name, `.predictions.jsonl`.
 
     Raises:
-        ValueError: data that cannot be used, in whole or in one row; a model that cannot be used. Whatever a generation
+        ValueError: data that cannot be used, in whole or in one sample; a model that cannot be used. Whatever a generation
             raises is passed on: an evaluation is complete or fails.
     """
     if batch_size < 1 or max_new_tokens < 1:
         raise ValueError(f"batch_size and max_new_tokens must be at least 1, got {batch_size} and {max_new_tokens}")
     if output is not None and Path(output).suffix != ".json":
         raise ValueError(f"{output}: results are written as JSON, so the name must end in .json")
-    rows = load_rows(data, image_root)
-    asked = questions(rows)
+    samples = load_rows(data, image_root)
+    asked = questions(samples)
     loaded, processor, name = given_or_loaded(model, processor)
     images: Any = processor.image_processor
     begin = time.perf_counter()
-    given = _ask(loaded, processor, rows, asked, batch_size, max_new_tokens)
+    given = _ask(loaded, processor, samples, asked, batch_size, max_new_tokens)
     seconds = time.perf_counter() - begin
     predictions = tuple(
         Prediction(q.id, q.kind, q.text, q.expected, a.text, is_right(q.expected, a.text), a.truncated)
@@ -67,8 +67,8 @@ def evaluate_model(
     results = Results(
         model=name,
         data=str(data),
-        data_fingerprint=fingerprint(rows),
-        rows=len(rows),
+        data_fingerprint=fingerprint(samples),
+        rows=len(samples),
         questions=total.questions,
         right=total.right,
         accuracy_percent=total.accuracy_percent,
@@ -94,7 +94,7 @@ def evaluate_model(
 def _ask(
     model: PreTrainedModel,
     processor: ProcessorMixin,
-    rows: Dataset,
+    samples: Dataset,
     asked: list[Question],
     batch_size: int,
     max_new_tokens: int,
@@ -102,7 +102,7 @@ def _ask(
     batches: list[list[Question]] = [asked[i : i + batch_size] for i in range(0, len(asked), batch_size)]
     given: list[Answer] = []
     for batch in with_progress(batches, "Asking"):
-        conversations: list[dict[str, Any]] = [prompt(rows[question.row], question.turn) for question in batch]
+        conversations: list[dict[str, Any]] = [prompt(samples[question.sample], question.turn) for question in batch]
         given += answers(model, processor, conversations, max_new_tokens=max_new_tokens)
     if len(given) != len(asked):
         raise RuntimeError(f"{len(asked)} questions were asked and {len(given)} answers came back")

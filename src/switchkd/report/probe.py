@@ -44,13 +44,13 @@ _log = logging.getLogger(__name__)
 class Asked:
     """The test questions of a report, read once for all its runs."""
 
-    rows: Dataset
+    samples: Dataset
     questions: dict[str, Question]
 
     def sample(self, name: str, *, answered: bool = True) -> dict[str, Any]:
         """The question alone with its images, and the expected answer behind it."""
         question = self.questions[name]
-        sample = prompt(self.rows[question.row], question.turn)
+        sample = prompt(self.samples[question.sample], question.turn)
         answer = {"role": "assistant", "content": [{"type": "text", "text": question.expected}]}
         return {**sample, "id": name, "messages": [*sample["messages"], answer] if answered else sample["messages"]}
 
@@ -61,8 +61,8 @@ def read_questions(data: str | Path, image_root: str | Path | None = None) -> As
     Raises:
         DataError: if it cannot be read.
     """
-    rows = load_rows(data, image_root)
-    return Asked(rows, {question.id: question for question in questions(rows)})
+    samples = load_rows(data, image_root)
+    return Asked(samples, {question.id: question for question in questions(samples)})
 
 
 def spread(asked: Mapping[str, Question], count: int) -> list[str]:
@@ -83,7 +83,7 @@ def pictures(asked: Asked, names: Sequence[str]) -> dict[str, bytes]:
     """Question → its first image, small, as PNG; without those that have none."""
     pngs = {}
     for name in names:
-        if name in asked.questions and (images := asked.rows[asked.questions[name].row]["images"]):
+        if name in asked.questions and (images := asked.samples[asked.questions[name].sample]["images"]):
             image = open_image(images[0]).convert("RGB")
             image.thumbnail((SIDE, SIDE))
             file = io.BytesIO()

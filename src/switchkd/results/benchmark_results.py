@@ -42,7 +42,7 @@ class BenchmarkResult:
     unparsable: int | None
     #: Everything that the task measures, by lmms-eval's names, as it gives them.
     metrics: dict[str, float]
-    #: The prompt of the first row, and the settings that it came from.
+    #: The prompt of the first sample, and the settings that it came from.
     prompt: str
     prompt_settings: dict[str, Any]
     max_new_tokens: int
@@ -61,7 +61,7 @@ class BenchmarkResults:
     benchmarks: dict[str, BenchmarkResult]
     #: The mean of the ten percentages, whatever else was asked; None where not all ten were.
     average: float | None
-    #: Whether every benchmark had as many rows as its published split: only then can the figures be compared with published ones.
+    #: Whether every benchmark had as many samples as its published split: only then can the figures be compared with published ones.
     complete: bool
     generation: dict[str, Any]
     #: Pillow and torchvision resize differently, so the backend belongs to the result.

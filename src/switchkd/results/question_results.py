@@ -64,7 +64,7 @@ class Results:
         return percentages | {"all questions": self.accuracy_percent}
 
     def save(self, path: str | Path) -> None:
-        """Write `NAME.json`, and the predictions beside it as `NAME.predictions.jsonl`; both or none.
+        """Write `NAME.json`, and the predictions as `NAME.predictions.jsonl`; both or none.
 
         Raises:
             ValueError: if the name does not end in `.json`.

@@ -14,7 +14,7 @@ Outcome = dict[str, dict[str, tuple[int, int]]]
 
 @dataclass(frozen=True)
 class CellRecord:
-    """What one finished cell took: `SEED.json` beside its folder."""
+    """What one finished cell took: `SEED.json` next to its folder."""
 
     arm: str
     seed: int

@@ -1,8 +1,16 @@
 """The model card of a student: what it was distilled from, how, and how well it does."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from switchkd.files import write_together
+
+_TASK = "image-text-to-text"
 
 
 def model_card(
@@ -14,14 +22,29 @@ def model_card(
     data: list[str],
     mismatches: Sequence[str] = (),
 ) -> str:
-    """README.md of a checkpoint, in the form the Hugging Face hub reads; `mismatches`: in what student and teacher differ."""
+    """README.md of a checkpoint, in the form the Hugging Face hub reads.
+
+    Args:
+        recipe_yaml: the resolved recipe.
+        student: the folder or hub name that training started from. Its licence is the card's, where its own card names one.
+        teacher: the folder or hub name of the teacher, if there is one.
+        methods: names of the methods, stage by stage.
+        data: what it was trained on.
+        mismatches: in what student and teacher differ.
+    """
+    metadata = ModelCardData(
+        library_name="transformers",
+        pipeline_tag=_TASK,
+        tags=["switchkd", "knowledge-distillation"],
+        base_model=[path for path in (student, teacher) if path and _on_the_hub(path)] or None,
+        datasets=[path for path in data if _on_the_hub(path)] or None,
+        license=_license(Path(student)),
+    )
     differ = "".join(f"\n- {line}" for line in mismatches)
     differ = f"\n## Where student and teacher differ\n{differ}\n" if differ else ""
     origin = f"distilled from [{teacher}] " if teacher else "trained "
     return f"""---
-library_name: transformers
-pipeline_tag: image-text-to-text
-tags: [switchkd, knowledge-distillation]
+{metadata.to_yaml()}
 ---
 
 # {Path(student).name}, {origin}with {" → ".join(methods)}
@@ -51,23 +74,47 @@ def add_results(
     data: str,
     baseline: tuple[str, Mapping[str, float]] | None = None,
 ) -> None:
-    """Write a table of exact-match accuracies, in percent, into the model card in `directory`, in place of one that is there.
+    """Write exact-match accuracies, in percent, into the model card in `directory`, as a table and as metadata.
 
-    `baseline` is another model's name and its accuracies on the same questions: the table then has their difference, in points.
+    Args:
+        directory: of the student. Results that its card has are replaced.
+        accuracy: kind of question → percent.
+        data: what was asked.
+        baseline: another model's name and its accuracies on the same questions: the table then has their difference, in points.
     """
-    card = Path(directory) / "README.md"
+    file = Path(directory) / "README.md"
     name, base = baseline or ("", {})
     head = f" points over {_text(name)} |" if baseline else ""
-    rows = "\n".join(
+    lines = "\n".join(
         f"| {_text(kind)} | {value:.1f} |"
         + (f" {value - base[kind]:+.1f} |" if kind in base else " – |" * bool(baseline))
         for kind, value in accuracy.items()
     )
-    text = card.read_text(encoding="utf-8").split("\n## Results\n")[0]
-    table = f"| kind | accuracy |{head}\n|---|---:|{'---:|' * bool(baseline)}\n{rows}\n"
-    card.write_text(
-        f"{text}\n## Results\n\nExact match in percent on `{json.dumps(data)[1:-1]}`:\n\n{table}", encoding="utf-8"
-    )
+    table = f"| kind | accuracy |{head}\n|---|---:|{'---:|' * bool(baseline)}\n{lines}\n"
+    card = ModelCard(file.read_text(encoding="utf-8"))
+    card.text = card.text.split("\n## Results\n")[0]
+    card.text += f"\n## Results\n\nExact match in percent on `{json.dumps(data)[1:-1]}`:\n\n{table}"
+    metadata: Any = card.data  # its hints know no field of a model's card
+    metadata.model_name = Path(directory).resolve().parent.name
+    metadata.eval_results = [
+        EvalResult(_TASK, data, Path(data).name, "exact_match", round(value, 2), metric_name=kind)
+        for kind, value in accuracy.items()
+    ]
+    write_together({file: str(card)})
+
+
+def _on_the_hub(path: str) -> bool:
+    """Whether it is a name on the hub (OWNER/NAME) and no path of this machine."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", path) is not None and not path.startswith(".") and not Path(path).exists()
+
+
+def _license(model: Path) -> str | None:
+    """What the model's own card says, where it is a folder with one."""
+    card = model / "README.md"
+    if not card.is_file():
+        return None
+    metadata: Any = ModelCard(card.read_text(encoding="utf-8"), ignore_metadata_errors=True).data
+    return None if metadata.license is None else str(metadata.license)
 
 
 def _text(name: str) -> str:

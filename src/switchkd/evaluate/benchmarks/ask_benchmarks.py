@@ -64,7 +64,7 @@ def evaluate_benchmarks(
         processor: by default the one saved with the model.
         batch_size: questions at a time.
         max_new_tokens: an answer is cut after so many, and counted as truncated; by default what each benchmark's task says.
-        output: where to write the results JSON; the answers go beside it.
+        output: where to write the results JSON; the answers get a file of the same name, `.answers.jsonl`.
 
     Raises:
         ValueError: data that cannot be used, in whole or in one sample; a model that cannot be used.
@@ -193,7 +193,7 @@ def _scored(task: "Task", model: "Model") -> dict[str, float]:
         )
     logger.debug("%s", printed.getvalue())
     if task.scored != len(task.samples) * len(task.filters):
-        raise RuntimeError(f"{task.benchmark.title}: {len(task.samples)} rows, but lmms-eval scored {task.scored}")
+        raise RuntimeError(f"{task.benchmark.title}: {len(task.samples)} samples, but lmms-eval scored {task.scored}")
     values: dict[str, Any] = everything["results"][task.benchmark.name]
     # lmms-eval names its figures METRIC,FILTER, and also lists, as empty, what the task returns but does not measure.
     names = {f"{metric},{name}": metric for metric in task.aggregation() for name in task.filters}

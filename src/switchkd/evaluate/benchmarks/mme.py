@@ -34,7 +34,7 @@ def check_all(columns: Columns) -> str | None:
         if count != 2:
             return f"question_id {question!a} of category {category} has {count} rows, and MME counts pairs of 2"
     if not max_score(columns):
-        return f"there is no perception category ({', '.join(PERCEPTION)}), and MME's score is theirs"
+        return f"there is no perception category ({', '.join(PERCEPTION)}), over which MME's score is"
     return None
 
 

@@ -1,6 +1,6 @@
 """TextVQA, validation split: soft accuracy, as in VQAv2.
 
-The prompt names the OCR tokens of the row, as in the LLaVA line of models (whose published figures are about five points higher with
+The prompt names the OCR tokens of the sample, as in the LLaVA line of models (whose published figures are about five points higher with
 them than without). lmms-eval's default is without.
 """
 

@@ -1,14 +1,14 @@
 """VQAv2, validation split (test-dev is scored by the official server only): soft accuracy.
 
-An answer earns min(n/3, 1) for the n people who gave it, averaged over leaving one person out. People are told apart by `answer_id`:
-without it a unanimous right answer would score 0, so rows need it.
+An answer earns min(n/3, 1) for the n people who gave it, averaged over leaving one person out. People are distinguished by `answer_id`:
+without it a unanimous right answer would score 0, so samples need it.
 """
 
 from switchkd.evaluate.benchmarks.benchmark import Benchmark, Doc, check_question, is_text
 
 
 def check(doc: Doc) -> str | None:
-    """Whether people answered, and can be told apart."""
+    """Whether people answered, and can be distinguished."""
     if problem := check_question(doc):
         return problem
     answers = doc["answers"]

@@ -1,0 +1,56 @@
+"""Files and folders are complete or not there at all."""
+
+import pytest
+
+from switchkd.files import replace_folder, write_together
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_files_are_written_all_or_none(tmp_path):
+    write_together({tmp_path / "new" / "a": "1", tmp_path / "b": "half \ud83d"})
+    assert (tmp_path / "new" / "a").read_text() == "1"
+    assert (tmp_path / "b").read_text() == "half \\ud83d"
+    with pytest.raises(UnicodeEncodeError):
+        write_together({tmp_path / "new" / "a": "2", tmp_path / "b": "\ud83d"}, errors="strict")
+    assert (tmp_path / "new" / "a").read_text() == "1"
+    assert (names(tmp_path), names(tmp_path / "new")) == (["b", "new"], ["a"])
+
+
+def test_a_folder_takes_the_place_of_the_one_before_it_when_it_is_complete(tmp_path):
+    target = tmp_path / "out" / "student"
+    for text in ("old", "new"):
+        with replace_folder(target) as folder:
+            (folder / "deep").mkdir()
+            (folder / "deep" / text).write_text(text)
+            assert not target.exists() or names(target / "deep") == ["old"]
+    assert names(target / "deep") == ["new"]
+    assert names(target.parent) == ["student"]
+
+
+def test_a_folder_that_was_not_finished_leaves_what_was_there(tmp_path):
+    target = tmp_path / "student"
+    target.mkdir()
+    (target / "old").touch()
+
+    def fail():
+        with replace_folder(target) as folder:
+            (folder / "new").touch()
+            raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="the disk is full"):
+        fail()
+    assert (names(tmp_path), names(target)) == (["student"], ["old"])
+
+
+def test_what_a_killed_process_left_is_cleared_or_restored(tmp_path):
+    for leftover in (".student.partial", ".student.previous"):
+        (tmp_path / leftover).mkdir()
+        (tmp_path / leftover / "file").touch()
+    with replace_folder(tmp_path / "student") as folder:
+        assert names(folder) == []
+        assert names(tmp_path / "student") == ["file"]  # killed between moving the old one away and the new one in
+    assert names(tmp_path) == ["student"]
+    assert names(tmp_path / "student") == []
