@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import sys
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,8 @@ from run_files import write_run
 from switchkd import cli
 from switchkd.study import load_study, run_study
 from switchkd.study.plan import cells
+
+driver = sys.modules["switchkd.study.run_study"]  # as an attribute of the package it is the function of that name
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +69,7 @@ def test_what_is_finished_is_not_run_again(finished, monkeypatch):
         assert list(jobs) == []
         return iter(())
 
-    monkeypatch.setattr("switchkd.study.run_study.run_jobs", no_jobs)
+    monkeypatch.setattr(driver, "run_jobs", no_jobs)
     assert run_study(study, steps) == rows
 
 
@@ -80,7 +83,7 @@ def test_studies_can_share_cells(finished, tmp_path, monkeypatch):
     study, steps, rows = finished
     alone = {"SFT": study.arms["SFT"]}
     other = replace(study, arms=alone, output=str(tmp_path / "other"), shared_with=study.output)
-    monkeypatch.setattr("switchkd.study.run_study.run_jobs", lambda jobs, **_: iter(jobs))  # there is none
+    monkeypatch.setattr(driver, "run_jobs", lambda jobs, **_: iter(jobs))  # there is none
     assert run_study(other, steps) == rows[:1]
     (cell,) = json.loads((tmp_path / "other" / "study.json").read_text())["cells"]
     assert (tmp_path / "other" / cell["folder"] / "results.json").exists()
