@@ -7,13 +7,13 @@ from typing import get_args
 
 import pytest
 from shown_diffs import hold
+from switchkd.types import Need
 
 from switchkd.methods import METHODS
 from switchkd.results import StudyResults
 from switchkd.study.figure import figure
 from switchkd.study.study_table import markdown_kinds, markdown_table
 from switchkd.study.summary import title
-from switchkd.types import Need
 from switchkd.world import KINDS
 from switchkd.world.scenes import DIFFICULTIES, THINGS
 

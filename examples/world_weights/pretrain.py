@@ -22,6 +22,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from switchkd.types import answer_positions, answer_targets
 from torch import Tensor, nn
 from transformers import (
     LlavaConfig,
@@ -42,7 +43,6 @@ from examples.world_weights.models import (
     train_tokenizer,
 )
 from examples.world_weights.packing import Packer, Sample, batches, patch_labels, pixels
-from switchkd.types import answer_positions, answer_targets
 from switchkd.world.question_kinds import KINDS, Question, UnaskableError
 from switchkd.world.scenes import COLOURS, COLUMNS, DIGITS, GRID, ROWS, SHAPES, SIZES, Scene
 from switchkd.world.write import samples

@@ -51,7 +51,8 @@ class Inputs(NamedTuple):
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Inputs":
         """The same on `device`."""
-        return _mapped(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        moved: Inputs = _mapped(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return moved
 
 
 class Aligned(NamedTuple):

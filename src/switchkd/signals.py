@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -87,19 +87,20 @@ class Compared:
     ids: Int[Tensor, " vocab"] | None = None
 
 
-class Place(Protocol):
-    """A place inside both models: `models.capture` has them."""
+class Place:
+    """A place inside both models: `models.capture` has them. Equal places are one."""
 
     #: What the last two axes of a sample's tensor count.
-    axes: ClassVar[tuple[str, str]]
+    axes: ClassVar[tuple[str, str]] = ("tokens", "channels")
 
 
 @dataclass(frozen=True)
 class Activations:
     """What a student and a teacher make of every sample on their way to the answers, as far as the method asks for it."""
 
-    student: Mapping[Place, list[Float[Tensor, "..."]]]
-    teacher: Mapping[Place, list[Float[Tensor, "..."]]]
+    #: Place (a `Site`) → one tensor for each sample.
+    student: Mapping[Any, list[Float[Tensor, "..."]]]
+    teacher: Mapping[Any, list[Float[Tensor, "..."]]]
     #: From hidden states to logits of the ids that are compared: the same ids in both models, and no padding.
     student_head: Head
     teacher_head: Head

@@ -17,7 +17,8 @@ OPACITY = (0.35, 0.75)
 def relative(look: AttentionMap) -> Float[np.ndarray, "height width"]:
     """Attention in multiples of what each visual token of the picture had if all had the same."""
     weights = look.attention.float().numpy()
-    return weights / weights.mean()
+    multiples: Float[np.ndarray, "height width"] = weights / weights.mean()
+    return multiples
 
 
 def overlay(look: AttentionMap, most: float) -> Image.Image:

@@ -87,9 +87,9 @@ def _signals(method: Method, learner: Float[Tensor, "1 vocab"], teacher: Float[T
     identity, first = Head(torch.eye(_VOCABULARY)), torch.zeros(1, dtype=torch.long)
     student = FromHidden(learner, identity)
     compared = Compared(FromHidden(teacher, identity), _VOCABULARY, first, student)
-    inside = [
+    inside, of_teacher = (
         {site: [x[None, :, :1] if site.axes == ("queries", "keys") else x] for site in method.sites}
         for x in (learner, teacher)
-    ]
-    activations = Activations(*inside, identity, identity, ("known",))
+    )
+    activations = Activations(inside, of_teacher, identity, identity, ("known",))
     return Signals(student, first, first, ("known",), {TEACHER: compared}, {TEACHER: activations})

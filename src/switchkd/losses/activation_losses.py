@@ -1,4 +1,4 @@
-"""Losses between what is inside two models, for one row of a batch at a time: one value, a mean over what the row has."""
+"""Losses between what is inside two models, for one sample at a time: one value, a mean over what the sample has."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from switchkd.losses.checks import at_least_float32
 from switchkd.signals import Head
 
-#: From the logits of student and teacher at the positions of one row to one value, or several.
+#: From the logits of student and teacher at the positions of one sample to one value, or several.
 LogitLoss = Callable[[Float[Tensor, "n vocab"], Float[Tensor, "n vocab"]], Float[Tensor, "..."]]
 
 
@@ -22,8 +22,8 @@ def squared_error(
     """
     if student.numel() == 0:
         return student.sum()
-    ours, theirs = (at_least_float32(x.flatten(0, -2)) for x in (student, teacher))
-    return (ours - theirs).square().mean()
+    difference = at_least_float32(student.flatten(0, -2)) - at_least_float32(teacher.flatten(0, -2))
+    return difference.square().mean()
 
 
 def relation(student: Float[Tensor, "n _"], teacher: Float[Tensor, "n _"]) -> Float[Tensor, ""]:
@@ -40,8 +40,9 @@ def relation(student: Float[Tensor, "n _"], teacher: Float[Tensor, "n _"]) -> Fl
             f"the relation is between as many tokens of both and a teacher that is fixed, got {len(student)} and {len(teacher)} tokens, "
             f"and a teacher that requires grad: {teacher.requires_grad}"
         )
-    ours, theirs = (at_least_float32(y) @ at_least_float32(y).T for y in (student, teacher))
-    return 1 - (ours * theirs).sum() / (ours.norm() * theirs.norm())
+    student_r, teacher_r = (at_least_float32(y) @ at_least_float32(y).T for y in (student, teacher))
+    cosine: Tensor = (student_r * teacher_r).sum() / (student_r.norm() * teacher_r.norm())
+    return 1 - cosine
 
 
 def of_logits(
@@ -51,9 +52,9 @@ def of_logits(
     teacher: Float[Tensor, "n teacher_hidden"],
     teacher_head: Head,
 ) -> Float[Tensor, "..."]:
-    """`loss` of the logits of one row, from hidden states after the final norm.
+    """`loss` of the logits of one sample, from hidden states after the final norm.
 
-    The logits are there while it is computed and, once more, while its gradient is: never those of all rows, nor between the passes.
+    The logits are there while it is computed and, once more, while its gradient is: never those of all samples, nor between the passes.
     """
 
     def recomputed(hidden: Float[Tensor, "n hidden"]) -> Float[Tensor, "..."]:

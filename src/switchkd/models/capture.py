@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -15,6 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from switchkd.batch import Inputs
+from switchkd.signals import Place
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -56,11 +58,9 @@ class Capture:
 
 
 @dataclass(frozen=True)
-class Site(ABC):
+class Site(Place, ABC):
     """A place inside a model. Equal sites are one place: methods name them in `needs`."""
 
-    #: What the last two axes of a sample's tensor count.
-    axes: ClassVar[tuple[str, str]] = ("tokens", "channels")
     #: Whether attention weights must be kept, which eager attention alone does.
     eager_attention: ClassVar[bool] = False
 
@@ -222,11 +222,7 @@ def capture(
 ) -> Iterator[Capture]:
     """Note what one `Pathway.say` makes at some places, around that call; without any, nothing is hooked and nothing kept."""
     captured = Capture(pathway, inputs, features)
-    handles = [
-        handle
-        for site in sites
-        for handle in site.hook(pathway, lambda value, s=site: captured.noted.update({s: value}))
-    ]
+    handles = [handle for site in sites for handle in site.hook(pathway, partial(captured.noted.__setitem__, site))]
     try:
         yield captured
     finally:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, distributed, nn
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
-from transformers.utils import is_flash_attn_2_available
+from transformers.utils.import_utils import is_flash_attn_2_available
 
 from switchkd.batch import Inputs, Media
 from switchkd.models.families import family_of

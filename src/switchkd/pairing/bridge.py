@@ -76,7 +76,8 @@ class Bridge(nn.Module):
         self.fitted = True
         residual = square - 2 * (solution * cross).sum() + (solution * (gram @ solution)).sum()
         variance = square - (total / count).square().sum() * count
-        return 1 - (residual / variance).item()
+        unexplained: float = (residual / variance).item()
+        return 1 - unexplained
 
 
 def resample(grid: FeatureGrid, size: tuple[int, int]) -> FeatureGrid:

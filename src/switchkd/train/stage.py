@@ -59,7 +59,7 @@ class RunContext:
     @property
     def vocabulary(self) -> int | Ids:
         """Which ids are compared."""
-        tokenizer: Any = self.processor.tokenizer  # type: ignore[attr-defined]
+        tokenizer: Any = self.processor.tokenizer
         return self.pair_report.vocabulary if self.pair_report else len(tokenizer)
 
 
@@ -198,9 +198,7 @@ def index_rows(run: RunContext, stage: ResolvedStage, directory: Path) -> Datase
     """
     recipe = run.recipe
     directory.mkdir(parents=True, exist_ok=True)
-    state = PartialState()
-    with state.local_main_process_first():  # one process of each node parses the file; the others map its rows
-        rows = load_rows(stage.data, recipe.data.image_root)
+    rows = load_rows(stage.data, recipe.data.image_root)
     if recipe.data.rows is not None:
         if recipe.data.rows > len(rows):
             raise ValueError(f"data.rows asks for the first {recipe.data.rows} rows, and {stage.data} has {len(rows)}")
@@ -209,7 +207,7 @@ def index_rows(run: RunContext, stage: ResolvedStage, directory: Path) -> Datase
         rows,
         run.collator(stage.method),
         max_bad_fraction=recipe.data.max_bad_fraction,
-        report_path=directory / "rows.json" if state.is_main_process else None,
+        report_path=directory / "rows.json" if PartialState().is_main_process else None,
     )
     if isinstance(run.teacher_reading, OwnInputs) and "teacher" in stage.method.needs:
         check_aligned(index.rows, recipe.pair.min_aligned)
@@ -282,5 +280,5 @@ def total_steps(context: StageContext) -> int:
     stage = context.stage
     if stage.max_steps > 0:
         return stage.max_steps
-    per_step = stage.per_device_train_batch_size * stage.gradient_accumulation_steps * PartialState().num_processes
+    per_step: int = stage.per_device_train_batch_size * stage.gradient_accumulation_steps * PartialState().num_processes
     return math.ceil(stage.num_train_epochs * math.ceil(len(context.rows) / per_step))
