@@ -1,15 +1,31 @@
-"""A tiny student and its teacher, joined."""
+"""A tiny student and its teacher, joined, and what both say."""
 
 from tiny_models import VOCABULARY, tiny_llava
+from torch import Tensor
 
+from switchkd.batch import TEACHER, Batch, Inputs
 from switchkd.models import Pathway
 from switchkd.pairing import Pair
+from switchkd.signals import ComparedLogits
 
 ALL = frozenset({"student", "teacher", "switch"})
+#: Without the switch.
+ALIGN = frozenset({"student", "teacher"})
+PARTS = ("vision", "projector", "language")
 
 
-def make_pair(vision="siglip", language="qwen2", *, needs=ALL, train=("vision", "projector", "language"), **student):
+def make_pair(vision="siglip", language="qwen2", *, needs=ALL, train=PARTS, **student) -> Pair:
     teacher = Pathway(tiny_llava(vision, language, hidden=40, depth=3, seed=1))
     learner = Pathway(tiny_llava(vision, language, seed=2, **student))
     learner.train_only(train)
     return Pair(learner, teacher, needs=needs, vocabulary=VOCABULARY)
+
+
+def compared(pair: Pair, batch: Batch) -> ComparedLogits:
+    """The logits that are compared with the teacher's, and its own."""
+    return pair(batch).logits().compared[TEACHER]
+
+
+def own_logits(pathway: Pathway, inputs: Inputs) -> Tensor:
+    """What the pathway says about its own images."""
+    return pathway.logits(pathway.say(pathway.see(inputs), inputs))

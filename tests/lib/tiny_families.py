@@ -1,4 +1,4 @@
-"""Tiny random models of every family, and batches for them that need no processor."""
+"""Tiny random models of every family, and inputs for them that need no processor."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,14 +6,15 @@ from typing import Any
 
 import torch
 import transformers as hf
+from tiny_models import make_inputs, read_alike
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
 
-from switchkd.types import IGNORE_INDEX, Batch
+from switchkd.batch import Batch, Inputs
 
 VOCABULARY = 96
 IMAGE_TOKEN, VIDEO_TOKEN = 5, 4
-#: (height, width) of the images of the rows of the standard batch: two images, one image, none.
+#: (height, width) of the images of the samples of the standard batch: two images, one image, none.
 SIZES = [[(16, 16), (16, 32)], [(32, 16)], []]
 PINPOINTS = [[16, 32], [32, 16], [32, 32]]
 
@@ -312,8 +313,8 @@ def tiny(name: str, *, hidden: int = 16, depth: int = 3, seed: int = 0) -> PreTr
     return model.eval()
 
 
-def batch_for(name: str, *, sizes: Sizes = SIZES, padding_side: str = "right", seed: int = 0) -> Batch:
-    """One row for each entry of `sizes`, with images of that many pixels; two answers in every row."""
+def inputs_for(name: str, *, sizes: Sizes = SIZES, seed: int = 0) -> Inputs:
+    """One sample for each entry of `sizes`, with images of that many pixels; two answers in every one."""
     generator = torch.Generator().manual_seed(seed)
     config = BUILDS[name].config(16, 1)
     images, tokens = BUILDS[name].reads(config, sizes, generator) if any(sizes) else ({}, [[] for _ in sizes])
@@ -321,32 +322,33 @@ def batch_for(name: str, *, sizes: Sizes = SIZES, padding_side: str = "right", s
     def words(n: int) -> list[int]:
         return torch.randint(8, VOCABULARY, (n,), generator=generator).tolist()
 
-    rows = []
-    for row, counts in enumerate(tokens):
+    samples = []
+    for sample, counts in enumerate(tokens):
         ids = [i for count in counts for i in [IMAGE_TOKEN] * count + words(1)] + words(2)
-        labels = [IGNORE_INDEX] * len(ids)
-        for length in (3 + row, 2):
+        answers: list[int] = []
+        for length in (3 + sample, 2):
             question, answer = words(3), words(length)
             ids += question + answer
-            labels += [IGNORE_INDEX] * len(question) + answer
-        rows.append((ids, labels))
-    longest = max(len(ids) for ids, _ in rows)
+            answers += range(len(ids) - length, len(ids))
+        samples.append((ids, answers))
+    inputs = make_inputs(samples, images)
+    types = token_types(config.model_type, inputs, [answers[0] for _, answers in samples])
+    return inputs._replace(types=types)
 
-    def pad(values: list[int], filler: int) -> list[int]:
-        padding = [filler] * (longest - len(values))
-        return values + padding if padding_side == "right" else padding + values
 
-    batch: Any = {
-        "input_ids": torch.tensor([pad(ids, 0) for ids, _ in rows]),
-        "attention_mask": torch.tensor([pad([1] * len(ids), 0) for ids, _ in rows]),
-        "labels": torch.tensor([pad(labels, IGNORE_INDEX) for _, labels in rows]),
-        **images,
-    }
-    is_image = (batch["input_ids"] == IMAGE_TOKEN).long()
-    if config.model_type.startswith("qwen"):
-        batch["mm_token_type_ids"] = is_image
-    elif config.model_type == "gemma3":
-        batch["token_type_ids"] = is_image
-    elif config.model_type == "paligemma":  # all before the first answer sees all before the first answer
-        batch["token_type_ids"] = ((batch["labels"] != IGNORE_INDEX).cumsum(1) > 0).long() * batch["attention_mask"]
-    return batch
+def token_types(model_type: str, inputs: Inputs, first_answers: list[int]) -> dict[str, torch.Tensor]:
+    """What the processors of some families write, by hand."""
+    is_image = (inputs.tokens == IMAGE_TOKEN).long()
+    if model_type.startswith("qwen"):
+        return {"mm_token_type_ids": is_image}
+    if model_type == "gemma3":
+        return {"token_type_ids": is_image}
+    if model_type == "paligemma":  # all before the first answer sees all before the first answer
+        columns = torch.arange(inputs.tokens.shape[1])
+        return {"token_type_ids": ((columns >= torch.tensor(first_answers)[:, None]) & inputs.is_text()).long()}
+    return {}
+
+
+def batch_for(name: str, *, sizes: Sizes = SIZES, seed: int = 0) -> Batch:
+    """`inputs_for`, read alike by student and teacher."""
+    return read_alike(inputs_for(name, sizes=sizes, seed=seed))

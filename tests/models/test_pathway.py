@@ -2,48 +2,36 @@
 
 import pytest
 import torch
-from tiny_models import BUILDS, IMAGE_TOKEN, tiny_batch, tiny_llava
+from pairs import own_logits
+from tiny_models import BUILDS, IMAGE_TOKEN, plain_logits, tiny_inputs, tiny_llava
 from transformers import CLIPConfig, GPT2Config, LlavaConfig
 
 from switchkd.models import Pathway, load_pathway
 from switchkd.models.families import family_of
-from switchkd.types import IGNORE_INDEX, answer_positions, answer_targets
 
 
 @pytest.mark.parametrize(("vision", "language"), BUILDS)
-@pytest.mark.parametrize("padding_side", ["left", "right"])
 @pytest.mark.parametrize("images", [(1, 2, 0), (1, 1), (0, 0)], ids=str)
-def test_logits_are_those_of_the_plain_model(vision, language, padding_side, images):
-    model = tiny_llava(vision, language)
-    pathway = load_pathway(model)
-    batch = tiny_batch(padding_side=padding_side, images=images)
-
-    plain = model(**{key: value for key, value in batch.items() if key != "labels"}).logits
-    # written out by hand: the logits at t predict the token at t + 1
-    expected = [
-        plain[row, t]
-        for row in range(len(images))
-        for t in range(plain.shape[1] - 1)
-        if batch["labels"][row, t + 1] != IGNORE_INDEX
-    ]
-
-    logits = pathway.logits(pathway.say(pathway.see(batch), batch))
-    assert logits.shape[0] == sum(3 + row + 2 for row in range(len(images)))
-    torch.testing.assert_close(logits, torch.stack(expected), rtol=0, atol=1e-6)
+def test_logits_are_those_of_the_plain_model(vision, language, images):
+    """Though the plain model is given a mask for its padding, and the pathway none."""
+    model, inputs = tiny_llava(vision, language), tiny_inputs(images=images)
+    assert not inputs.is_text().all()
+    logits = own_logits(load_pathway(model), inputs)
+    assert logits.shape[0] == sum(3 + sample + 2 for sample in range(len(images)))
+    torch.testing.assert_close(logits, plain_logits(model, inputs), rtol=0, atol=1e-5)
 
 
 def test_cross_entropy_of_the_pathway_is_the_loss_of_the_plain_model():
-    model, batch = tiny_llava(), tiny_batch()
-    pathway = Pathway(model)
-    logits = pathway.logits(pathway.say(pathway.see(batch), batch))
-    ours = torch.nn.functional.cross_entropy(logits, answer_targets(batch["labels"]))
-    torch.testing.assert_close(ours, model(**batch).loss, rtol=1e-6, atol=1e-6)
-
-
-def test_positions_and_targets_shift_once():
-    labels = torch.tensor([[IGNORE_INDEX, 7, 8, IGNORE_INDEX], [9, IGNORE_INDEX, IGNORE_INDEX, 3]])
-    assert answer_positions(labels).tolist() == [[True, True, False, False], [False, False, True, False]]
-    assert answer_targets(labels).tolist() == [7, 8, 3]  # 9 has no position before it
+    """Which shifts labels against logits itself."""
+    model, inputs = tiny_llava(), tiny_inputs()
+    labels = torch.full_like(inputs.tokens, -100)
+    labels.flatten()[inputs.predicts + 1] = inputs.targets
+    assert torch.equal(labels[labels != -100], inputs.tokens[labels != -100])
+    plain = model(
+        input_ids=inputs.tokens, attention_mask=inputs.is_text().long(), labels=labels, **inputs.media["image"]
+    )
+    loss = torch.nn.functional.cross_entropy(own_logits(Pathway(model), inputs), inputs.targets)
+    torch.testing.assert_close(loss, plain.loss, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -57,14 +45,14 @@ def test_features_are_what_the_projector_receives(strategy, layer, tokens, width
     model = type(model)(config).eval()
     received = []
     model.model.multi_modal_projector.register_forward_pre_hook(lambda _, inputs: received.append(inputs[0]))
-    batch = tiny_batch(images=(1, 1))
-    model.model.get_image_features(batch["pixel_values"])
+    inputs = tiny_inputs(images=(1, 1))
+    model.model.get_image_features(inputs.images["pixel_values"])
     pathway = Pathway(model)
-    features = pathway.see(batch)
+    features = pathway.see(inputs)
     assert features.shape == (2, tokens, width)
     assert torch.equal(features, received[0])
-    geometry = pathway.family.geometry(config)
-    assert (geometry["visual tokens per image"], geometry["feature width"]) == (tokens, width)
+    geometry = pathway.family.geometry
+    assert (geometry.tokens_per_image, geometry.feature_width) == (tokens, width)
 
 
 def test_train_only_freezes_the_rest():
@@ -101,22 +89,22 @@ def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path):
 
 
 def test_load_from_a_directory_gives_the_same_pathway(tmp_path):
-    model, batch = tiny_llava(), tiny_batch()
+    model, inputs = tiny_llava(), tiny_inputs()
     model.save_pretrained(tmp_path)
     there, here = load_pathway(tmp_path), load_pathway(model)
-    assert torch.equal(there.say(there.see(batch), batch), here.say(here.see(batch), batch))
+    assert torch.equal(own_logits(there, inputs), own_logits(here, inputs))
     assert there.model.config.image_token_id == IMAGE_TOKEN
 
 
 def test_the_attention_asked_for_is_the_one_that_runs(tmp_path):
-    model, batch = tiny_llava(), tiny_batch()
+    model, inputs = tiny_llava(), tiny_inputs()
     model.save_pretrained(tmp_path)
     said = {}
     for asked, expected in (("auto", "sdpa"), ("sdpa", "sdpa"), ("eager", "eager")):
         pathway = load_pathway(tmp_path, attn_implementation=asked)
         for part in ("vision_config", "text_config"):
             assert getattr(pathway.model.config, part)._attn_implementation == expected
-        said[asked] = pathway.say(pathway.see(batch), batch)
+        said[asked] = own_logits(pathway, inputs)
     assert torch.equal(said["auto"], said["sdpa"])
     torch.testing.assert_close(said["eager"], said["sdpa"], rtol=0, atol=1e-5)
     with pytest.raises(ValueError, match="flash_attention_2, which needs a CUDA GPU and the package flash-attn"):
