@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -28,6 +28,7 @@ class Reading:
     columns: list[int]
 
 
+@runtime_checkable
 class Teacher(Protocol):
     """How a teacher reads what the student reads: `pairing.reading` has the two ways."""
 
