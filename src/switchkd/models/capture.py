@@ -213,7 +213,7 @@ def _check_depth(site: Site, layer: float) -> None:
 
 
 def _at_depth(layers: list[nn.Module], depth: float) -> nn.Module:
-    return layers[max(math.ceil(depth * len(layers)), 1) - 1]
+    return layers[max(math.ceil(round(depth * len(layers), 6)), 1) - 1]  # 0.28 * 25 is a little more than 7
 
 
 @contextmanager
