@@ -139,7 +139,7 @@ class Pair(nn.Module):
 
     # ---- the bridge
 
-    def cross(self, seen: Features | None, batch: Batch) -> Float[Tensor, "*tokens width"] | None:
+    def cross(self, seen: Features | None, batch: Batch) -> Float[Tensor, "*teacher_tokens teacher_width"] | None:
         """What the teacher's projector receives of V_S(x): B(V_S(x)), laid out as V_T(x) is; V_S(x) itself without a bridge."""
         if seen is None or self.bridge is None:
             return seen
