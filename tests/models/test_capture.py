@@ -1,186 +1,265 @@
-"""What a method looks at inside a model is what plain Hugging Face code has there, row by row, in every family."""
+"""What is captured inside a model is what plain Hugging Face code has there, sample by sample, in every family."""
 
 import pytest
 import torch
-from tiny_families import BUILDS, IMAGE_TOKEN, VOCABULARY, batch_for, tiny
-from tiny_models import tiny_batch, tiny_llava
+from pairs import PARTS
+from tiny_families import BUILDS, IMAGE_TOKEN, VOCABULARY, inputs_for, tiny
+from tiny_models import read_alike, read_apart, tiny_batch, tiny_inputs, tiny_llava
 
+from switchkd.batch import TEACHER
 from switchkd.models import Pathway
-from switchkd.models.capture import Watch, texts_of_rows
+from switchkd.models.capture import Attention, Hidden, Projected, Vision, capture, of_samples
 from switchkd.models.families.family import share
 from switchkd.pairing import Pair
-from switchkd.types import LOOKS
+from switchkd.signals import Activations
 
 every_family = pytest.mark.parametrize("name", BUILDS)
+WHERE = ("visual", "text", "answers")
+#: What the methods of the project look at.
+SITES = frozenset({Vision(), Projected(), Hidden(at="visual"), Hidden(at="text"), Attention(0, "text", "visual")})
 
 
-def watched(pathway, batch, looks=LOOKS):
-    seen = pathway.see(batch)
-    with Watch(pathway, batch, looks) as watch:
-        pathway.say(seen, batch)
-    return watch.inner(seen, pathway.head)
+def captured(pathway, inputs, sites=SITES):
+    seen = pathway.see(inputs)
+    with capture(pathway, seen, inputs, frozenset(sites)) as noted:
+        pathway.say(seen, inputs)
+    return of_samples(noted, frozenset(sites))
 
 
-def positions(batch, row):
-    """Visual tokens, and text that is followed by text, counted by hand."""
-    ids, real = batch["input_ids"][row].tolist(), batch["attention_mask"][row].tolist()
-    visual = [i for i, token in enumerate(ids) if token == IMAGE_TOKEN]
-    is_text = [bool(r) and token != IMAGE_TOKEN for token, r in zip(ids, real, strict=True)]
-    return visual, [i for i in range(len(ids) - 1) if is_text[i] and is_text[i + 1]]
+def make_pair(sites=SITES, vocabulary=VOCABULARY - 6):
+    """Models of different width and depth that need nothing but what is inside both."""
+    student, teacher = Pathway(tiny_llava(seed=2)), Pathway(tiny_llava(hidden=40, depth=3, seed=1))
+    student.train_only(PARTS)
+    return Pair(student, teacher, needs=frozenset({"student", "teacher", *sites}), vocabulary=vocabulary)
+
+
+def positions(inputs, sample):
+    """Visual tokens, text that is followed by text, and what predicts answers, counted by hand."""
+    ids = inputs.tokens[sample, : inputs.lengths[sample]].tolist()
+    width = inputs.tokens.shape[1]
+    return {
+        "visual": [i for i, token in enumerate(ids) if token == IMAGE_TOKEN],
+        "text": [i for i in range(len(ids) - 1) if IMAGE_TOKEN not in ids[i : i + 2]],
+        "answers": [place % width for place in inputs.predicts.tolist() if place // width == sample],
+    }
+
+
+def plain(model, inputs):
+    """The plain model's outputs, with its hidden states and attention weights."""
+    given = {"input_ids": inputs.tokens, "attention_mask": inputs.is_text().long(), **inputs.images, **inputs.types}
+    return model(**given, output_hidden_states=True, output_attentions=True)
+
+
+#: Depth → the place in `hidden_states` of a model with three layers, the first of which is the embedded tokens.
+HIDDEN = {0.0: 1, 0.3: 1, 0.5: 2, 2 / 3: 2, 1.0: 3}
+#: Depth → layer of three.
+LAYERS = {0.0: 0, 0.5: 1, 1.0: 2}
 
 
 @every_family
-def test_hidden_states_and_attention_are_those_of_the_plain_model(name):
-    pathway, batch = Pathway(tiny(name)), batch_for(name, padding_side="left")
+def test_hidden_states_of_any_layer_are_those_of_the_plain_model(name):
+    pathway, inputs = Pathway(tiny(name).double()), inputs_for(name)
+    activations = captured(pathway, inputs, {Hidden(depth, at) for depth in HIDDEN for at in WHERE})
+    states = plain(pathway.model, inputs).hidden_states
+    for sample in range(len(inputs.lengths)):
+        expected_positions = positions(inputs, sample)
+        assert (len(expected_positions["visual"]) > 0) == (sample < 2)
+        assert len(expected_positions["text"]) > 10
+        assert len(expected_positions["answers"]) == 3 + sample + 2
+        for (depth, place), at in ((pair, at) for pair in HIDDEN.items() for at in WHERE):
+            expected = states[place][sample][expected_positions[at]]
+            torch.testing.assert_close(activations[Hidden(depth, at)][sample], expected, rtol=0, atol=1e-10)
+
+
+@every_family
+def test_attention_of_any_layer_is_that_of_the_plain_model(name):
+    pathway, inputs = Pathway(tiny(name).double()), inputs_for(name)
     pathway.show_attention(True)
-    inner = watched(pathway, batch, frozenset({"visual", "text", "attention"}))
-    inputs = {key: value for key, value in batch.items() if key != "labels"}
-    plain = pathway.model(**inputs, output_hidden_states=True, output_attentions=True)
-    for row in range(len(batch["input_ids"])):
-        visual, text = positions(batch, row)
-        assert (len(visual) > 0) == (row < 2)
-        hidden, attention = plain.hidden_states[-1][row], plain.attentions[0][row]
-        for found, expected in (
-            (inner["visual"][row], hidden[visual]),
-            (inner["text"][row], hidden[text]),
-            (inner["attention"][row], attention[:, text][:, :, visual]),
-        ):
-            torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
-    assert all(len(part) > 10 for part in inner["text"])
-    assert (inner["attention"][0].sum() > 1).item()
+    from_to = [("text", "visual"), ("answers", "visual"), ("answers", "text"), ("visual", "visual")]
+    activations = captured(pathway, inputs, {Attention(depth, *route) for depth in LAYERS for route in from_to})
+    weights = plain(pathway.model, inputs).attentions
+    assert len(weights) == len(LAYERS)
+    for sample in range(len(inputs.lengths)):
+        where = positions(inputs, sample)
+        for depth, layer in LAYERS.items():
+            for of, to in from_to:
+                expected = weights[layer][sample][:, where[of]][:, :, where[to]]
+                weights_here = activations[Attention(depth, of, to)][sample]
+                torch.testing.assert_close(weights_here, expected, rtol=0, atol=1e-6)  # its softmax is in float32
+    assert (activations[Attention(0.0, "text", "visual")][0].sum() > 1).item()
 
 
 @every_family
-def test_features_go_to_the_rows_of_their_images(name):
-    pathway, batch = Pathway(tiny(name)), batch_for(name)
-    looks = frozenset({"features", "projected"})
-    own = watched(pathway, batch, looks)
-    seen = pathway.see(batch)
-    torch.testing.assert_close(torch.cat(own["features"]), seen.reshape(-1, seen.shape[-1]), rtol=0, atol=0)
-    plain = pathway.model.model.get_image_features(**pathway.family._images(batch), return_dict=True).pooler_output
-    flat = [part.reshape(-1, part.shape[-1]) for part in (plain if isinstance(plain, (list, tuple)) else [plain])]
-    torch.testing.assert_close(torch.cat(own["projected"]), torch.cat(flat), rtol=0, atol=1e-6)
-    tokens = (batch["input_ids"] == IMAGE_TOKEN).sum(dim=1).tolist()
-    assert [len(part) for part in own["projected"]] == tokens
-    assert [len(part) > 0 for part in own["features"]] == [True, True, False]
-    for image, row in ((0, 0), (-1, 1)):  # the last row with images is the second
-        other = {**batch, "pixel_values": batch["pixel_values"].clone()}
-        other["pixel_values"][image] *= -1
-        found = watched(pathway, other, looks)
-        for look in looks:
-            changed = [not torch.equal(a, b) for a, b in zip(own[look], found[look], strict=True)]
-            assert changed == [place == row for place in range(3)], look
+def test_features_go_to_the_samples_of_their_images(name):
+    pathway, inputs = Pathway(tiny(name)), inputs_for(name)
+    sites = {Vision(), Projected()}
+    own = captured(pathway, inputs, sites)
+    seen = pathway.see(inputs)
+    assert torch.equal(torch.cat(own[Vision()]), seen.reshape(-1, seen.shape[-1]))
+    given = {key: value for key, value in inputs.images.items() if key in pathway.family.image_inputs}
+    projected = pathway.model.model.get_image_features(**given, return_dict=True).pooler_output
+    parts = projected if isinstance(projected, (list, tuple)) else [projected]
+    flat = torch.cat([part.reshape(-1, part.shape[-1]) for part in parts])
+    torch.testing.assert_close(torch.cat(own[Projected()]), flat, rtol=0, atol=1e-5)
+    assert [len(part) for part in own[Projected()]] == (inputs.tokens == IMAGE_TOKEN).sum(dim=1).tolist()
+    assert [len(part) > 0 for part in own[Vision()]] == [True, True, False]
+    for image, sample in ((0, 0), (-1, 1)):  # the last sample with images is the second
+        pixels = inputs.images["pixel_values"].clone()
+        pixels[image] *= -1
+        other = captured(pathway, inputs._replace(media={"image": {**inputs.images, "pixel_values": pixels}}), sites)
+        for site in sites:
+            differences = [
+                (a - b).abs().max().item() if len(a) else 0 for a, b in zip(own[site], other[site], strict=True)
+            ]
+            assert [gap > 1e-4 for gap in differences] == [place == sample for place in range(3)], (site, differences)
 
 
-def test_rows_without_images_have_no_visual_tokens():
+def test_samples_without_images_have_no_visual_tokens():
     pathway = Pathway(tiny_llava())
     pathway.show_attention(True)
-    inner = watched(pathway, tiny_batch(images=(0, 0)))
-    for look in ("features", "projected", "visual"):
-        assert [part.shape[0] for part in inner[look]] == [0, 0]
-    assert [part.shape[::2] for part in inner["attention"]] == [(2, 0), (2, 0)]
+    activations = captured(pathway, tiny_inputs(images=(0, 0)))
+    for site in (Vision(), Projected(), Hidden(at="visual")):
+        assert [len(part) for part in activations[site]] == [0, 0]
+    assert [part.shape[::2] for part in activations[Attention(0, "text", "visual")]] == [(2, 0), (2, 0)]
 
 
-def test_what_nobody_asked_for_is_not_kept():
-    pathway, batch = Pathway(tiny_llava()), tiny_batch()
-    inner = watched(pathway, batch, frozenset({"features"}))
-    with pytest.raises(LookupError, match="nobody looked at visual: the method does not name it in `needs`"):
-        inner["visual"]
-    assert not pathway.model.model._forward_hooks
-    assert not pathway.model.model._forward_pre_hooks
+def test_what_no_method_asked_for_is_not_kept():
+    pair = make_pair({Vision()})
+    activations = pair(tiny_batch()).activations[TEACHER]
+    assert activations.pairs(Vision())[0][0].shape == (4, 32)
+    with pytest.raises(
+        LookupError, match=r"activation Hidden\(.*'visual'\) was not captured: .* not name it in `needs`"
+    ):
+        activations.pairs(Hidden(at="visual"))
+    for pathway in (pair.student, pair.teacher):
+        hooks = [
+            h for m in pathway.model.modules() for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())
+        ]
+        assert not [
+            hook for hook in hooks if hook.__module__.startswith("switchkd")
+        ]  # transformers has some of its own
+    assert not make_pair(())(tiny_batch()).activations
 
 
 def test_only_eager_attention_keeps_its_weights():
-    pathway, batch = Pathway(tiny_llava()), tiny_batch()
-    with pytest.raises(
-        ValueError, match=r"the llava language model keeps no attention weights: only eager attention does"
-    ):
-        watched(pathway, batch)
+    pathway, inputs = Pathway(tiny_llava()), tiny_inputs()
+    message = r"layer 1 of the llava language model keeps no attention weights: only eager attention does"
+    with pytest.raises(ValueError, match=message):
+        captured(pathway, inputs, {Attention(1.0)})
     pathway.show_attention(True)
-    watched(pathway, batch)
+    assert captured(pathway, inputs, {Attention(1.0)})
     pathway.show_attention(False)
-    with pytest.raises(ValueError, match="keeps no attention weights"):
-        watched(pathway, batch)
+    with pytest.raises(ValueError, match=message):
+        captured(pathway, inputs, {Attention(1.0)})
+
+
+@pytest.mark.parametrize("site", [Hidden, Attention])
+@pytest.mark.parametrize("depth", [-0.1, 1.5, 7])
+def test_a_layer_is_a_depth(site, depth):
+    with pytest.raises(ValueError, match=rf"layer={depth}.*layer is a depth, from 0 for the first to 1 for the last"):
+        site(depth)
+
+
+@pytest.mark.parametrize("layers", [3, 25, 28, 42, 46])
+def test_the_depth_of_a_layer_is_that_layer(layers):
+    """Whatever the rounding of layer / layers."""
+    pathway = Pathway(tiny_llava())
+    stack = [torch.nn.Identity() for _ in range(layers)]
+    pathway.family.layers = lambda model: stack
+    for layer in range(1, layers):
+        (hook,) = Hidden(layer / layers).hook(pathway, lambda value: None)
+        assert len(stack[layer - 1]._forward_hooks) == 1, layer
+        hook.remove()
 
 
 @pytest.mark.parametrize("part", ["student", "teacher"])
-def test_both_models_are_watched_in_one_forward_each(part):
-    student, teacher = Pathway(tiny_llava(seed=2)), Pathway(tiny_llava(hidden=40, depth=3, seed=1))
-    student.train_only(("vision", "projector", "language"))
-    needs = frozenset({"student", "teacher", *LOOKS})
-    pair = Pair(student, teacher, needs=needs, vocabulary=VOCABULARY - 6)
-    calls = []
+def test_both_models_are_looked_at_in_one_forward_each(part):
+    pair, calls = make_pair(), []
     getattr(pair, part).model.model.register_forward_pre_hook(lambda *_: calls.append(1))
-    hidden = pair(tiny_batch(), needs, lambda hidden: hidden)
+    activations = pair(tiny_batch()).activations[TEACHER]
     assert len(calls) == 1
-    inner = {"student": hidden.student_inner, "teacher": hidden.teacher_inner}[part]
-    assert all(tensor.requires_grad == (part == "student") for look in LOOKS for tensor in inner[look] if len(tensor))
-    assert inner.head.rows == VOCABULARY - 6  # padding rows take no part
-    assert torch.equal(inner.head.weight, getattr(pair, part).head.weight[: VOCABULARY - 6])
+    of_part = getattr(activations, part)
+    assert of_part.keys() == SITES
+    assert all(tensor.requires_grad == (part == "student") for site in SITES for tensor in of_part[site] if len(tensor))
+    head = getattr(activations, f"{part}_head")
+    assert head.rows == VOCABULARY - 6  # padding rows take no part
+    assert torch.equal(head.weight, getattr(pair, part).head.weight[: VOCABULARY - 6])
 
 
-def test_the_teacher_is_watched_while_it_reads_its_own_batch():
-    student, teacher = Pathway(tiny_llava(seed=2)), Pathway(tiny_llava(hidden=40, depth=3, seed=1))
-    needs = frozenset({"student", "teacher", "features", "text"})
-    pair, batch, theirs = (
-        Pair(student, teacher, needs=needs, vocabulary=VOCABULARY),
-        tiny_batch(),
-        tiny_batch(padding_side="left"),
-    )
-    theirs["pixel_values"] *= 2
-    batch["teacher"] = theirs
-    found = pair(batch, needs, lambda hidden: hidden).teacher_inner
-    alone = watched(teacher, theirs, frozenset({"features", "text"}))
-    for look in ("features", "text"):
-        for one, other in zip(found[look], alone[look], strict=True):
-            assert torch.equal(one, other)
+def test_the_teacher_is_looked_at_while_it_reads_its_own_inputs():
+    sites = {Vision(), Projected(), Hidden(0.5, "visual")}
+    pair, student, teacher = make_pair(sites), tiny_inputs(), tiny_inputs(seed=1)
+    activations = pair(read_apart(student, teacher, [(0, 0), (1, 1)])).activations[TEACHER]
+    for pathway, inputs, both in (
+        (pair.student, student, activations.student),
+        (pair.teacher, teacher, activations.teacher),
+    ):
+        alone = captured(pathway, inputs, sites)
+        for site in sites:
+            for one, other in zip(both[site], alone[site], strict=True):
+                assert torch.equal(one, other)
 
 
 def test_heads_are_cut_to_the_ids_that_two_tokenizers_share():
-    student, teacher = Pathway(tiny_llava(seed=2)), Pathway(tiny_llava(hidden=40, depth=3, seed=1))
-    needs, ids = frozenset({"student", "teacher", "visual"}), ([7, 3, 90], [5, 4, 11])
-    hidden = Pair(student, teacher, needs=needs, vocabulary=ids)(tiny_batch(), needs, lambda hidden: hidden)
-    assert torch.equal(hidden.student_inner.head.weight, student.head.weight[ids[0]])
-    assert torch.equal(hidden.teacher_inner.head.weight, teacher.head.weight[ids[1]])
+    ids = ([3, 7, 90], [5, 4, 11])
+    pair = make_pair({Hidden(at="visual")}, vocabulary=ids)
+    activations = pair(read_alike(tiny_inputs())).activations[TEACHER]
+    assert torch.equal(activations.student_head.weight, pair.student.head.weight[ids[0]])
+    assert torch.equal(activations.teacher_head.weight, pair.teacher.head.weight[ids[1]])
 
 
 def test_attention_under_gradient_checkpointing_has_the_same_gradients():
-    found = []
+    gradients = []
     for saving in (False, True):
-        pathway, batch = Pathway(tiny_llava().double()), tiny_batch()
+        pathway, inputs = Pathway(tiny_llava().double()), tiny_inputs()
         pathway.train_only(("language",))
         pathway.show_attention(True)
         pathway.train()
         if saving:
             pathway.model.activation_checkpointing_enable({"use_reentrant": False})
-        sum(part.square().sum() for part in watched(pathway, batch)["attention"]).backward()
-        found.append({name: p.grad for name, p in pathway.named_parameters() if p.grad is not None})
-    assert found[0].keys() == found[1].keys()
-    assert len(found[0]) > 4
-    for name, gradient in found[0].items():
-        torch.testing.assert_close(found[1][name], gradient, rtol=0, atol=1e-12)
+        sites = [Attention(0.0), Attention(1.0), Hidden(0.5, "text")]
+        activations = captured(pathway, inputs, sites)
+        sum(part.square().sum() for site in sites for part in activations[site]).backward()
+        gradients.append({name: p.grad for name, p in pathway.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    assert len(gradients[0]) > 4
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=0, atol=1e-12)
 
 
 def test_other_text_is_refused_where_text_is_compared():
-    student, teacher = Pathway(tiny_llava(seed=2)), Pathway(tiny_llava(seed=1))
-    needs = frozenset({"student", "teacher", "text"})
-    pair, batch = Pair(student, teacher, needs=needs, vocabulary=VOCABULARY), tiny_batch()
-    theirs = {**batch, "input_ids": batch["input_ids"].clone()}
-    batch["teacher"] = theirs
-    pair(batch, needs)
-    theirs["input_ids"][1, 0] += 1
-    count = len(texts_of_rows(student, batch)[1])
+    pair, inputs = make_pair({Hidden(at="text")}), tiny_inputs()
+    same = tiny_inputs()
+    places = [(place, place) for place in range(len(inputs.targets))]
+    pair(read_apart(inputs, same, places))
+    same.tokens[1, 0] += 1
+    count = len(positions(inputs, 1)["text"])
     with pytest.raises(
-        ValueError, match=f"row 1 of a batch is {count} tokens of text for the student and {count} others"
+        ValueError, match=f"sample 'sample-1@0' is {count} tokens of text for the student and {count} others"
     ):
-        pair(batch, needs)
+        pair(read_apart(inputs, same, places))
 
 
-def test_sizes_are_shared_out_to_rows():
+def test_what_does_not_agree_is_refused_with_the_sample_and_both_numbers():
+    site = Hidden(at="visual")
+    student, teacher = torch.zeros(4, 3), torch.zeros(9, 5)
+    head = make_pair().student.head
+    activations = Activations({site: [student, student]}, {site: [student, teacher]}, head, head, ("a@0", "b@0"))
+    with pytest.raises(ValueError, match=r"sample 'b@0' has 4 tokens of Hidden.* in the student and 9 in the teacher"):
+        activations.pairs(site, width=False)
+    activations = Activations({site: [student]}, {site: [teacher[:4]]}, head, head, ("a@0",))
+    assert len(activations.pairs(site, width=False)) == 1
+    with pytest.raises(
+        ValueError, match=r"sample 'a@0' has 3 channels of Hidden.* in the student and 5 in the teacher"
+    ):
+        activations.pairs(site)
+
+
+def test_sizes_are_shared_out_to_samples():
     assert share([4, 4, 8], [2, 2, 4, 0]) == [1, 1, 1, 0]
     assert share([4, 4, 8], [4, 0, 4]) == [2, 0, 1]
     assert share([], [0, 0]) == [0, 0]
     with pytest.raises(
-        ValueError, match=r"rows of \[3, 5\] visual tokens do not end where images of the sizes \[4, 4\] do"
+        ValueError, match=r"samples of \[3, 5\] visual tokens do not end where images of the sizes \[4, 4\] do"
     ):
         share([4, 4], [3, 5])
