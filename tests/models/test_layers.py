@@ -3,19 +3,18 @@
 import pytest
 import torch
 import torch._dynamo
-from pairs import ALL, make_pair
+from pairs import ALL, compared, make_pair
 from tiny_models import tiny_batch
 from torch import nn
 
 from switchkd.losses import cross_entropy, dbild
 from switchkd.models.layers import compile_layers, recompute, repeated_layers
-from switchkd.types import answer_targets
 
 
 def loss_of(pair, batch):
-    routes = pair(batch, ALL)
-    ce = cross_entropy(routes.student, answer_targets(batch["labels"]))
-    return (ce + dbild(routes["student"], routes["teacher"]) + dbild(routes["switch"], routes["teacher"])).mean()
+    logits = compared(pair, batch)
+    ce = cross_entropy(logits.whole, batch.student.targets)
+    return (ce + dbild(logits.student, logits.teacher) + dbild(logits.switch, logits.teacher)).mean()
 
 
 def step(prepare=lambda pair: None, *, watch=True):
@@ -62,11 +61,11 @@ def test_recomputed_activations_change_nothing_but_the_memory(usual):
 def test_without_gradients_nothing_is_recomputed():
     pair, batch = make_pair().eval(), tiny_batch()
     with torch.no_grad():
-        expected = pair(batch, ALL)
+        expected = compared(pair, batch)
         recompute(pair.teacher.part("language"))
-        found = pair(batch, ALL)
-    for name in ALL:
-        assert torch.equal(found[name], expected[name])
+        recomputed = compared(pair, batch)
+    for route in ALL:
+        assert torch.equal(recomputed.of(route), expected.of(route))
 
 
 def test_a_model_without_such_layers_is_refused():
