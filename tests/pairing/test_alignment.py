@@ -20,9 +20,9 @@ def tokens(*spans):
 
 def test_tokens_that_begin_and_end_together_are_aligned():
     #                 a red circle .      against  a red circ le .
-    ours = tokens((0, 1), (2, 5), (6, 12), (12, 13), (13, 14))
-    theirs = tokens((0, 1), (2, 5), (6, 10), (10, 12), (12, 13), (13, 14))
-    assert list(align(ours, theirs)) == [(0, 0), (1, 1), (3, 4), (4, 5)]
+    student = tokens((0, 1), (2, 5), (6, 12), (12, 13), (13, 14))
+    teacher = tokens((0, 1), (2, 5), (6, 10), (10, 12), (12, 13), (13, 14))
+    assert list(align(student, teacher)) == [(0, 0), (1, 1), (3, 4), (4, 5)]
 
 
 def test_the_bytes_of_one_character_are_aligned_only_where_both_have_as_many():
@@ -31,9 +31,9 @@ def test_the_bytes_of_one_character_are_aligned_only_where_both_have_as_many():
 
 
 def test_answers_are_matched_by_their_index_and_space_by_nothing():
-    ours = [AnswerToken(0, 0, 3), None, AnswerToken(1, 0, 3)]
-    theirs = [None, AnswerToken(1, 0, 3)]
-    assert list(align(ours, theirs)) == [(2, 1)]
+    student = [AnswerToken(0, 0, 3), None, AnswerToken(1, 0, 3)]
+    teacher = [None, AnswerToken(1, 0, 3)]
+    assert list(align(student, teacher)) == [(2, 1)]
 
 
 # the answer is "ab cd", with a mark that stands for nothing; positions: U0 :1 space2 a3 b4 mark5 space6 c7 d8 space9 <10
@@ -50,8 +50,8 @@ COVERED = {
 
 @pytest.mark.parametrize(("offset", "expected"), COVERED.values(), ids=COVERED)
 def test_a_token_covers_characters_of_the_answer_alone(offset, expected):
-    found = locate(RENDERED, offset, answer=1, begin=3, end=9, mark="\ufdd0", closes=False)
-    assert found == (None if expected is None else AnswerToken(1, *expected))
+    located = locate(RENDERED, offset, answer=1, begin=3, end=9, mark="\ufdd0", closes=False)
+    assert located == (None if expected is None else AnswerToken(1, *expected))
 
 
 def test_the_token_that_closes_an_answer_covers_the_place_behind_it():
@@ -90,33 +90,33 @@ def closing(tokenizer):
 
 @pytest.mark.parametrize("kind", ["sentencepiece", "wordpiece"])
 def test_ids_match_by_what_they_stand_for(kind):
-    ours, theirs = tiny_tokenizer(), TOKENIZERS[kind]()
-    mine, others = match_ids(ours, theirs, (closing(ours), closing(theirs)))
-    assert mine == sorted(set(mine))
-    assert len(set(others)) == len(mine)
-    pairs = dict(zip(mine, others, strict=True))
-    assert pairs.pop(closing(ours)) == closing(theirs)
-    image = ours.convert_tokens_to_ids("<image>")
-    assert pairs.pop(image) == theirs.convert_tokens_to_ids("<image>")
-    ours_text, their_text = token_bytes(ours), token_bytes(theirs)
-    assert all(ours_text[one] == their_text[other] for one, other in pairs.items())
+    student, teacher = tiny_tokenizer(), TOKENIZERS[kind]()
+    student_ids, teacher_ids = match_ids(student, teacher, (closing(student), closing(teacher)))
+    assert student_ids == sorted(set(student_ids))
+    assert len(set(teacher_ids)) == len(student_ids)
+    pairs = dict(zip(student_ids, teacher_ids, strict=True))
+    assert pairs.pop(closing(student)) == closing(teacher)
+    image = student.convert_tokens_to_ids("<image>")
+    assert pairs.pop(image) == teacher.convert_tokens_to_ids("<image>")
+    student_text, teacher_text = token_bytes(student), token_bytes(teacher)
+    assert all(student_text[one] == teacher_text[other] for one, other in pairs.items())
     # and nothing that could be matched is left out
-    assert {ours_text[one] for one in pairs} == set(ours_text.values()) & set(their_text.values())
-    assert b" a" in {ours_text[one] for one in pairs}
+    assert {student_text[one] for one in pairs} == set(student_text.values()) & set(teacher_text.values())
+    assert b" a" in {student_text[one] for one in pairs}
 
 
 def test_one_tokenizer_matches_itself_id_by_id():
     tokenizer = tiny_tokenizer()
-    mine, others = match_ids(tokenizer, tiny_tokenizer(), (2, 2))
-    assert mine == others == list(range(len(tokenizer)))
+    student_ids, teacher_ids = match_ids(tokenizer, tiny_tokenizer(), (2, 2))
+    assert student_ids == teacher_ids == list(range(len(tokenizer)))
 
 
 def test_a_written_token_is_preferred_to_its_byte():
     tokenizer = sentencepiece_tokenizer()
-    mine, _ = match_ids(tokenizer, tiny_tokenizer(), (closing(tokenizer), closing(tiny_tokenizer())))
-    assert tokenizer.convert_tokens_to_ids("A") in mine
-    assert tokenizer.convert_tokens_to_ids("<0x41>") not in mine
-    assert tokenizer.convert_tokens_to_ids("<0x0A>") in mine
+    student_ids, _ = match_ids(tokenizer, tiny_tokenizer(), (closing(tokenizer), closing(tiny_tokenizer())))
+    assert tokenizer.convert_tokens_to_ids("A") in student_ids
+    assert tokenizer.convert_tokens_to_ids("<0x41>") not in student_ids
+    assert tokenizer.convert_tokens_to_ids("<0x0A>") in student_ids
 
 
 MESSAGES = [

@@ -18,13 +18,13 @@ def test_between_equal_shapes_it_begins_as_nothing():
     assert torch.equal(bridge([grid], [(3, 4)])[0], grid)
 
 
-@pytest.mark.parametrize(("ours", "theirs"), [(6, 10), (10, 6)])
-def test_it_begins_with_no_direction_preferred_and_the_scale_kept(ours, theirs):
+@pytest.mark.parametrize(("student", "teacher"), [(6, 10), (10, 6)])
+def test_it_begins_with_no_direction_preferred_and_the_scale_kept(student, teacher):
     torch.manual_seed(0)
-    weight = Bridge(ours, theirs).double().translate.weight.detach()
-    gram = weight.T @ weight * ours / theirs if ours < theirs else weight @ weight.T
-    torch.testing.assert_close(gram, torch.eye(min(ours, theirs), dtype=torch.float64), atol=1e-6, rtol=0)
-    features = torch.randn(20000, ours, dtype=torch.float64)
+    weight = Bridge(student, teacher).double().translate.weight.detach()
+    gram = weight.T @ weight * student / teacher if student < teacher else weight @ weight.T
+    torch.testing.assert_close(gram, torch.eye(min(student, teacher), dtype=torch.float64), atol=1e-6, rtol=0)
+    features = torch.randn(20000, student, dtype=torch.float64)
     assert (features @ weight.T).square().mean().item() == pytest.approx(1, rel=0.03)
 
 
@@ -41,8 +41,8 @@ def test_a_linear_slope_survives_resampling():
 
 
 def test_every_image_gets_the_size_that_the_teacher_gives_it():
-    found = Bridge(6, 4).double()(grids((2, 3), (4, 4), width=6), [(3, 3), (1, 2)])
-    assert [tuple(grid.shape) for grid in found] == [(3, 3, 4), (1, 2, 4)]
+    translated = Bridge(6, 4).double()(grids((2, 3), (4, 4), width=6), [(3, 3), (1, 2)])
+    assert [tuple(grid.shape) for grid in translated] == [(3, 3, 4), (1, 2, 4)]
     with pytest.raises(ValueError, match="longer"):
         Bridge(6, 4).double()(grids((2, 3), width=6), [(3, 3), (1, 2)])
 
@@ -61,28 +61,28 @@ def test_gradients_reach_features_and_bridge():
 
 
 def test_half_precision_features_pass_through_a_bridge_in_float32():
-    (found,) = Bridge(6, 4)([grids((2, 2), width=6)[0].bfloat16()], [(4, 4)])
-    assert found.dtype == torch.float32
+    (translated,) = Bridge(6, 4)([grids((2, 2), width=6)[0].bfloat16()], [(4, 4)])
+    assert translated.dtype == torch.float32
 
 
 def test_fit_finds_a_linear_translation_exactly():
-    ours = grids((4, 4), (4, 4), (2, 4), width=5)
+    student = grids((4, 4), (4, 4), (2, 4), width=5)
     matrix, shift = torch.randn(5, 7, dtype=torch.float64), torch.randn(7, dtype=torch.float64)
-    theirs = [resample(grid, (3, 3)) @ matrix + shift for grid in ours]
+    teacher = [resample(grid, (3, 3)) @ matrix + shift for grid in student]
     bridge = Bridge(5, 7).double()
-    assert bridge.fit([(ours[:2], theirs[:2]), (ours[2:], theirs[2:])]) == pytest.approx(1, abs=1e-4)
-    for found, expected in zip(bridge(ours, [(3, 3)] * 3), theirs, strict=True):
-        torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
+    assert bridge.fit([(student[:2], teacher[:2]), (student[2:], teacher[2:])]) == pytest.approx(1, abs=1e-4)
+    for translated, expected in zip(bridge(student, [(3, 3)] * 3), teacher, strict=True):
+        torch.testing.assert_close(translated, expected, atol=1e-3, rtol=0)
 
 
 def test_fit_reports_how_much_it_explains():
     """Targets that are half translation, half noise; held against the residual itself."""
-    ours, noise = grids((8, 8), (8, 8), width=3), grids((8, 8), (8, 8), width=3, seed=1)
-    theirs = [grid + other for grid, other in zip(ours, noise, strict=True)]
+    student, noise = grids((8, 8), (8, 8), width=3), grids((8, 8), (8, 8), width=3, seed=1)
+    teacher = [grid + other for grid, other in zip(student, noise, strict=True)]
     bridge = Bridge(3, 3).double()
-    explained = bridge.fit([(ours, theirs)])
-    stacked = torch.cat([grid.flatten(0, 1) for grid in theirs])
-    residual = torch.cat([grid.flatten(0, 1) for grid in bridge(ours, [(8, 8)] * 2)]) - stacked
+    explained = bridge.fit([(student, teacher)])
+    stacked = torch.cat([grid.flatten(0, 1) for grid in teacher])
+    residual = torch.cat([grid.flatten(0, 1) for grid in bridge(student, [(8, 8)] * 2)]) - stacked
     expected = 1 - residual.square().sum() / (stacked - stacked.mean(dim=0)).square().sum()
     assert explained == pytest.approx(expected.item(), abs=1e-5)
     assert 0.3 < explained < 0.7

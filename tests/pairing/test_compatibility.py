@@ -6,9 +6,17 @@ import pytest
 import transformers as hf
 from tiny_families import BUILDS
 
-from switchkd.pairing.compatibility import Item, compare, refuse
+from switchkd.models.capture import Attention, Hidden, Projected, Vision
+from switchkd.models.families import family_of
+from switchkd.pairing.compatibility import Difference, raise_if_incompatible
+from switchkd.pairing.compatibility import compare as compare_families
 
 DOCS = Path(__file__).parents[2] / "docs" / "families.md"
+
+
+def compare(student, teacher):
+    """Of two configs."""
+    return compare_families(family_of(student), family_of(teacher))
 
 
 def llava(vocabulary=32064, **vision):
@@ -103,21 +111,18 @@ def test_the_table_has_the_public_pairs():
 
 @pytest.mark.parametrize("name", PUBLIC)
 def test_the_table_says_what_the_configs_say(name):
-    items = compare(*PUBLIC[name])
+    differences = compare(*PUBLIC[name])
     row = table()[name]
-    differing = [item for item in items if item.verdict != "fits"]
+    differing = [difference for difference in differences if difference.verdict != "fits"]
     assert row["fits"] == ("yes" if not differing else "–")
     assert row["tokenizer"] == TOKENIZERS.get(name, "–")
     for column, verdict in COLUMNS.items():
-        found = [item for item in items if item.verdict == verdict]
-        assert (row[column] != "–") == bool(found), column
-        if found and column in ("bridge", "vocabulary"):  # the numbers too
-            item = (
-                found[0] if column == "vocabulary" else next(i for i in found if "none" not in (i.student, i.teacher))
-            )
-            assert f"{item.student} ← {item.teacher}".replace(",", "") in row[column].replace(",", "").replace(
-                "`", ""
-            ), item
+        with_verdict = [difference for difference in differences if difference.verdict == verdict]
+        assert (row[column] != "–") == bool(with_verdict), column
+        if with_verdict and column in ("bridge", "vocabulary"):  # the numbers too
+            first = with_verdict[0]
+            cell = row[column].replace(",", "").replace("`", "")
+            assert f"{first.student} ← {first.teacher}".replace(",", "") in cell, first
 
 
 def test_every_column_has_a_pair():
@@ -127,16 +132,16 @@ def test_every_column_has_a_pair():
 
 
 def test_tiles_beside_whole_images_are_refused_for_the_switch_alone():
-    items = compare(*PUBLIC["LLaVA-1.5 ← SmolVLM2 2.2B"])
-    refuse(items, set(), bridge=False)
+    differences = compare(*PUBLIC["LLaVA-1.5 ← SmolVLM2 2.2B"])
+    raise_if_incompatible(differences, set(), bridge=False)
     with pytest.raises(ValueError, match=r"differ in images: whole and cut into tiles .*set the method's switch to 0"):
-        refuse(items, {"switch"}, bridge=True)
+        raise_if_incompatible(differences, {"switch"}, bridge=True)
 
 
 def test_what_is_refused_is_refused_without_the_switch_too():
     with pytest.raises(ValueError, match=r"a and b differ in tokenizer: 3 tokens and 4 tokens \(unreadable\): choose"):
-        refuse(
-            [Item("tokenizer", "3 tokens", "4 tokens", "refused", "unreadable")],
+        raise_if_incompatible(
+            [Difference("tokenizer", "3 tokens", "4 tokens", "refused", "unreadable")],
             set(),
             bridge=True,
             pair="a and b",
@@ -144,33 +149,60 @@ def test_what_is_refused_is_refused_without_the_switch_too():
 
 
 def test_a_bridge_is_asked_for_where_the_switch_needs_one():
-    items = compare(llava(hidden_size=768), llava())
-    refuse(items, {"switch"}, bridge=True)
-    refuse(items, set(), bridge=False)
+    differences = compare(llava(hidden_size=768), llava())
+    raise_if_incompatible(differences, {"switch"}, bridge=True)
+    raise_if_incompatible(differences, set(), bridge=False)
     with pytest.raises(
         ValueError, match=r"feature width: 768 and 1024 .*give the pair a bridge .*`pair: \{bridge: auto\}`"
     ):
-        refuse(items, {"switch"}, bridge=False)
+        raise_if_incompatible(differences, {"switch"}, bridge=False)
+
+
+#: A place inside both models → the sizes of which one must differ for a refusal.
+SITES = {
+    Vision(): ({"hidden_size": 768}, "feature width: 768 and 1024"),
+    Projected(): ({"patch_size": 28}, "visual tokens per image: 144 and 576"),
+    Hidden(0.5, "visual"): ({"patch_size": 28}, "visual tokens per image: 144 and 576"),
+    Attention(0.5, "answers", "visual"): ({"patch_size": 28}, "visual tokens per image: 144 and 576"),
+}
+
+
+@pytest.mark.parametrize("site", SITES, ids=str)
+def test_what_is_compared_one_by_one_must_agree(site):
+    sizes, message = SITES[site]
+    raise_if_incompatible(compare(llava(), llava()), {site}, bridge=True)
+    with pytest.raises(ValueError, match=rf"differ in {message}, and the method compares .* one by one") as error:
+        raise_if_incompatible(compare(llava(**sizes), llava()), {site}, bridge=True)
+    assert str(site) in str(error.value)
+
+
+def test_text_is_compared_only_with_one_tokenizer_and_one_template():
+    for what in ("tokenizer", "chat template"):
+        other = Difference(what, "its own", "its own", "aligned")
+        raise_if_incompatible([other], {Hidden(at="visual"), Projected(), Vision()}, bridge=True)
+        for site in (Hidden(at="text"), Attention(of="text", to="visual")):
+            with pytest.raises(ValueError, match=f"differ in {what}: its own and its own, and the method compares"):
+                raise_if_incompatible([other], {site}, bridge=True)
 
 
 def test_equal_encoders_are_remarked():
-    one = {item.what: item for item in compare(gemma3(), gemma3())}
+    one = {difference.what: difference for difference in compare(gemma3(), gemma3())}
     assert "z_SW = z_T" in one["layers of the vision encoder"].detail
-    other = {item.what: item for item in compare(qwen3_vl(1024), qwen3_vl(1152))}
+    other = {difference.what: difference for difference in compare(qwen3_vl(1024), qwen3_vl(1152))}
     assert other["layers of the vision encoder"].detail == ""
 
 
 @pytest.mark.parametrize("name", BUILDS)
 def test_every_family_fits_itself(name):
     config = BUILDS[name].config
-    items = compare(config(16, 1), config(24, 3))
-    assert [item for item in items if item.verdict != "fits"] == []
+    differences = compare(config(16, 1), config(24, 3))
+    assert [difference for difference in differences if difference.verdict != "fits"] == []
 
 
-def test_items_say_both_values():
-    found = [str(item) for item in compare(llava(hidden_size=768), llava())]
-    assert "feature width: 768 and 1024 (translated by a linear layer)" in found
-    assert "family: llava" in found
+def test_differences_say_both_values():
+    said = [str(difference) for difference in compare(llava(hidden_size=768), llava())]
+    assert "feature width: 768 and 1024 (translated by a linear layer)" in said
+    assert "family: llava" in said
 
 
 def test_a_family_that_is_unknown_is_refused():

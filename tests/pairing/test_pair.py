@@ -4,25 +4,23 @@ import copy
 
 import pytest
 import torch
-from pairs import ALL, make_pair
-from tiny_models import BUILDS, VOCABULARY, tiny_batch, tiny_llava
+from pairs import ALIGN, ALL, PARTS, compared, make_pair, own_logits
+from tiny_models import BUILDS, VOCABULARY, plain_logits, read_alike, tiny_batch, tiny_inputs, tiny_llava
 
+from switchkd.batch import TEACHER
 from switchkd.losses import dbild
 from switchkd.models import Pathway
 from switchkd.pairing import Pair
 
 
 @pytest.mark.parametrize(("vision", "language"), BUILDS)
-@pytest.mark.parametrize("padding_side", ["left", "right"])
-def test_teacher_equal_to_student_gives_the_switch_nothing_to_teach(vision, language, padding_side):
+def test_teacher_equal_to_student_gives_the_switch_nothing_to_teach(vision, language):
     model = tiny_llava(vision, language)
     student = Pathway(copy.deepcopy(model))
-    student.train_only(("vision", "projector", "language"))
-    routes = Pair(student, Pathway(model), needs=ALL, vocabulary=VOCABULARY).eval()(
-        tiny_batch(padding_side=padding_side), ALL
-    )
-    assert torch.equal(routes.switch, routes.teacher)
-    term = dbild(routes.switch, routes.teacher)
+    student.train_only(PARTS)
+    logits = compared(Pair(student, Pathway(model), needs=ALL, vocabulary=VOCABULARY).eval(), tiny_batch())
+    assert torch.equal(logits.switch, logits.teacher)
+    term = dbild(logits.switch, logits.teacher)
     assert torch.equal(term, torch.zeros_like(term))
     term.sum().backward()
     gradients = [p.grad for p in student.parameters() if p.grad is not None]
@@ -32,10 +30,8 @@ def test_teacher_equal_to_student_gives_the_switch_nothing_to_teach(vision, lang
 
 @pytest.mark.parametrize(("vision", "language"), BUILDS)
 def test_the_switch_gradient_reaches_the_vision_encoder_and_nothing_else(vision, language):
-    pair = make_pair(vision, language)
-    pair.train()
-    routes = pair(tiny_batch(), ALL)
-    dbild(routes.switch, routes.teacher).sum().backward()
+    logits = compared(pair := make_pair(vision, language).train(), tiny_batch())
+    dbild(logits.switch, logits.teacher).sum().backward()
     tower = {id(p) for module in pair.student.part("vision") for p in module.parameters() if p.requires_grad}
     for name, parameter in pair.named_parameters():
         if id(parameter) in tower:
@@ -51,9 +47,8 @@ def test_the_switch_is_the_teacher_speaking_about_what_the_student_sees():
     batch = tiny_batch()
     chimera = copy.deepcopy(pair.teacher.model)
     chimera.model.vision_tower.load_state_dict(pair.student.model.model.vision_tower.state_dict())
-    plain = chimera(**{key: value for key, value in batch.items() if key != "labels"}).logits
-    expected = plain[:, :-1][batch["labels"][:, 1:] != -100]
-    torch.testing.assert_close(pair(batch, ALL).switch, expected, rtol=0, atol=1e-11)
+    expected = plain_logits(chimera, batch.student)
+    torch.testing.assert_close(compared(pair, batch).switch, expected, rtol=0, atol=1e-11)
 
 
 def test_the_teacher_never_trains():
@@ -62,19 +57,21 @@ def test_the_teacher_never_trains():
     assert pair.student.model.training
     assert not any(module.training for module in pair.teacher.modules())
     assert not any(parameter.requires_grad for parameter in pair.teacher.parameters())
-    assert pair(tiny_batch(), ALL).teacher.requires_grad is False
+    assert compared(pair, tiny_batch()).teacher.requires_grad is False
 
 
-def test_finish_gets_hidden_states_whose_logits_are_the_routes():
+def test_signals_have_hidden_states_whose_logits_are_compared():
     pair, batch = make_pair(), tiny_batch()
-    routes = pair(batch, ALL)
-    hidden, own = pair(batch, ALL, lambda hidden: (hidden, hidden.routes()))
-    assert hidden.student.shape[1] == hidden.student_head.weight.shape[1] == 24
-    assert hidden.teacher.shape[1] == hidden.switch.shape[1] == hidden.teacher_head.weight.shape[1] == 40
-    assert hidden.teacher.requires_grad is False
-    assert hidden.switch.requires_grad
-    for name in ALL:
-        assert torch.equal(own[name], routes[name])
+    signals = pair(batch)
+    compared_signals = signals.compared[TEACHER]
+    assert signals.student.hidden.shape[1] == signals.student.head.weight.shape[1] == 24
+    assert compared_signals.teacher.hidden.shape[1] == compared_signals.switch.hidden.shape[1] == 40
+    assert compared_signals.teacher.hidden.requires_grad is False
+    assert compared_signals.switch.hidden.requires_grad
+    logits = signals.logits()
+    assert torch.equal(logits.student, own_logits(pair.student, batch.student))
+    assert torch.equal(logits.compared[TEACHER].teacher, own_logits(pair.teacher, batch.student))
+    assert torch.equal(logits.targets, batch.student.targets)
 
 
 def calls_of(tower):
@@ -86,96 +83,46 @@ def calls_of(tower):
 
 def test_the_students_vision_encoder_runs_once_for_student_and_switch():
     pair = make_pair().train()
-    ours, theirs = (calls_of(pathway.part("vision")[0]) for pathway in (pair.student, pair.teacher))
-    pair(tiny_batch(), ALL)
-    assert (len(ours), len(theirs)) == (1, 1)
+    student, teacher = (calls_of(pathway.part("vision")[0]) for pathway in (pair.student, pair.teacher))
+    pair(tiny_batch())
+    assert (len(student), len(teacher)) == (1, 1)
 
 
-ALIGN = frozenset({"student", "teacher"})
-
-
-def pair_with_one_encoder(vision="siglip", train=("projector", "language"), change=lambda student: None):
-    """A student and a teacher with one vision encoder, the student's changed."""
-    teacher, student = tiny_llava(vision, hidden=40, depth=3, seed=1), tiny_llava(vision, seed=2)
-    student.model.vision_tower.load_state_dict(teacher.model.vision_tower.state_dict())
-    change(student)
-    learner = Pathway(student)
-    learner.train_only(train)
-    return Pair(learner, Pathway(teacher), needs=ALIGN, vocabulary=VOCABULARY).train()
-
-
-@pytest.mark.parametrize("vision", ["clip", "siglip"])
-def test_one_frozen_vision_encoder_runs_once_for_student_and_teacher(vision):
-    pair, batch = pair_with_one_encoder(vision), tiny_batch()
-    own = pair.teacher.logits(pair.teacher.say(pair.teacher.see(batch), batch))
-    ours, theirs = (calls_of(pathway.part("vision")[0]) for pathway in (pair.student, pair.teacher))
-    assert torch.equal(pair(batch, ALIGN).teacher, own)
-    assert (len(ours), len(theirs)) == (1, 0)
-    assert pair(tiny_batch(images=(0, 0)), ALIGN).teacher is not None
-
-
-def move_one_weight(student):
-    student.model.vision_tower.encoder.layers[0].mlp.fc1.bias.data[3] += 1e-4
-
-
-def take_another_layer(student):
-    student.config.vision_feature_layer = -1
-
-
-def drop_out(student):
-    for layer in student.model.vision_tower.encoder.layers:
-        layer.self_attn.dropout = 0.5
-
-
-@pytest.mark.parametrize(
-    "changed",
-    [
-        {"train": ("vision", "projector", "language")},
-        {"change": move_one_weight},
-        {"change": take_another_layer},
-        {"change": drop_out},
-        {"change": lambda student: student.double()},
-    ],
-    ids=["trains", "weight", "layer", "dropout", "precision"],
-)
-def test_vision_encoders_that_differ_run_both(changed):
-    pair = pair_with_one_encoder(**changed)
-    theirs = calls_of(pair.teacher.part("vision")[0])
-    pair(tiny_batch(), ALIGN)
-    assert len(theirs) == 1
-
-
-def test_routes_that_nobody_needs_are_not_run():
-    pair = make_pair()
+def test_pathways_that_nobody_needs_are_not_run():
+    pair = make_pair(needs=frozenset({"student"}))
     pair.teacher.see = pair.teacher.say = None  # calling either would raise
-    routes = pair(tiny_batch(), frozenset({"student"}))
-    with pytest.raises(LookupError, match="the switch route was not run"):
-        routes["switch"]
-    assert routes.teacher is None
+    assert not pair(tiny_batch()).compared
+    with pytest.raises(LookupError, match="the switch was not run: the method does not name it in `needs`"):
+        compared(make_pair(needs=ALIGN), tiny_batch()).of("switch")
+
+
+def test_a_batch_without_a_reading_of_the_teachers_says_how_to_make_one():
+    batch = tiny_batch()._replace(readers={}, shared={})
+    with pytest.raises(ValueError, match=r"the batch has nothing for the teacher to read: make it with a `Collator`"):
+        make_pair()(batch)
+    assert not make_pair(needs=frozenset({"student"}))(batch).compared
 
 
 def test_padding_rows_of_the_head_are_not_compared():
     teacher, student = tiny_llava(seed=1), tiny_llava(seed=2)
-    routes = Pair(Pathway(student), Pathway(teacher), needs=ALL, vocabulary=90)(tiny_batch(), ALL)
-    assert routes.teacher.shape[-1] == routes.switch.shape[-1] == routes["student"].shape[-1] == 90
-    assert routes.student.shape[-1] == 96
+    logits = compared(Pair(Pathway(student), Pathway(teacher), needs=ALL, vocabulary=90), tiny_batch())
+    assert logits.teacher.shape[-1] == logits.switch.shape[-1] == logits.student.shape[-1] == 90
+    assert logits.whole.shape[-1] == 96
 
 
 def test_a_batch_without_images_runs_and_the_switch_is_the_teacher():
-    pair = make_pair()
-    routes = pair(tiny_batch(images=(0, 0)), ALL)
-    assert torch.equal(routes.switch, routes.teacher)
+    logits = compared(make_pair(), tiny_batch(images=(0, 0)))
+    assert torch.equal(logits.switch, logits.teacher)
 
 
 def test_bf16_teacher_and_float32_student_meet():
-    pair, batch = make_pair(), tiny_batch()
-    exact = pair(batch, ALL)
+    pair, inputs = make_pair(), tiny_inputs()
+    exact = compared(pair, read_alike(inputs))
     pair.teacher.to(torch.bfloat16)
-    rounded = pair(batch, ALL)
+    rounded = compared(pair, read_alike(inputs))
     assert rounded.teacher.dtype == rounded.switch.dtype == torch.float32
-    inputs = {key: value for key, value in batch.items() if key != "labels"}
-    plain = pair.teacher.model(**inputs | {"pixel_values": inputs["pixel_values"].bfloat16()}).logits
-    plain = plain[:, :-1][batch["labels"][:, 1:] != -100]
+    rounded_images = {"pixel_values": inputs.images["pixel_values"].bfloat16()}
+    plain = plain_logits(pair.teacher.model, inputs._replace(media={"image": rounded_images}))
     assert (rounded.teacher - exact.teacher).norm() <= 1.01 * (plain - exact.teacher).norm()
     # the head runs in float32: more distinct values than bf16 could hold in this range
     assert rounded.teacher[0].unique().numel() == rounded.teacher.shape[1]
@@ -205,7 +152,7 @@ def test_heads_are_not_compared_before_their_real_rows_are_known(rows):
 
 
 def test_another_feature_width_is_fine_without_the_switch():
-    assert make_pair(width=48, needs=frozenset({"student", "teacher"})).teacher is not None
+    assert make_pair(width=48, needs=ALIGN).teacher is not None
 
 
 def test_a_frozen_vision_encoder_is_refused_where_the_switch_is_needed():
@@ -213,12 +160,12 @@ def test_a_frozen_vision_encoder_is_refused_where_the_switch_is_needed():
         ValueError, match=r"vision encoder is frozen \(0 of \d+ parameters train\).*add vision to the stage"
     ):
         make_pair(train=("projector", "language"))
-    make_pair(train=("projector", "language"), needs=frozenset({"student", "teacher"}))
+    make_pair(train=("projector", "language"), needs=ALIGN)
 
 
 def test_a_method_that_needs_a_missing_teacher_is_refused():
     with pytest.raises(ValueError, match="needs the routes student, teacher, but there is no teacher"):
-        Pair(Pathway(tiny_llava()), None, needs=frozenset({"student", "teacher"}))
+        Pair(Pathway(tiny_llava()), None, needs=ALIGN)
 
 
 def test_more_token_ids_than_head_rows_are_refused():
