@@ -73,7 +73,8 @@ def test_hidden_states_of_any_layer_are_those_of_the_plain_model(name):
 
 @every_family
 def test_attention_of_any_layer_is_that_of_the_plain_model(name):
-    pathway, inputs = Pathway(tiny(name).double()), inputs_for(name)
+    """In float32: eager attention takes its softmax in float32, where the float64 mask of padding beyond a window is all −inf, and NaN."""
+    pathway, inputs = Pathway(tiny(name)), inputs_for(name)
     pathway.show_attention(True)
     from_to = [("text", "visual"), ("answers", "visual"), ("answers", "text"), ("visual", "visual")]
     activations = captured(pathway, inputs, {Attention(depth, *route) for depth in LAYERS for route in from_to})
@@ -85,7 +86,7 @@ def test_attention_of_any_layer_is_that_of_the_plain_model(name):
             for of, to in from_to:
                 expected = weights[layer][sample][:, where[of]][:, :, where[to]]
                 weights_here = activations[Attention(depth, of, to)][sample]
-                torch.testing.assert_close(weights_here, expected, rtol=0, atol=1e-6)  # its softmax is in float32
+                torch.testing.assert_close(weights_here, expected, rtol=0, atol=1e-5)
     assert (activations[Attention(0.0, "text", "visual")][0].sum() > 1).item()
 
 
