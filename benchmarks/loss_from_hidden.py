@@ -14,8 +14,10 @@ import torch.nn.functional as F
 from common import Case, Demand, parser, ratio, report, run, value
 from torch import Tensor
 
+from switchkd.batch import TEACHER
 from switchkd.losses import Head, fused_loss
 from switchkd.methods import SwitchKD
+from switchkd.signals import Compared, FromHidden, Signals
 
 #: The same for ours, for Liger, and for the bare matrix products.
 CHUNK = 128
@@ -73,8 +75,12 @@ def two_way(make: Callable[[], Callable[[States], Tensor]]) -> Case:
 def ours(x: States, chunk: int | None = CHUNK, kernels: Literal["torch", "triton"] = "torch") -> Tensor:
     switch = x.switch if x.switch.requires_grad else None
     loss = replace(SwitchKD(switch=0.0 if switch is None else 1.0).chunk_loss(), kernels=kernels)
-    heads = Head(x.student_head), Head(x.teacher_head)
-    return fused_loss(loss, x.targets, x.student, heads[0], x.teacher, switch, heads[1], chunk=chunk).loss
+    head, rows = Head(x.teacher_head), len(x.teacher_head)
+    said = None if switch is None else FromHidden(switch, head, rows)
+    compared = {TEACHER: Compared(FromHidden(x.teacher, head, rows), rows, x.targets, said)}
+    sample = torch.zeros_like(x.targets)
+    signals = Signals(FromHidden(x.student, Head(x.student_head)), x.targets, sample, ("sample@0",), compared, {})
+    return fused_loss(loss, signals, chunk=chunk).loss
 
 
 def full_logits(x: States, divergence: Callable[[Tensor, Tensor], Tensor]) -> Tensor:

@@ -7,10 +7,11 @@ from typing import get_args
 
 import pytest
 from shown_diffs import hold
-from switchkd.types import Need
 
 from switchkd.methods import METHODS
+from switchkd.models.capture import Site
 from switchkd.results import StudyResults
+from switchkd.signals import Route
 from switchkd.study.figure import figure
 from switchkd.study.study_table import markdown_kinds, markdown_table
 from switchkd.study.summary import title
@@ -41,9 +42,8 @@ def test_the_method_that_is_shown_is_the_one_in_the_source():
 
 def test_every_need_is_explained():
     page = (DOCS / "methods.md").read_text(encoding="utf-8").split("What `needs` may name")[1].split("\n\n")[1]
-    assert {need for route in get_args(Need) for need in get_args(route)} == set(
-        re.findall(r"(?<=[|,] )`(\w+)`(?=[ ,])", page)
-    )
+    sites = {site.__name__ for site in Site.__subclasses__()}
+    assert {*get_args(Route), *sites} == set(re.findall(r"(?<=[|,] )`(\w+)`(?=[ ,])", page))
 
 
 def test_the_world_has_a_row_for_every_kind_and_difficulty():

@@ -4,16 +4,16 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from switchkd.types import Head, Routes
 
-from switchkd.losses.chunks import AutogradTerms
-from switchkd.losses.fused import fused_loss
+from switchkd.batch import TEACHER
+from switchkd.losses import AutogradTerms, Head, fused_loss
+from switchkd.signals import AnswerLogits, Compared, ComparedLogits, FromHidden, Signals
 
 TOKENS, ROWS, TEACHER_ROWS, VOCABULARY = 11, 53, 50, 47
 
 
 @dataclass
-class Inputs:
+class States:
     """Hidden states and heads of unequal widths and rows; logits of a few nats."""
 
     targets: torch.Tensor
@@ -52,7 +52,7 @@ def inputs(tokens=TOKENS, bias=True, dtype=torch.float64, seed=0, rows=ROWS, tea
     for x in (student, weight, student_bias, switch):
         if x is not None:
             x.requires_grad_()
-    return Inputs(
+    return States(
         targets=torch.randint(rows, (tokens,), generator=generator),
         student=student,
         weight=weight,
@@ -64,40 +64,53 @@ def inputs(tokens=TOKENS, bias=True, dtype=torch.float64, seed=0, rows=ROWS, tea
     )
 
 
+def signals(method, x, vocabulary=VOCABULARY, answers=None, ids=None):
+    """What the method gets of `x`: everything that it needs, at `answers`, over `ids` or the first ids of both heads."""
+    at = slice(None) if answers is None else answers
+    vocabulary = vocabulary if ids is None else len(ids)
+    head = Head(x.teacher_weight, x.teacher_bias, x.softcap)
+    compared = {}
+    if "teacher" in method.needs:
+        compared[TEACHER] = Compared(
+            FromHidden(x.teacher[at], head, vocabulary),
+            vocabulary,
+            x.targets[at].clamp(0, vocabulary - 1),
+            FromHidden(x.switch[at], head, vocabulary) if "switch" in method.needs else None,
+            answers,
+            ids,
+        )
+    student = FromHidden(x.student, Head(x.weight, x.bias, x.softcap))
+    return Signals(student, x.targets, torch.zeros_like(x.targets), ("sample@0",), compared, {})
+
+
 def plain(method, x, vocabulary=VOCABULARY):
-    """What the trainer does without the fused loss: full logits, the method's terms, their sums."""
+    """The terms and statistics without the fused loss, and without what makes its logits: full logits, the method's terms, their sums."""
 
     def logits(hidden, weight, bias):
         dtype = torch.promote_types(hidden.dtype, torch.float32)
         z = F.linear(hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
         return z if x.softcap is None else x.softcap * torch.tanh(z / x.softcap)
 
-    routes = Routes(
-        logits(x.student, x.weight, x.bias),
-        logits(x.teacher, x.teacher_weight, x.teacher_bias)[:, :vocabulary] if "teacher" in method.needs else None,
-        logits(x.switch, x.teacher_weight, x.teacher_bias)[:, :vocabulary] if "switch" in method.needs else None,
+    student, compared = logits(x.student, x.weight, x.bias), {}
+    if "teacher" in method.needs:
+        teacher, switch = (
+            logits(hidden, x.teacher_weight, x.teacher_bias)[:, :vocabulary] for hidden in (x.teacher, x.switch)
+        )
+        compared[TEACHER] = ComparedLogits(student, teacher, switch if "switch" in method.needs else None, x.targets)
+    whole = AnswerLogits(student, x.targets, compared)
+    terms, statistics = (
+        {name: term.values.sum() for name, term in named.items()}
+        for named in (method.token_terms(whole), method.statistics(whole))
     )
-    terms = {name: values.sum() for name, values in method.terms(routes, x.targets).items()}
-    return terms, {name: values.sum() for name, values in method.statistics(routes).items()}
+    return terms, statistics
 
 
 def fused(method, x, loss=None, vocabulary=VOCABULARY, chunk=None):
-    has_teacher = "teacher" in method.needs
-    return fused_loss(
-        loss or by_autograd(method),
-        x.targets,
-        x.student,
-        Head(x.weight, x.bias, x.softcap),
-        x.teacher if has_teacher else None,
-        x.switch if "switch" in method.needs else None,
-        Head(x.teacher_weight, x.teacher_bias, x.softcap) if has_teacher else None,
-        vocabulary=vocabulary if has_teacher else None,
-        chunk=chunk,
-    )
+    return fused_loss(loss or by_autograd(method), signals(method, x, vocabulary), chunk=chunk)
 
 
 def by_autograd(method):
-    return AutogradTerms(method.terms, method.statistics)
+    return AutogradTerms(method.token_terms, method.statistics)
 
 
 def analytic(method):
@@ -105,5 +118,5 @@ def analytic(method):
 
 
 def gradients(loss, x):
-    found = torch.autograd.grad(loss, x.learned, allow_unused=True)
-    return [torch.zeros_like(y) if g is None else g for g, y in zip(found, x.learned, strict=True)]
+    values = torch.autograd.grad(loss, x.learned, allow_unused=True, retain_graph=True)
+    return [torch.zeros_like(y) if g is None else g for g, y in zip(values, x.learned, strict=True)]

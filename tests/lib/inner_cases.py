@@ -4,12 +4,14 @@ import torch
 from tiny_models import VOCABULARY, tiny_batch, tiny_llava
 from torch import nn
 
+from switchkd.batch import TEACHER
 from switchkd.methods import Method
 from switchkd.models import Pathway
+from switchkd.models.capture import Site
 from switchkd.pairing import Pair
-from switchkd.types import Head, Inner, Look
+from switchkd.signals import Activations, FromHidden, Head, Signals
 
-#: Rows with one image, two, and none.
+#: Samples with one image, two, and none.
 IMAGES = (1, 2, 0)
 
 
@@ -23,17 +25,27 @@ def make_pair(method: Method, *, train=("vision", "projector", "language"), **st
     return Pair(learner, teacher, needs=method.needs, vocabulary=VOCABULARY - 6, learned=learned).train()
 
 
-def look(pair: Pair, method: Method) -> tuple[Inner, Inner]:
-    """What the method sees in both models on the tiny batch."""
-    hidden = pair(tiny_batch(images=IMAGES), method.needs, lambda hidden: hidden)
-    return hidden.student_inner, hidden.teacher_inner
+def signals_of(pair: Pair) -> Signals:
+    """What the pair makes of the tiny batch."""
+    return pair(tiny_batch(images=IMAGES))
 
 
-def inner(look: Look, *rows: list, **others: list[torch.Tensor]) -> Inner:
-    """One thing that was looked at, written out; its channels are the logits."""
-    width = len(rows[0][0])
-    tensors = [torch.tensor(row, dtype=torch.float64).view(-1, width) for row in rows]
-    return Inner({look: tensors, **others}, Head(torch.eye(width, dtype=torch.float64)))
+def samples(*values: list) -> list[torch.Tensor]:
+    """One place's activations written out, a matrix for each sample; an empty list is a sample that has nothing there."""
+    width = len(values[0][0])
+    return [torch.tensor(rows, dtype=torch.float64).view(-1, width) for rows in values]
+
+
+def written_out(
+    student: dict[Site, list[torch.Tensor]], teacher: dict[Site, list[torch.Tensor]], logits: int
+) -> Signals:
+    """Signals with these activations, one answer in each sample; hidden states are logits, of so many ids."""
+    identity = Head(torch.eye(logits, dtype=torch.float64))
+    places = torch.arange(len(next(iter(student.values()))))
+    keys = tuple(f"sample-{number}@0" for number in places.tolist())
+    hidden = FromHidden(torch.zeros(len(keys), logits, dtype=torch.float64), identity)
+    activations = Activations(student, teacher, identity, identity, keys)
+    return Signals(hidden, torch.zeros_like(places), places, keys, {}, {TEACHER: activations})
 
 
 def reached(pair: Pair, loss: torch.Tensor) -> set[str]:

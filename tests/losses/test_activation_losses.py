@@ -6,8 +6,8 @@ import oracles
 import pytest
 import torch
 
-from switchkd.losses import SummedLoss, forward_kl, of_logits, relation, with_rows
-from switchkd.types import Head
+from switchkd.losses import Head, SummedLoss, forward_kl, of_logits, relation, with_samples
+from switchkd.signals import FromHidden, Signals
 
 
 def random(*shapes, seed=0):
@@ -15,18 +15,22 @@ def random(*shapes, seed=0):
     return [torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in shapes]
 
 
-def test_every_answer_token_carries_the_value_of_its_row():
-    # Rows with 3, 5 and 1 answers: 10 + (1·3 + 2·5 + 0·1) = 23.
-    sums = SummedLoss(torch.tensor(10.0), {"ce": torch.tensor(10.0)}, {"knee": torch.tensor(4.0)}, 9)
-    values = torch.tensor([1.0, 2.0, 0.0], requires_grad=True)
-    found = with_rows(sums, {"visual": values}, torch.tensor([3, 5, 1]))
+def test_every_answer_token_carries_the_value_of_its_sample():
+    # Samples with 3, 5, no and 1 answers: 10 + (1·3 + 2·5 + 7·0 + 0·1) = 23. Packed rows need not keep them together.
+    sums = SummedLoss(torch.tensor(10.0), {"ce": torch.tensor(10.0)}, {"knee": torch.tensor(4.0)}, 9, 6, 4)
+    sample = torch.tensor([0, 1, 1, 0, 0, 1, 1, 3, 1])
+    hidden = FromHidden(torch.zeros(9, 2), Head(torch.eye(2)))
+    signals = Signals(hidden, torch.zeros_like(sample), sample, ("a@0", "b@0", "c@0", "d@0"), {}, {})
+    values = torch.tensor([1.0, 2.0, 7.0, 0.0], requires_grad=True)
+    found = with_samples(sums, {"visual": values}, signals)
     assert found.loss.item() == 23
     assert {name: value.item() for name, value in found.terms.items()} == {"ce": 10, "visual": 13}
-    assert (found.statistics, found.chunk) == (sums.statistics, 9)
+    assert found._replace(loss=sums.loss, terms=sums.terms) == sums
+    assert not found.terms["visual"].requires_grad
     found.loss.backward()
-    assert values.grad.tolist() == [3, 5, 1]
-    with pytest.raises(ValueError, match="ce is a term of the answers and of the rows: give each a name of its own"):
-        with_rows(sums, {"ce": values}, torch.tensor([3, 5, 1]))
+    assert values.grad.tolist() == [3, 5, 0, 1]
+    with pytest.raises(ValueError, match="ce is a term of the answers and of the samples: give each a name of its own"):
+        with_samples(sums, {"ce": values}, signals)
 
 
 def test_relation_hand_computed():
@@ -81,7 +85,7 @@ def test_logits_are_not_kept_for_the_backward_pass(softcap):
                 value = of_logits(lambda s, t: forward_kl(s, t).mean(), student, heads[0], teacher, heads[1])
         value.backward()
         found.append((value.item(), [leaf.grad for leaf in leaves], max(kept, default=0)))
-    assert found[0][0] == found[1][0]
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-14)
     for one, other in zip(found[0][1], found[1][1], strict=True):
-        assert torch.equal(one, other)
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
     assert found[0][2] >= 6 * 500 > found[1][2]

@@ -3,15 +3,15 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.distributed as dist
-from fused_cases import analytic, fused, gradients, inputs
-from switchkd.types import Head
+from fused_cases import analytic, by_autograd, fused, gradients, inputs, signals
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from switchkd.losses import DBiLDSettings
-from switchkd.losses.fused import CHUNK_MIB, chunk_that_fits, fused_loss
-from switchkd.methods import SwitchKD
+from switchkd.batch import TEACHER
+from switchkd.losses import DBiLDSettings, fused_loss, plain_loss
+from switchkd.losses.fused import CHUNK_MIB, chunk_that_fits
+from switchkd.methods import SFT, SwitchKD
 
 METHOD = SwitchKD()
 LOSS = analytic(METHOD)
@@ -43,7 +43,6 @@ def alone():
         ({"teacher_weight": torch.zeros(50, 7, requires_grad=True)}, "the teacher is a constant"),
         ({"teacher_bias": torch.zeros(50, requires_grad=True)}, "the teacher is a constant"),
         ({"softcap": 0.0}, "the student's head has a soft cap of 0.0, which must be positive"),
-        ({"teacher": None}, "got teacher missing, teacher_head given, switch given"),
     ],
 )
 def test_refused(change, message):
@@ -51,16 +50,25 @@ def test_refused(change, message):
         fused(METHOD, replace(inputs(), **change), LOSS)
 
 
-def test_switch_without_a_teacher_is_refused():
-    x = inputs()
-    with pytest.raises(ValueError, match="teacher missing, teacher_head missing, switch given"):
-        fused_loss(LOSS, x.targets, x.student, Head(x.weight, x.bias), switch=x.switch)
+@pytest.mark.usefixtures("unchecked_shapes")
+def test_other_targets_than_answers_are_refused():
+    batch = signals(METHOD, inputs())
+    compared = replace(batch.compared[TEACHER], targets=batch.targets[:9])
+    with pytest.raises(ValueError, match="9 targets are given for 11 answers that are compared with teacher"):
+        fused_loss(LOSS, replace(batch, compared={TEACHER: compared}))
 
 
 def test_a_loss_whose_pathway_is_missing_says_so():
-    x = inputs()
-    with pytest.raises(LookupError, match="the teacher route was not run"):
-        fused_loss(LOSS, x.targets, x.student, Head(x.weight, x.bias))
+    alone, without_switch = signals(SFT(), inputs()), signals(SwitchKD(switch=0), inputs())
+    with pytest.raises(LookupError, match="there is no teacher to compare with"):
+        fused_loss(LOSS, alone)
+    for summed in (
+        lambda: fused_loss(LOSS, without_switch),
+        lambda: fused_loss(by_autograd(METHOD), without_switch),
+        lambda: plain_loss(by_autograd(METHOD), without_switch),
+    ):
+        with pytest.raises(LookupError, match="the switch was not run: the method does not name it in `needs`"):
+            summed()
 
 
 def test_settings_that_mean_nothing_are_refused():

@@ -4,11 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fused_cases import analytic, by_autograd, fused, gradients, inputs, plain
-from switchkd.types import Routes
 
+from switchkd.batch import TEACHER
+from switchkd.losses import AutogradTerms
 from switchkd.losses import projection as head
-from switchkd.losses.chunks import AutogradTerms
 from switchkd.methods import KD, SFT, SwitchKD
+from switchkd.signals import AnswerLogits, ComparedLogits, TokenTerm
 
 METHOD = SwitchKD(window=32)
 LOSSES = pytest.mark.parametrize("loss", [by_autograd(METHOD), analytic(METHOD)], ids=["autograd", "analytic"])
@@ -20,13 +21,11 @@ def many(dtype=torch.float64):
 
 def half_precision_torch(x):
     """What plain torch computes in bf16: logits rounded to bf16, and the gradients that follow."""
-    routes = Routes(
-        F.linear(x.student, x.weight, x.bias),
-        F.linear(x.teacher, x.teacher_weight, x.teacher_bias),
-        F.linear(x.switch, x.teacher_weight, x.teacher_bias),
-    )
-    terms = METHOD.terms(routes, x.targets)
-    return {name: value.sum() for name, value in terms.items()}
+    student = F.linear(x.student, x.weight, x.bias)
+    teacher, switch = (F.linear(hidden, x.teacher_weight, x.teacher_bias) for hidden in (x.teacher, x.switch))
+    compared = {TEACHER: ComparedLogits(student, teacher, switch, x.targets)}
+    terms = METHOD.token_terms(AnswerLogits(student, x.targets, compared))
+    return {name: term.values.sum() for name, term in terms.items()}
 
 
 def error(found, truth):
@@ -37,9 +36,9 @@ def error(found, truth):
 def test_bf16_errs_less_than_plain_torch(loss):
     x = many(torch.bfloat16)
     exact = x.to(torch.float64)
-    truth = fused(METHOD, exact, loss, vocabulary=None)
+    truth = fused(METHOD, exact, loss, vocabulary=390)
     truths = gradients(truth.loss, exact)
-    ours = fused(METHOD, x, loss, vocabulary=None, chunk=10)
+    ours = fused(METHOD, x, loss, vocabulary=390, chunk=10)
     theirs = half_precision_torch(x)
     assert ours.loss.dtype == torch.float32
     for name, value in truth.terms.items():
@@ -154,7 +153,7 @@ def test_autocast_does_not_round_the_logits(loss):
 
 def test_autocast_does_not_reach_into_a_loss_either():
     x = many(torch.float32)
-    products = AutogradTerms(lambda routes, targets: {"products": (routes.student @ routes.student.T).sum(dim=-1)})
+    products = AutogradTerms(lambda logits: {"products": TokenTerm((logits.student @ logits.student.T).sum(dim=-1))})
     expected = fused(SFT(), x, products).loss
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(fused(SFT(), x, products).loss, expected)

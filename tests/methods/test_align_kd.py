@@ -5,12 +5,15 @@ import math
 import oracles
 import pytest
 import torch
-from inner_cases import inner, look, make_pair, reached
+from inner_cases import make_pair, reached, signals_of, written_out
 
+from switchkd.batch import TEACHER
 from switchkd.methods import AlignKD
 from switchkd.methods.align_kd import Maps
-from switchkd.types import Head, Inner, Sizes
+from switchkd.models.capture import Attention, Hidden, Projected
+from switchkd.signals import Sizes
 
+TEXT, ATTENTION, PROJECTED = Hidden(at="text"), Attention(layer=0, of="text", to="visual"), Projected()
 TERMS = ["soft", "attention", "projected", "focus"]
 
 
@@ -20,22 +23,21 @@ def test_hand_computed():
     # (.1 .3 .2); A_T = (.4 .3 .1): differences .3, 0, .1 → squares .09 + .01 over three.
     # Projected: width 1 in both, M_P the identity: differences 1, 2, 3 → (1 + 4 + 9)/3. The top 2 of A_T are tokens 0 and 1: (1 + 4)/2.
     unit = math.log(2)
-    looks = {
+    inside = {
         "student": ([[0.0, 0, 0]], [[[0.2, 0.4, 0.0]], [[0.0, 0.2, 0.4]]], [[1.0], [2.0], [3.0]]),
         "teacher": ([[unit, 0, 0]], [[[0.4, 0.3, 0.1]]], [[0.0], [0.0], [0.0]]),
     }
-    sides = [
-        Inner(
-            {
-                n: [torch.tensor(x, dtype=torch.float64)]
-                for n, x in zip(("text", "attention", "projected"), given, strict=True)
-            },
-            Head(torch.eye(3, dtype=torch.float64)),
-        )
-        for given in looks.values()
+    both = [
+        {
+            site: [torch.tensor(values, dtype=torch.float64)]
+            for site, values in zip((TEXT, ATTENTION, PROJECTED), given, strict=True)
+        }
+        for given in inside.values()
     ]
     maps = Maps(Sizes(width=1, heads=2), Sizes(width=1, heads=1)).double()
-    found = AlignKD(soft=2.0, attention=3.0, projected=1.0, focus=0.5, top=2).row_terms(*sides, maps)
+    found = AlignKD(soft=2.0, attention=3.0, projected=1.0, focus=0.5, top=2).sample_terms(
+        written_out(*both, logits=3), maps
+    )
     expected = [2 * (math.log(3) - 1.5 * unit), 3 * 0.1 / 3, 14 / 3, 0.5 * 5 / 2]
     assert list(found) == TERMS
     assert [value.item() for value in found.values()] == pytest.approx(expected, abs=1e-12)
@@ -47,14 +49,16 @@ def test_oracle():
     with torch.no_grad():
         for parameter in pair.learned.parameters():  # the biases too, which begin at 0
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)).double())
-    student, teacher = look(pair, method)
-    found = method.row_terms(student, teacher, pair.learned)
+    signals = signals_of(pair)
+    found = method.sample_terms(signals, pair.learned)
+    both = signals.activations[TEACHER]
+    student, teacher = both.student, both.teacher
     heads, width = pair.learned.heads, pair.learned.width
     for row, tokens in enumerate((4, 8, 0)):
-        z_s, z_t = (side.head.logits(side["text"][row]) for side in (student, teacher))
+        z_s, z_t = both.student_head.logits(student[TEXT][row]), both.teacher_head.logits(teacher[TEXT][row])
         assert z_s.shape == z_t.shape == (len(z_s), 90)
         soft = sum(oracles.forward_kl(z_s, z_t, 2.0)) / len(z_s)
-        a_s, a_t = student["attention"][row].tolist(), teacher["attention"][row]
+        a_s, a_t = student[ATTENTION][row].tolist(), teacher[ATTENTION][row]
         weight, bias = heads.weight.tolist(), heads.bias.tolist()
         mapped = [
             [
@@ -66,11 +70,11 @@ def test_oracle():
         flat = torch.tensor(mapped, dtype=torch.float64).view(-1, max(tokens, 1))
         attention = oracles.squared_error(flat, a_t.reshape(-1, max(tokens, 1)))
         p_s = (
-            torch.stack([width.weight @ x + width.bias for x in student["projected"][row]])
+            torch.stack([width.weight @ x + width.bias for x in student[PROJECTED][row]])
             if tokens
             else torch.zeros(0, 40)
         )
-        p_t = teacher["projected"][row]
+        p_t = teacher[PROJECTED][row]
         received = [sum(a_t[h, q, k].item() for h in range(2) for q in range(a_t.shape[1])) for k in range(tokens)]
         chosen = sorted(range(tokens), key=lambda k, r=received: -r[k])[:3]
         expected = {
@@ -95,7 +99,7 @@ def test_oracle():
 def test_where_each_term_reaches(term, parts):
     method = AlignKD()
     pair = make_pair(method)
-    assert reached(pair, method.row_terms(*look(pair, method), pair.learned)[term].sum()) == parts
+    assert reached(pair, method.sample_terms(signals_of(pair), pair.learned)[term].sum()) == parts
 
 
 def test_the_maps_begin_as_mean_and_isometry():
@@ -108,24 +112,20 @@ def test_the_maps_begin_as_mean_and_isometry():
 
 def test_only_what_has_a_weight_is_asked_for_and_learned():
     sizes = Sizes(8, 2)
-    assert AlignKD(attention=0, projected=0, focus=0).needs == {"student", "teacher", "text"}
+    assert AlignKD(attention=0, projected=0, focus=0).needs == {"student", "teacher", TEXT}
     assert AlignKD(attention=0, projected=0, focus=0).learned(sizes, sizes) is None
-    assert AlignKD(attention=0, focus=0, soft=0).needs == {"student", "teacher", "projected"}
-    assert AlignKD(soft=0, projected=0).needs == {"student", "teacher", "attention", "projected"}
+    assert AlignKD(attention=0, focus=0, soft=0).needs == {"student", "teacher", PROJECTED}
+    assert AlignKD(soft=0, projected=0).needs == {"student", "teacher", ATTENTION, PROJECTED}
     assert AlignKD(soft=0).directions == {}
     assert AlignKD().directions == {"soft": "forward"}
 
 
 def test_what_cannot_be_laid_side_by_side_is_refused():
-    with pytest.raises(
-        ValueError, match="visual tokens per image: 9 and 4, and the method compares projected one by one"
-    ):
+    with pytest.raises(ValueError, match=r"visual tokens per image: 9 and 4, and the method compares .* one by one"):
         make_pair(AlignKD(), image_size=24)
     method = AlignKD(soft=0, projected=0, focus=0)
-    student, teacher = (inner("attention", [[[0.1, 0.2]] * texts]) for texts in (1, 2))
-    for side in (student, teacher):
-        side.rows["attention"][0] = side.rows["attention"][0].view(1, -1, 2)
+    student, teacher = ({ATTENTION: [torch.tensor([[[0.1, 0.2]] * texts]).double()]} for texts in (1, 2))
     with pytest.raises(
-        ValueError, match="row 0 of a batch has 1 texts of 'attention' in the student and 2 in the teacher"
+        ValueError, match=r"sample 'sample-0@0' has 1 queries of Attention\(.*\) in the student and 2 in the teacher"
     ):
-        method.row_terms(student, teacher, method.learned(Sizes(8, 1), Sizes(8, 1)))
+        method.sample_terms(written_out(student, teacher, logits=3), method.learned(Sizes(8, 1), Sizes(8, 1)))

@@ -3,28 +3,33 @@
 import oracles
 import pytest
 import torch
-from inner_cases import inner, look, make_pair, reached
-from tiny_models import tiny_batch
+from inner_cases import make_pair, reached, samples, signals_of, written_out
 
+from switchkd.batch import TEACHER
 from switchkd.losses import squared_error
 from switchkd.methods import FeatureKD
-from switchkd.types import answer_targets
+from switchkd.models.capture import Vision
+
+
+def seen(student, teacher):
+    """Signals of samples whose V(x) is written out."""
+    return written_out({Vision(): student}, {Vision(): teacher}, logits=3)
 
 
 def test_hand_computed():
     # Row 0: differences 1, 0, −2, 3 → squares 1 + 0 + 4 + 9 = 14, over 4 entries 3.5, at weight 2: 7. Row 1 has no image.
-    student = inner("features", [[2.0, 1.0], [0.0, 5.0]], [])
-    teacher = inner("features", [[1.0, 1.0], [2.0, 2.0]], [])
-    found = FeatureKD(features=2.0).row_terms(student, teacher, None)
+    signals = seen(samples([[2.0, 1.0], [0.0, 5.0]], []), samples([[1.0, 1.0], [2.0, 2.0]], []))
+    found = FeatureKD(features=2.0).sample_terms(signals, None)
     assert found["features"].tolist() == [7.0, 0.0]
 
 
 def test_oracle():
     method = FeatureKD(features=0.5)
-    student, teacher = look(make_pair(method), method)
-    found = method.row_terms(student, teacher, None)["features"]
-    pairs = zip(student["features"], teacher["features"], strict=True)
-    expected = [0.5 * oracles.squared_error(ours, theirs) for ours, theirs in pairs]
+    signals = signals_of(make_pair(method))
+    found = method.sample_terms(signals, None)["features"]
+    both = signals.activations[TEACHER]
+    pairs = zip(both.student[Vision()], both.teacher[Vision()], strict=True)
+    expected = [0.5 * oracles.squared_error(*pair) for pair in pairs]
     assert found.tolist() == pytest.approx(expected, abs=1e-12)
     assert found[2] == 0 < found[:2].min()
 
@@ -32,14 +37,14 @@ def test_oracle():
 def test_the_term_trains_the_vision_encoder_and_nothing_else():
     method = FeatureKD()
     pair = make_pair(method)
-    assert reached(pair, method.row_terms(*look(pair, method), None)["features"].sum()) == {"vision"}
+    assert reached(pair, method.sample_terms(signals_of(pair), None)["features"].sum()) == {"vision"}
 
 
 def test_equal_encoders_have_nothing_to_learn():
     method = FeatureKD()
     pair = make_pair(method)
     pair.student.model.model.vision_tower.load_state_dict(pair.teacher.model.model.vision_tower.state_dict())
-    assert method.row_terms(*look(pair, method), None)["features"].tolist() == [0, 0, 0]
+    assert method.sample_terms(signals_of(pair), None)["features"].tolist() == [0, 0, 0]
 
 
 def test_half_precision_is_summed_in_float32():
@@ -51,8 +56,8 @@ def test_half_precision_is_summed_in_float32():
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ({"width": 48}, "feature width: 48 and 32, and the method compares features one by one"),
-        ({"image_size": 24}, "grid side: 3 and 2, and the method compares features one by one"),
+        ({"width": 48}, r"feature width: 48 and 32, and the method compares Vision\(\) one by one"),
+        ({"image_size": 24}, r"grid side: 3 and 2, and the method compares Vision\(\) one by one"),
     ],
 )
 def test_pairs_that_see_differently_are_refused_before_anything_runs(sizes, message):
@@ -61,13 +66,14 @@ def test_pairs_that_see_differently_are_refused_before_anything_runs(sizes, mess
 
 
 def test_what_configs_do_not_tell_the_first_batch_does():
-    student, teacher = inner("features", [[1.0, 1.0]]), inner("features", [[1.0, 1.0], [2.0, 2.0]])
+    signals = seen(samples([[1.0, 1.0]]), samples([[1.0, 1.0], [2.0, 2.0]]))
     with pytest.raises(
-        ValueError, match="row 0 of a batch has 1 tokens of 'features' in the student and 2 in the teacher"
+        ValueError, match=r"sample 'sample-0@0' has 1 tokens of Vision\(\) in the student and 2 in the teacher"
     ):
-        FeatureKD().row_terms(student, teacher, None)
-    with pytest.raises(ValueError, match="row 0 of a batch has 2 channels of 'features' in the student and 3 in the"):
-        FeatureKD().row_terms(inner("features", [[1.0, 1.0]]), inner("features", [[1.0, 1.0, 1.0]]), None)
+        FeatureKD().sample_terms(signals, None)
+    signals = seen(samples([[1.0, 1.0]]), samples([[1.0, 1.0, 1.0]]))
+    with pytest.raises(ValueError, match=r"has 2 channels of Vision\(\) in the student and 3 in the teacher"):
+        FeatureKD().sample_terms(signals, None)
 
 
 def test_a_frozen_vision_encoder_is_refused():
@@ -78,9 +84,8 @@ def test_a_frozen_vision_encoder_is_refused():
 
 
 def test_without_align_the_answers_teach_by_cross_entropy_alone():
-    method, batch = FeatureKD(align=0), tiny_batch()
-    routes = make_pair(method)(batch, method.needs)
-    targets = answer_targets(batch["labels"])
-    assert list(method.terms(routes, targets)) == ["ce"]
-    assert method.statistics(routes) == method.directions == {}
+    method = FeatureKD(align=0)
+    logits = signals_of(make_pair(method)).logits()
+    assert list(method.token_terms(logits)) == ["ce"]
+    assert method.statistics(logits) == method.directions == {}
     assert FeatureKD().directions == {"align": "reverse"}

@@ -7,10 +7,11 @@ import oracles
 import pytest
 import torch
 
+from switchkd.batch import TEACHER
 from switchkd.losses import forward_kl, soft_cross_entropy
 from switchkd.methods import KD, LLaVAMoD
 from switchkd.recipe.schema import load_recipe
-from switchkd.types import Routes
+from switchkd.signals import AnswerLogits, ComparedLogits
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "llava-mod-0.5b-from-3b.yaml"
 
@@ -19,12 +20,18 @@ def logits(seed):
     return 3 * torch.randn(5, 7, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+def terms(method, student, teacher, targets):
+    """The method's terms, a value for each answer."""
+    answers = AnswerLogits(student, targets, {TEACHER: ComparedLogits(student, teacher, None, targets)})
+    return {name: term.values for name, term in method.token_terms(answers).items()}
+
+
 def test_hand_computed():
     # Teacher (log 2, 0, 0): p_T = ½, ¼, ¼. Student (0, log 2, 0): p_S = ¼, ½, ¼.
     # −½ log ¼ − ¼ log ½ − ¼ log ¼ = log 2 + ¼ log 2 + ½ log 2 = 1¾ log 2; at weight 2, 3½ log 2. The answer is id 1: CE = log 2.
     unit = math.log(2)
-    routes = Routes(torch.tensor([[0.0, unit, 0.0]]), torch.tensor([[unit, 0.0, 0.0]]))
-    found = LLaVAMoD(mimic=2.0).terms(routes, torch.tensor([1]))
+    student, teacher = torch.tensor([[0.0, unit, 0.0]]), torch.tensor([[unit, 0.0, 0.0]])
+    found = terms(LLaVAMoD(mimic=2.0), student, teacher, torch.tensor([1]))
     assert found["mimic"].item() == pytest.approx(3.5 * unit, abs=1e-6)
     assert found["ce"].item() == pytest.approx(unit, abs=1e-6)
 
@@ -47,8 +54,8 @@ def test_it_is_the_forward_kl_and_the_teachers_entropy():
     gradients = []
     for method in (LLaVAMoD(), KD(beta=0.0)):
         leaf = logits(0).requires_grad_()
-        terms = method.terms(Routes(leaf, teacher), torch.arange(5))
-        (gradient,) = torch.autograd.grad(torch.stack(list(terms.values())).sum(), leaf)
+        values = terms(method, leaf, teacher, torch.arange(5)).values()
+        (gradient,) = torch.autograd.grad(torch.stack(list(values)).sum(), leaf)
         gradients.append(gradient)
     assert torch.allclose(*gradients, atol=1e-12)
 

@@ -70,8 +70,8 @@ def test_the_fused_loss_of_switch_kd_has_its_knobs():
     knobs |= {"softmax": "row", "t_squared": True}
     loss = SwitchKD(align=0.5, switch=2.0, **knobs).chunk_loss()
     assert isinstance(loss, CrossEntropyDBiLD)
-    assert asdict(loss) == {"align": 0.5, "switch": 2.0, "comparison": knobs, "kernels": "torch"}
-    assert SwitchKD().chunk_loss().comparison == DBiLDSettings()
+    assert asdict(loss) == {"align": 0.5, "switch": 2.0, "settings": knobs, "kernels": "torch"}
+    assert SwitchKD().chunk_loss().settings == DBiLDSettings()
 
 
 def test_align_only_and_switch_only():

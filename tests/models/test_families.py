@@ -9,9 +9,10 @@ from dataclasses import fields
 
 import pytest
 import torch
+from pairs import ALL, PARTS, compared, own_logits
 from steps import NoProcessor
-from switchkd.types import IGNORE_INDEX
-from tiny_families import BUILDS, IMAGE_TOKEN, SIZES, VOCABULARY, batch_for, tiny
+from tiny_families import BUILDS, IMAGE_TOKEN, SIZES, VOCABULARY, batch_for, inputs_for, tiny
+from tiny_models import plain_logits
 from transformers import AutoModelForImageTextToText, TrainingArguments
 
 from switchkd.losses import dbild
@@ -20,24 +21,14 @@ from switchkd.models import Pathway
 from switchkd.models.families import FAMILIES, LABELS, Geometry, family_of
 from switchkd.models.layers import recompute
 from switchkd.pairing import Pair
+from switchkd.train.step import DistillationStep
 from switchkd.train.trainer import DistillationTrainer
 
-ALL = frozenset({"student", "teacher", "switch"})
 TEXT_ONLY = [[], []]
 every_family = pytest.mark.parametrize("name", BUILDS)
 
 
-def plain_logits(model, batch):
-    """What the whole model says at the answer positions, written out by hand: the logits at t predict the token at t + 1."""
-    logits = model(**{key: value for key, value in batch.items() if key != "labels"}).logits
-    return logits[:, :-1][batch["labels"][:, 1:] != IGNORE_INDEX]
-
-
-def own_logits(pathway, batch):
-    return pathway.logits(pathway.say(pathway.see(batch), batch))
-
-
-def make_pair(name, *, train=("vision", "projector", "language")):
+def make_pair(name, *, train=PARTS):
     """Teacher and student with language models of different width and depth."""
     student = Pathway(tiny(name, seed=2))
     student.train_only(train)
@@ -52,13 +43,15 @@ def test_every_family_has_a_build():
 @pytest.mark.parametrize("sizes", [SIZES, TEXT_ONLY], ids=["images", "text"])
 def test_padding_on_the_right_needs_a_mask_only_where_the_family_says_so(name, sizes):
     """Without a mask attention runs in its fast causal form. It says the same unless tokens see what follows them, as in PaliGemma."""
-    model, batch = tiny(name).double(), batch_for(name, sizes=sizes)
-    assert not batch["attention_mask"].all()
-    inputs = {key: value for key, value in batch.items() if key != "labels"}
-    answers = batch["labels"] != IGNORE_INDEX
+    model, inputs = tiny(name).double(), inputs_for(name, sizes=sizes)
+    mask = inputs.is_text().long()
+    assert not mask.all()
+    given = {"input_ids": inputs.tokens, **inputs.types, **(inputs.images or {})}
     with torch.no_grad():
-        masked = model.model(**inputs).last_hidden_state[answers]
-        unmasked = model.model(**{**inputs, "attention_mask": None}).last_hidden_state[answers]
+        masked, unmasked = (
+            model.model(**given, attention_mask=each).last_hidden_state.flatten(0, 1)[inputs.predicts]
+            for each in (mask, None)
+        )
     gap = (masked - unmasked).abs().max()
     if family_of(model.config).padding_mask:
         assert gap > 1e-3
@@ -67,31 +60,30 @@ def test_padding_on_the_right_needs_a_mask_only_where_the_family_says_so(name, s
 
 
 @every_family
-@pytest.mark.parametrize("padding_side", ["left", "right"])
-def test_logits_are_those_of_the_plain_model(name, padding_side):
-    model = tiny(name)
-    batch = batch_for(name, padding_side=padding_side)
-    expected = plain_logits(model, batch)
+def test_logits_are_those_of_the_plain_model(name):
+    """Of samples with several images, one and none, padded; the plain model is given a mask for its padding."""
+    model, inputs = tiny(name).double(), inputs_for(name)
+    expected = plain_logits(model, inputs)
     assert expected.std() > 0.5
-    torch.testing.assert_close(own_logits(Pathway(model), batch), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(own_logits(Pathway(model), inputs), expected, rtol=0, atol=1e-10)
 
 
 @every_family
-def test_logits_of_rows_without_images_are_those_of_the_plain_model(name):
-    model, batch = tiny(name), batch_for(name, sizes=TEXT_ONLY)
+def test_logits_of_samples_without_images_are_those_of_the_plain_model(name):
+    model, inputs = tiny(name).double(), inputs_for(name, sizes=TEXT_ONLY)
     pathway = Pathway(model)
-    assert pathway.see(batch) is None
-    torch.testing.assert_close(own_logits(pathway, batch), plain_logits(model, batch), rtol=0, atol=1e-6)
+    assert pathway.see(inputs) is None
+    torch.testing.assert_close(own_logits(pathway, inputs), plain_logits(model, inputs), rtol=0, atol=1e-10)
 
 
 @every_family
-def test_on_several_ranks_rows_without_images_run_every_layer_and_change_nothing(name, monkeypatch):
+def test_on_several_ranks_samples_without_images_run_every_layer_and_change_nothing(name, monkeypatch):
     pair, batch = make_pair(name), batch_for(name, sizes=TEXT_ONLY)
-    alone = pair(batch, ALL)
+    alone = compared(pair, batch)
     monkeypatch.setattr("switchkd.models.pathway._several_ranks", lambda: True)
-    routes = pair(batch, ALL)
-    assert all(torch.equal(routes[need], alone[need]) for need in ALL)
-    (routes.student.square().sum() + dbild(routes.switch, routes.teacher).sum()).backward()
+    among_others = compared(pair, batch)
+    assert all(torch.equal(among_others.of(route), alone.of(route)) for route in ALL)
+    (among_others.whole.square().sum() + dbild(among_others.switch, among_others.teacher).sum()).backward()
     for part in ("vision", "projector"):
         for key, parameter in pair.student.part_parameters(part).items():
             if parameter.requires_grad:  # DDP waits for all of these
@@ -101,24 +93,21 @@ def test_on_several_ranks_rows_without_images_run_every_layer_and_change_nothing
 
 @every_family
 def test_the_images_reach_the_answers(name):
-    pathway = Pathway(tiny(name))
-    batch, other = batch_for(name), batch_for(name)
-    other["pixel_values"] = other["pixel_values"].flip(-1)
-    with_images = batch["labels"].shape[0] - 1  # the last row has none
-    ours, theirs = own_logits(pathway, batch), own_logits(pathway, other)
-    rows = (batch["labels"][:, 1:] != IGNORE_INDEX).nonzero()[:, 0]
-    changed = (ours - theirs).abs().amax(dim=1) > 1e-4
-    assert torch.equal(changed, rows < with_images)
+    pathway, inputs = Pathway(tiny(name)), inputs_for(name)
+    flipped = {**inputs.images, "pixel_values": inputs.images["pixel_values"].flip(-1)}
+    first, second = (own_logits(pathway, each) for each in (inputs, inputs._replace(media={"image": flipped})))
+    changed = (first - second).abs().amax(dim=1) > 1e-4
+    assert torch.equal(changed, inputs.sample < len(inputs.lengths) - 1)  # the last sample has no image
 
 
 @every_family
 def test_teacher_equal_to_student_gives_the_switch_nothing_to_teach(name):
     model = tiny(name)
     student = Pathway(copy.deepcopy(model))
-    student.train_only(("vision", "projector", "language"))
-    routes = Pair(student, Pathway(model), needs=ALL, vocabulary=VOCABULARY).eval()(batch_for(name), ALL)
-    assert torch.equal(routes.switch, routes.teacher)
-    term = dbild(routes.switch, routes.teacher)
+    student.train_only(PARTS)
+    logits = compared(Pair(student, Pathway(model), needs=ALL, vocabulary=VOCABULARY).eval(), batch_for(name))
+    assert torch.equal(logits.switch, logits.teacher)
+    term = dbild(logits.switch, logits.teacher)
     assert torch.equal(term, torch.zeros_like(term))
 
 
@@ -127,17 +116,17 @@ def test_the_switch_is_the_teacher_with_the_vision_encoder_of_the_student(name):
     pair = make_pair(name).double()
     batch = batch_for(name)
     chimera = copy.deepcopy(pair.teacher.model)
-    theirs = pair.teacher.family.parameters(chimera, "vision")
+    replaced = pair.teacher.family.parameters(chimera, "vision")
     for key, parameter in pair.student.part_parameters("vision").items():
-        theirs[key].data.copy_(parameter)
-    torch.testing.assert_close(pair(batch, ALL).switch, plain_logits(chimera, batch), rtol=0, atol=1e-11)
+        replaced[key].data.copy_(parameter)
+    torch.testing.assert_close(compared(pair, batch).switch, plain_logits(chimera, batch.student), rtol=0, atol=1e-10)
 
 
 @every_family
 def test_the_switch_gradient_reaches_the_vision_encoder_and_nothing_else(name):
     pair = make_pair(name).train()
-    routes = pair(batch_for(name), ALL)
-    dbild(routes.switch, routes.teacher).sum().backward()
+    logits = compared(pair, batch_for(name))
+    dbild(logits.switch, logits.teacher).sum().backward()
     tower = {id(p) for p in pair.student.part_parameters("vision").values() if p.requires_grad}
     assert tower
     for key, parameter in pair.named_parameters():
@@ -154,10 +143,10 @@ def test_parameters_that_stay_frozen_are_exactly_those_that_feed_nothing(name):
     model = tiny(name)
     for key, parameter in model.named_parameters():
         parameter.requires_grad_(key != "lm_head.weight" and "text_model.lm_head" not in key)
-    plain_logits(model, batch_for(name)).square().sum().backward()
+    plain_logits(model, inputs_for(name)).square().sum().backward()
     without = {key for key, p in model.named_parameters() if p.grad is None and p.requires_grad}
     pathway = Pathway(model)
-    pathway.train_only(("vision", "projector", "language"))
+    pathway.train_only(PARTS)
     frozen = {key for key, p in model.named_parameters() if not p.requires_grad}
     assert frozen == without
 
@@ -172,22 +161,22 @@ def test_the_parts_are_the_whole_model(name):
 
 @every_family
 def test_geometry_says_what_features_and_grids_will_be(name):
-    pathway, batch = Pathway(tiny(name)), batch_for(name)
+    pathway, inputs = Pathway(tiny(name)), inputs_for(name)
     family, geometry = pathway.family, pathway.family.geometry
-    features = pathway.see(batch)
+    features = pathway.see(inputs)
     assert features.shape[-1] == geometry.feature_width
     assert geometry.vocabulary_rows == pathway.head.rows
     assert geometry.image_token_id == IMAGE_TOKEN
-    image_tokens = (batch["input_ids"] == IMAGE_TOKEN).sum().item()
+    image_tokens = (inputs.tokens == IMAGE_TOKEN).sum().item()
     if geometry.merge_size is not None:
         assert image_tokens * geometry.merge_size**2 == len(features)
     elif not name.startswith(("llava_next", "llava_onevision")):  # their packing adds newlines and leaves padding out
         each = geometry.tokens_per_image or geometry.tokens_per_tile
         assert image_tokens == len(features) * each
-    grids = family.to_grids(features, batch)
-    assert [tuple(grid.shape[:2]) for grid in grids] == family.grid_shapes(batch)
+    grids = family.to_grids(features, inputs.images)
+    assert [tuple(grid.shape[:2]) for grid in grids] == family.grid_shapes(inputs.images)
     assert all(grid.shape[-1] == geometry.feature_width for grid in grids)
-    assert torch.equal(family.from_grids(grids, batch), features)
+    assert torch.equal(family.from_grids(grids, inputs.images), features)
 
 
 def test_every_size_has_a_label():
@@ -202,8 +191,8 @@ def test_gradient_checkpointing_changes_no_gradient(name):
             pair.student.model.activation_checkpointing_enable({"use_reentrant": False})
             recompute(pair.teacher.part("language"))  # which is in eval mode, where transformers' own does nothing
         pair.train()
-        routes = pair(batch_for(name), ALL)
-        (routes.student.square().sum() + dbild(routes.switch, routes.teacher).sum()).backward()
+        logits = compared(pair, batch_for(name))
+        (logits.whole.square().sum() + dbild(logits.switch, logits.teacher).sum()).backward()
         return {key: p.grad for key, p in pair.student.part_parameters("vision").items() if p.requires_grad}
 
     plain, checkpointed = gradients(False), gradients(True)
@@ -215,12 +204,12 @@ def test_gradient_checkpointing_changes_no_gradient(name):
 @every_family
 def test_a_bf16_teacher_and_a_float32_student_meet(name):
     pair, batch = make_pair(name), batch_for(name)
-    exact = pair(batch, ALL)
+    exact = compared(pair, batch)
     pair.teacher.to(torch.bfloat16)
-    rounded = pair(batch, ALL)
+    rounded = compared(pair, batch)
     assert rounded.teacher.dtype == rounded.switch.dtype == torch.float32
-    for need in ("teacher", "switch"):
-        assert 0 < (rounded[need] - exact[need]).norm() < 0.1 * exact[need].norm()
+    for route in ("teacher", "switch"):
+        assert 0 < (rounded.of(route) - exact.of(route)).norm() < 0.1 * exact.of(route).norm()
 
 
 @every_family
@@ -242,8 +231,7 @@ def test_a_training_step_and_the_saved_student(name, tmp_path):
         use_cpu=True,
     )
     trainer = DistillationTrainer(
-        pair,
-        method,
+        DistillationStep(pair, method),
         arguments,
         processor=NoProcessor(),
         card="",
@@ -257,7 +245,9 @@ def test_a_training_step_and_the_saved_student(name, tmp_path):
     trainer.save_model(str(tmp_path / "student"))
     plain = AutoModelForImageTextToText.from_pretrained(tmp_path / "student").eval()
     assert type(plain) is type(pair.student.model)
-    torch.testing.assert_close(plain_logits(plain, batch), own_logits(pair.student.eval(), batch), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        own_logits(pair.student.eval(), batch.student), plain_logits(plain, batch.student), rtol=0, atol=1e-5
+    )
 
 
 def test_the_grids_of_qwen_are_pictures():
@@ -269,27 +259,27 @@ def test_the_grids_of_qwen_are_pictures():
     cut = image.view(3, 6, 4, 10, 4).permute(1, 3, 0, 2, 4)  # [rows, columns, channels, 4, 4]
     patches = cut.unsqueeze(3).expand(6, 10, 3, 2, 4, 4).flatten(2)  # the image twice: two frames
     order = torch.arange(60).view(3, 2, 5, 2).transpose(1, 2).flatten()  # as the image processor writes them
-    batch = {"pixel_values": patches.flatten(0, 1)[order], "image_grid_thw": torch.tensor([[1, 6, 10]])}
-    pathway = Pathway(model)
-    features = pathway.see(batch)
-    (grid,) = pathway.family.to_grids(features, batch)
+    media = {"pixel_values": patches.flatten(0, 1)[order], "image_grid_thw": torch.tensor([[1, 6, 10]])}
+    family = family_of(model.config)
+    features = family.see(model, media)
+    (grid,) = family.to_grids(features, media)
     torch.testing.assert_close(grid.flatten(0, 1), tower.patch_embed(patches.flatten(0, 1)))
-    assert not torch.equal(features, tower.patch_embed(batch["pixel_values"]))  # there is something to put in order
+    assert not torch.equal(features, tower.patch_embed(media["pixel_values"]))  # there is something to put in order
 
 
 def test_grids_of_another_size_are_refused():
-    pathway, batch = Pathway(tiny("qwen2_vl")), batch_for("qwen2_vl")
-    grids = pathway.family.to_grids(pathway.see(batch), batch)
+    pathway, inputs = Pathway(tiny("qwen2_vl")), inputs_for("qwen2_vl")
+    grids = pathway.family.to_grids(pathway.see(inputs), inputs.images)
     with pytest.raises(ValueError, match=r"the grids are \[\(4, 4\)\] patches.*, the images .* \[\(4, 4\), \(4, 8\)"):
-        pathway.family.from_grids(grids[:1], batch)
+        pathway.family.from_grids(grids[:1], inputs.images)
 
 
 def test_the_class_token_has_no_place_in_a_grid():
     model = tiny("llava-clip-llama")
     model.config.vision_feature_select_strategy = "full"
-    pathway, batch = Pathway(model), batch_for("llava-clip-llama")
+    pathway, inputs = Pathway(model), inputs_for("llava-clip-llama")
     with pytest.raises(ValueError, match=r"15 visual features are no grids of 12 patches: a class token"):
-        pathway.family.to_grids(pathway.see(batch), batch)
+        pathway.family.to_grids(pathway.see(inputs), inputs.images)
 
 
 def test_every_layer_has_an_attention():

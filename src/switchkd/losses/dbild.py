@@ -182,7 +182,14 @@ class _DBiLD(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Float[Tensor, " n"]) -> tuple[Float[Tensor, "n vocab"], None, None]:
         ids_t, gradient_t, ids_s, gradient_s = ctx.saved_tensors
-        gradient = torch.zeros(len(upstream), ctx.vocab, dtype=gradient_t.dtype, device=gradient_t.device)
+        gradient = _zeros(len(upstream), ctx.vocab, gradient_t)
         for ids, led in ((ids_t, gradient_t), (ids_s, gradient_s)):
             gradient.scatter_add_(1, ids, led * upstream[:, None])
         return gradient.to(ctx.dtype), None, None
+
+
+def _zeros(rows: int, columns: int, like: Tensor) -> Float[Tensor, "rows columns"]:
+    """Zeros that, on a CPU, take memory only where they are written: for a gradient that is 0 nearly everywhere."""
+    if like.device.type != "cpu" or rows * columns == 0:
+        return like.new_zeros(rows, columns)
+    return torch.frombuffer(bytearray(rows * columns * like.itemsize), dtype=like.dtype).view(rows, columns)

@@ -67,7 +67,8 @@ def raise_if_incompatible(
         bridge: whether the switch may go over a bridge.
         pair: how the message calls the two.
     """
-    sites = [(site, {LABELS.get(what, what) for what in site.alike}) for site in needs if isinstance(site, Site)]
+    chosen = sorted((need for need in needs if isinstance(need, Site)), key=str)
+    sites = [(site, {LABELS.get(what, what) for what in site.alike}) for site in chosen]
     switch = "switch" in needs
     for difference in differences:
         for site, alike in sites:
