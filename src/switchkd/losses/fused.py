@@ -227,7 +227,10 @@ class _ChunkLoop:
         one = self.compared[name]
         logits = frozen.logits(part) if frozen else []
         if not isinstance(one.teacher, FromHidden):
-            logits = [one.teacher.rows(part), *logits]
+            stored = one.teacher.rows(part)
+            if stored.shape[1] != one.vocabulary:
+                raise ValueError(f"{name} gives {stored.shape[1]} logits for the {one.vocabulary} ids that are compared")
+            logits = [stored, *logits]
         teacher, switch = logits[0], logits[1] if len(logits) > 1 else None
         answers = None if one.answers is None else one.answers[part] - start
         return ComparedLogits(whole, teacher, switch, one.targets[part], answers, one.ids)
