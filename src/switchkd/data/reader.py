@@ -1,7 +1,5 @@
 """What one model reads: canonical rows -> encoded samples -> tensors, padded right for training and left for generation."""
 
-import hashlib
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -15,6 +13,7 @@ from switchkd.batch import Inputs, Media
 from switchkd.data.answer_tokens import AnswerToken
 from switchkd.data.chat_format import ChatFormat, Tokens, choose_format
 from switchkd.data.errors import DataError, SampleError
+from switchkd.data.fingerprint import processor_fingerprint
 from switchkd.data.images import MAX_PIXELS, open_image
 from switchkd.models.families import family_of_processor
 
@@ -62,17 +61,8 @@ class Reader:
     @cached_property
     def fingerprint(self) -> str:
         """Digest of all that an encoded sample depends on besides its row: processor, template, limits."""
-        processor: Any = self.processor
-        settings = [type(processor).__name__, self.format.template, self.max_length, self.max_pixels]
-        parts = [
-            part.to_dict()
-            for name in ("image_processor", "video_processor")
-            if (part := getattr(processor, name, None))
-        ]
-        text = (
-            json.dumps([settings, parts], sort_keys=True, default=str) + processor.tokenizer.backend_tokenizer.to_str()
-        )
-        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+        limits = {"max_length": self.max_length, "max_pixels": self.max_pixels}
+        return processor_fingerprint(self.processor, self.format.template, **limits)
 
     def encode(self, row: dict[str, Any]) -> Encoded:
         """Encode one row.
