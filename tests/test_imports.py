@@ -57,6 +57,7 @@ ALLOWED: dict[str, set[str]] = {
         "models",
         "pairing",
         "recipe",
+        "train",
         "versions",
     },
 }

@@ -7,28 +7,39 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from switchkd.batch import TEACHER
+    from switchkd.data.collate import Collator
     from switchkd.data.formats import load_rows
+    from switchkd.data.reader import Reader
     from switchkd.distillation import distill
     from switchkd.evaluate import evaluate_model
     from switchkd.losses import bild, cross_entropy, dbild, forward_kl, fused_loss, jsd, knee, reverse_kl
     from switchkd.methods import KD, SFT, AlignKD, BiLD, FeatureKD, LLaVAKD, LLaVAMoD, Method, SwitchKD
     from switchkd.models import Pathway, load_pathway
     from switchkd.pairing import Pair
+    from switchkd.pairing.reading import OwnInputs, SameInputs
     from switchkd.recipe.schema import Recipe, load_recipe
+    from switchkd.train.step import DistillationStep
     from switchkd.versions import __version__
 
 __all__ = [
     "KD",
     "SFT",
+    "TEACHER",
     "AlignKD",
     "BiLD",
+    "Collator",
+    "DistillationStep",
     "FeatureKD",
     "LLaVAKD",
     "LLaVAMoD",
     "Method",
+    "OwnInputs",
     "Pair",
     "Pathway",
+    "Reader",
     "Recipe",
+    "SameInputs",
     "SwitchKD",
     "__version__",
     "bild",
@@ -48,14 +59,19 @@ __all__ = [
 
 #: Where each public name is defined; the imports above say the same to type checkers (tests/test_public.py compares the three).
 _MODULES = {
+    "batch": ("TEACHER",),
+    "data.collate": ("Collator",),
     "data.formats": ("load_rows",),
+    "data.reader": ("Reader",),
     "distillation": ("distill",),
     "evaluate": ("evaluate_model",),
     "losses": ("bild", "cross_entropy", "dbild", "forward_kl", "fused_loss", "jsd", "knee", "reverse_kl"),
     "methods": ("KD", "SFT", "AlignKD", "BiLD", "FeatureKD", "LLaVAKD", "LLaVAMoD", "Method", "SwitchKD"),
     "models": ("Pathway", "load_pathway"),
     "pairing": ("Pair",),
+    "pairing.reading": ("OwnInputs", "SameInputs"),
     "recipe.schema": ("Recipe", "load_recipe"),
+    "train.step": ("DistillationStep",),
     "versions": ("__version__",),
 }
 

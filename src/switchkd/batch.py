@@ -95,7 +95,7 @@ class Batch(NamedTuple):
 
 
 def sample_id(key: str) -> str:
-    """The id of the sample that a key of a batch belongs to."""
+    """The id of the sample that a key belongs to, of a batch or of an index."""
     return key.rpartition("@")[0]
 
 

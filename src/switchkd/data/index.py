@@ -17,8 +17,9 @@ import torch.distributed as dist
 from accelerate import PartialState
 from datasets import Dataset, concatenate_datasets
 
+from switchkd.batch import sample_id
 from switchkd.data.errors import DataError
-from switchkd.data.verdicts import Encoder, Measured, id_of, open_verdicts
+from switchkd.data.verdicts import Encoder, Measured, open_verdicts
 from switchkd.files import write_together
 
 __all__ = ["BadRow", "Encoder", "Measured", "RowIndex", "TruncatedRow", "build_index"]
@@ -111,13 +112,13 @@ def _usable(rows: Dataset, verdicts: Dataset) -> Dataset:
 
 def _bad_rows(verdicts: Dataset) -> tuple[BadRow, ...]:
     table = verdicts.data.table.select(["key", "reason"]).filter(pc.is_valid(verdicts.data["reason"]))
-    return tuple(BadRow(id_of(row["key"]), row["reason"]) for row in table.to_pylist())
+    return tuple(BadRow(sample_id(row["key"]), row["reason"]) for row in table.to_pylist())
 
 
 def _truncated_rows(verdicts: Dataset) -> tuple[TruncatedRow, ...]:
     shorter = pc.less(verdicts.data["length"], verdicts.data["tokens"])
     table = verdicts.data.table.select(["key", "tokens", "length"]).filter(shorter)
-    return tuple(TruncatedRow(id_of(row["key"]), row["tokens"], row["length"]) for row in table.to_pylist())
+    return tuple(TruncatedRow(sample_id(row["key"]), row["tokens"], row["length"]) for row in table.to_pylist())
 
 
 @contextmanager

@@ -212,11 +212,6 @@ def row_key(row: dict[str, Any], fingerprint: str) -> str:
     return f"{row['id']}@{_digest(content, fingerprint, size=8)}"
 
 
-def id_of(key: str) -> str:
-    """The id in a key."""
-    return key.rpartition("@")[0]
-
-
 def _image_identity(image: dict[str, Any]) -> list[Any]:
     """An image is its bytes, or a path with size and time of change."""
     if image["bytes"] is not None:
