@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from examples.world_weights.models import ASSISTANT, END, IMAGE, PATCH, USER, VISUAL_TOKENS
-from switchkd.types import IGNORE_INDEX, Batch
+from switchkd.batch import Inputs
 from switchkd.world.draw import IMAGE_SIZE
 from switchkd.world.question_kinds import Question
 from switchkd.world.scenes import COLOURS, DIGITS, GRID, SHAPES, SIZES, Scene
@@ -26,34 +26,32 @@ class Packer:
         self._encode = cache(lambda text: tokenizer(text, add_special_tokens=False)["input_ids"])
         self._pad = tokenizer.pad_token_id
 
-    def batch(self, samples: Sequence[Sample]) -> Batch:
-        """Pack all questions of each picture behind it; right padding."""
-        rows = [self._row(questions) for _, questions, _ in samples]
-        length = max(len(ids) for ids, _ in rows)
-        input_ids = torch.full((len(rows), length), self._pad)
-        labels = torch.full((len(rows), length), IGNORE_INDEX)
-        attention_mask = torch.zeros((len(rows), length), dtype=torch.long)
-        for index, (ids, answers) in enumerate(rows):
-            input_ids[index, : len(ids)] = torch.tensor(ids)
-            labels[index, : len(ids)] = torch.tensor(answers)
-            attention_mask[index, : len(ids)] = 1
-        return Batch(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            labels=labels,
-            pixel_values=pixels([picture for _, _, picture in samples]),
+    def inputs(self, samples: Sequence[Sample]) -> Inputs:
+        """All questions of each picture behind it, padded on the right."""
+        encoded = [self._encoded(questions) for _, questions, _ in samples]
+        width = max(len(tokens) for tokens, _ in encoded)
+        places = [(number, column) for number, (_, answers) in enumerate(encoded) for column in answers]
+        return Inputs(
+            tokens=torch.tensor([tokens + [self._pad] * (width - len(tokens)) for tokens, _ in encoded]),
+            lengths=torch.tensor([len(tokens) for tokens, _ in encoded]),
+            predicts=torch.tensor([number * width + column - 1 for number, column in places]),
+            targets=torch.tensor([encoded[number][0][column] for number, column in places]),
+            sample=torch.tensor([number for number, _ in places]),
+            media={"image": {"pixel_values": pixels([picture for _, _, picture in samples])}},
+            types={},
         )
 
-    def _row(self, questions: list[Question]) -> tuple[list[int], list[int]]:
-        ids: list[int] = []
-        labels: list[int] = []
+    def _encoded(self, questions: list[Question]) -> tuple[list[int], list[int]]:
+        """The tokens, and where among them the answers are."""
+        tokens: list[int] = []
+        answers: list[int] = []
         for index, question in enumerate(questions):
             image = IMAGE * VISUAL_TOKENS if index == 0 else ""
-            asked = self._encode(USER + image + question.text + ASSISTANT)
+            tokens += self._encode(USER + image + question.text + ASSISTANT)
             answered = self._encode(question.answer + END)
-            ids += asked + answered
-            labels += [IGNORE_INDEX] * len(asked) + answered
-        return ids, labels
+            answers += range(len(tokens), len(tokens) + len(answered))
+            tokens += answered
+        return tokens, answers
 
 
 def pixels(pictures: Sequence[np.ndarray]) -> Float[Tensor, "images channels height width"]:

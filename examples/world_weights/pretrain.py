@@ -77,14 +77,14 @@ def pretrain(out: Path, seed: int) -> None:
     processor = build_processor(train_tokenizer(itertools.chain(texts, COLUMNS)))
     processor.save_pretrained(out / "teacher")
     parts = {"vision": pretrain_vision, "language": pretrain_language, "student-language": pretrain_student_language}
-    beside = [
+    processes = [
         get_context("spawn").Process(target=part, args=(out / folder, processor, seed), name=folder)
         for folder, part in parts.items()
         if not (out / folder / "model.safetensors").exists()
     ]
-    for process in beside:
+    for process in processes:
         process.start()
-    for process in beside:
+    for process in processes:
         process.join()
         if process.exitcode:
             raise RuntimeError(f"{process.name} ended with exit code {process.exitcode}")
@@ -254,16 +254,15 @@ def train_teacher(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm_cosine(step, steps))
     started = time.monotonic()
     for step, drawn in enumerate(batches(stream, 16, steps)):
-        batch = packer.batch(drawn)
-        labels = batch["labels"]
+        inputs = packer.inputs(drawn)
         hidden = model.model(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], pixel_values=batch["pixel_values"]
+            input_ids=inputs.tokens, attention_mask=inputs.is_text().long(), **inputs.media["image"]
         ).last_hidden_state
-        logits = model.lm_head(hidden[answer_positions(labels)])
-        loss = F.cross_entropy(logits, answer_targets(labels))
+        logits = model.lm_head(hidden.flatten(0, 1)[inputs.predicts])
+        loss = F.cross_entropy(logits, inputs.targets)
         _update(loss, [*rest, *tower], optimizer, schedule)
         if step % LOG_EVERY == 0 or step == steps - 1:
-            right = (logits.argmax(-1) == answer_targets(labels)).float().mean().item()
+            right = (logits.argmax(-1) == inputs.targets).float().mean().item()
             print(
                 f"teacher {step:5d}/{steps}  loss {loss.item():.3f}  answer tokens right {right:.3f}"
                 f"  {time.monotonic() - started:.0f} s",
@@ -294,17 +293,16 @@ def train_language(
     for step, drawn in enumerate(batches(stream, 16, steps), start=1):
         described = describe([scene for scene, _, _ in drawn])
         described = described + 0.3 * described.detach().std() * torch.randn_like(described)
-        batch = packer.batch(drawn)
+        inputs = packer.inputs(drawn)
         hidden = model.model(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
+            input_ids=inputs.tokens,
+            attention_mask=inputs.is_text().long(),
             mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=cast(Any, list(described)))},
         ).last_hidden_state
-        targets = answer_targets(batch["labels"])
-        logits = model.lm_head(hidden[answer_positions(batch["labels"])])
-        loss = F.cross_entropy(logits, targets)
+        logits = model.lm_head(hidden.flatten(0, 1)[inputs.predicts])
+        loss = F.cross_entropy(logits, inputs.targets)
         _update(loss, parameters, optimizer, schedule)
-        right += (logits.argmax(-1) == targets).float().mean().item() / LOG_EVERY
+        right += (logits.argmax(-1) == inputs.targets).float().mean().item() / LOG_EVERY
         if step % LOG_EVERY == 0:
             print(
                 f"language {step:5d}/{steps}  loss {loss.item():.3f}  answer tokens right {right:.3f}"

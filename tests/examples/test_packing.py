@@ -6,7 +6,6 @@ from transformers import AutoProcessor
 
 from examples.world_weights.packing import Packer, patch_labels
 from switchkd import world
-from switchkd.types import IGNORE_INDEX
 from switchkd.world.scenes import COLOURS, Scene, Thing
 from switchkd.world.write import samples
 
@@ -14,7 +13,8 @@ from switchkd.world.write import samples
 def test_packed_rows_are_what_the_shipped_processor_makes_of_the_conversation():
     processor = AutoProcessor.from_pretrained(world.teacher_path())
     drawn = list(islice(samples(0, "train", "medium"), 3))
-    batch = Packer(processor.tokenizer).batch(drawn)
+    inputs = Packer(processor.tokenizer).inputs(drawn)
+    width = inputs.tokens.shape[1]
     for index, (_, questions, picture) in enumerate(drawn):
         messages = []
         for turn, question in enumerate(questions):
@@ -25,16 +25,16 @@ def test_packed_rows_are_what_the_shipped_processor_makes_of_the_conversation():
             ]
         text = processor.apply_chat_template(messages)
         expected = processor(text=[text], images=[Image.fromarray(picture)], return_tensors="pt")
-        kept = batch["attention_mask"][index].bool()
-        assert torch.equal(batch["input_ids"][index][kept], expected["input_ids"][0])
-        torch.testing.assert_close(batch["pixel_values"][index], expected["pixel_values"][0])
+        assert torch.equal(inputs.tokens[index][: inputs.lengths[index]], expected["input_ids"][0])
+        torch.testing.assert_close(inputs.images["pixel_values"][index], expected["pixel_values"][0])
 
         marked = processor.tokenizer.apply_chat_template(
             messages, chat_template=processor.chat_template, return_dict=True, return_assistant_tokens_mask=True
         )
-        answers = [token for token, mask in zip(marked["input_ids"], marked["assistant_masks"], strict=True) if mask]
-        labels = batch["labels"][index]
-        assert labels[labels != IGNORE_INDEX].tolist() == answers
+        places = [place for place, mask in enumerate(marked["assistant_masks"]) if mask]
+        answers = [marked["input_ids"][place] for place in places]
+        assert inputs.targets[inputs.sample == index].tolist() == answers
+        assert inputs.predicts[inputs.sample == index].tolist() == [index * width + place - 1 for place in places]
         assert answers.count(processor.tokenizer.eos_token_id) == len(questions)
 
 
