@@ -14,19 +14,22 @@ if TYPE_CHECKING:
     from switchkd.distillation import distill
     from switchkd.evaluate import evaluate_model
     from switchkd.losses import bild, cross_entropy, dbild, forward_kl, fused_loss, jsd, knee, reverse_kl
-    from switchkd.methods import KD, SFT, AlignKD, BiLD, FeatureKD, LLaVAKD, LLaVAMoD, Method, SwitchKD
+    from switchkd.methods import KD, METHODS, SFT, AlignKD, BiLD, FeatureKD, LLaVAKD, LLaVAMoD, Method, SwitchKD
     from switchkd.models import Pathway, load_pathway
     from switchkd.pairing import Pair
     from switchkd.pairing.reading import OwnInputs, SameInputs
     from switchkd.recipe.schema import Recipe, load_recipe
+    from switchkd.signals import AnswerLogits, TokenTerm
     from switchkd.train.step import DistillationStep
     from switchkd.versions import __version__
 
 __all__ = [
     "KD",
+    "METHODS",
     "SFT",
     "TEACHER",
     "AlignKD",
+    "AnswerLogits",
     "BiLD",
     "Collator",
     "DistillationStep",
@@ -41,6 +44,7 @@ __all__ = [
     "Recipe",
     "SameInputs",
     "SwitchKD",
+    "TokenTerm",
     "__version__",
     "bild",
     "cross_entropy",
@@ -66,11 +70,12 @@ _MODULES = {
     "distillation": ("distill",),
     "evaluate": ("evaluate_model",),
     "losses": ("bild", "cross_entropy", "dbild", "forward_kl", "fused_loss", "jsd", "knee", "reverse_kl"),
-    "methods": ("KD", "SFT", "AlignKD", "BiLD", "FeatureKD", "LLaVAKD", "LLaVAMoD", "Method", "SwitchKD"),
+    "methods": ("KD", "METHODS", "SFT", "AlignKD", "BiLD", "FeatureKD", "LLaVAKD", "LLaVAMoD", "Method", "SwitchKD"),
     "models": ("Pathway", "load_pathway"),
     "pairing": ("Pair",),
     "pairing.reading": ("OwnInputs", "SameInputs"),
     "recipe.schema": ("Recipe", "load_recipe"),
+    "signals": ("AnswerLogits", "TokenTerm"),
     "train.step": ("DistillationStep",),
     "versions": ("__version__",),
 }
