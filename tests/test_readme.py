@@ -6,13 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from run_files import write_data, write_model
-from transformers import AutoProcessor
 
-from switchkd.data.collate import Collator
-from switchkd.data.formats import load_rows
+from switchkd.batch import TEACHER
 from switchkd.methods import SwitchKD
 from switchkd.recipe.schema import load_recipe
-from switchkd.types import answer_targets
+from switchkd.train.step import DistillationStep
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
@@ -23,34 +21,33 @@ def blocks(language: str) -> list[str]:
 
 @pytest.fixture
 def demo(tmp_path, monkeypatch):
-    """Tiny models where README says that the demo leaves its own, and a batch for them."""
+    """Tiny models and data where README says that the demo leaves its own."""
     monkeypatch.chdir(tmp_path)
     write_model(tmp_path / "runs/demo/teacher", seed=1, hidden=40, depth=3)
     for student in ("student-init", "switch-kd/student"):
         write_model(tmp_path / "runs/demo" / student, seed=2)
     write_data(tmp_path / "runs/demo/data/train.json", 2)
-    collator = Collator(AutoProcessor.from_pretrained("runs/demo/student-init"), max_length=256)
-    return collator(list(load_rows("runs/demo/data/train.json")))
 
 
-def test_the_python_of_the_readme_is_switch_kd(demo):
+@pytest.mark.usefixtures("demo")
+def test_the_python_of_the_readme_is_switch_kd():
     switch, example, plain = blocks("python")
     names: dict = {}
     exec(example, names)
-    student, teacher = names["student"], names["teacher"]
-    loss = names["loss"](demo)
-    routes, y = names["pair"](demo, names["needs"]), answer_targets(demo["labels"])
-    terms = SwitchKD().terms(routes, y)
-    torch.testing.assert_close(loss, torch.stack(list(terms.values())).sum(dim=0).mean())
-    loss.backward()
+    student, teacher, z, loss = names["student"], names["teacher"], names["z"], names["loss"]
+    terms = SwitchKD().token_terms(z)
+    torch.testing.assert_close(loss, torch.stack([term.values for term in terms.values()]).sum(dim=0).mean())
+    batch = names["collator"]([names["rows"][0], names["rows"][1]])
+    sums = DistillationStep(names["pair"], SwitchKD())(batch)
+    torch.testing.assert_close(sums.loss / sums.answers, loss, rtol=1e-4, atol=1e-4)
     assert any(
         parameter.grad is not None and parameter.grad.any() for parameter in student.part("vision")[0].parameters()
     )
     assert all(parameter.grad is None for parameter in teacher.model.parameters())
 
-    names |= {"batch": demo, "y": y, "z_teacher": routes["teacher"]}
+    names |= {"inputs": batch.student, "y": z.targets, "z_teacher": z.compared[TEACHER].teacher}
     exec(switch, names)
-    torch.testing.assert_close(names["loss"].mean(), loss)
+    torch.testing.assert_close(names["loss"].mean(), loss, rtol=1e-4, atol=1e-4)
 
     exec(plain, names)
     assert type(names["model"]).__module__.startswith("transformers.")

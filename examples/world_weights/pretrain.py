@@ -22,7 +22,6 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from switchkd.types import answer_positions, answer_targets
 from torch import Tensor, nn
 from transformers import (
     LlavaConfig,

@@ -10,7 +10,7 @@ from run_files import write_model
 from transformers import LlavaForConditionalGeneration
 
 from switchkd.chat.panel import Member, load_models
-from switchkd.data.collate import Collator
+from switchkd.data.reader import Reader
 from switchkd.evaluate.attention import attention_maps
 from switchkd.evaluate.generate import answers
 from switchkd.models import load_pathway
@@ -60,11 +60,12 @@ def test_a_member_answers_as_in_an_evaluation_and_shows_what_it_looked_at(folder
 
     look = member.look(content, "What is in the image?", "A red circle")
     assert np.array_equal(np.asarray(look.picture), pixels) or dtype == torch.bfloat16
-    batch = Collator(member.processor)([row(content, "What is in the image?", "A red circle")])
-    batch["pixel_values"] = batch["pixel_values"].to(dtype)
-    (expected_map,) = attention_maps(load_pathway(member.model), batch)
+    reader = Reader(member.processor)
+    inputs = reader.inputs([reader.encode(row(content, "What is in the image?", "A red circle"))])
+    inputs.images["pixel_values"] = inputs.images["pixel_values"].to(dtype)
+    (expected_map,) = attention_maps(load_pathway(member.model), inputs)
     assert look.attention.shape == (4, 4)
-    assert torch.equal(look.attention, expected_map)
+    torch.testing.assert_close(look.attention, expected_map, rtol=0, atol=1e-6)
 
 
 def test_what_was_not_answered_has_no_look(folder, picture):

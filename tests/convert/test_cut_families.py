@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_families import BUILDS, batch_for, tiny
+from tiny_families import BUILDS, inputs_for, tiny
 
 from switchkd.convert.cut import cut
 from switchkd.models import Pathway, load_pathway
@@ -38,8 +38,8 @@ def test_a_cut_model_is_the_teacher_with_layers_left_out(name, tmp_path):
         del stack[1]
         if name == "mistral3":  # transformers finds the last hidden state by this number
             teacher.model.model.vision_tower.config.num_hidden_layers = 2
-    batch = batch_for(name)
-    ours, theirs = (pathway.logits(pathway.say(pathway.see(batch), batch)) for pathway in (student, teacher))
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
-    assert ours.std() > 0.01
+    inputs = inputs_for(name)
+    student_z, teacher_z = (pathway.logits(pathway.say(pathway.see(inputs), inputs)) for pathway in (student, teacher))
+    torch.testing.assert_close(student_z, teacher_z, rtol=1e-5, atol=1e-6 * float(teacher_z.detach().abs().max()))
+    assert student_z.std() > 0.01
     assert student.family.geometry == teacher.family.geometry

@@ -46,8 +46,8 @@ def test_a_student_of_two_public_models_has_their_weights_and_sees(vision, langu
     for name, tensor in tower.items():
         assert torch.equal(state[f"model.vision_tower.{name}"], tensor), name
     for name, tensor in text.items():
-        ours = state[name if name == "lm_head.weight" else name.replace("model.", "model.language_model.", 1)]
-        assert torch.equal(ours[: len(tensor)], tensor.float()), name
+        found = state[name if name == "lm_head.weight" else name.replace("model.", "model.language_model.", 1)]
+        assert torch.equal(found[: len(tensor)], tensor.float()), name
     token = processor.tokenizer.convert_tokens_to_ids("<image>")
     assert token == model.config.image_token_id == 317
     grown = state["lm_head.weight"][rows:]
@@ -87,10 +87,12 @@ def test_a_student_for_a_tinyllava_teacher_fits_it(tmp_path):
     assert cli.main(["init", str(tmp_path / "student"), *flags]) == 0
     student, teacher = load_pathway(tmp_path / "student"), load_pathway(tmp_path / "teacher")
     Pair(student, teacher, needs=frozenset({"student", "teacher", "switch"}), vocabulary=318)
-    ours, theirs = (AutoProcessor.from_pretrained(tmp_path / name) for name in ("student", "teacher"))
-    assert ours.chat_template == theirs.chat_template
-    assert ours.tokenizer.get_vocab() == theirs.tokenizer.get_vocab()
-    assert ours.image_processor.to_dict() == theirs.image_processor.to_dict()
+    student_processor, teacher_processor = (
+        AutoProcessor.from_pretrained(tmp_path / name) for name in ("student", "teacher")
+    )
+    assert student_processor.chat_template == teacher_processor.chat_template
+    assert student_processor.tokenizer.get_vocab() == teacher_processor.tokenizer.get_vocab()
+    assert student_processor.image_processor.to_dict() == teacher_processor.image_processor.to_dict()
     for name, tensor in teacher.model.model.vision_tower.state_dict().items():
         assert torch.equal(tensor, student.model.model.vision_tower.state_dict()[name])
     assert student.model.model.multi_modal_projector.linear_2.weight.shape == (24, 24)
@@ -133,13 +135,13 @@ def test_a_student_cut_from_the_teacher_keeps_the_chosen_layers_and_everything_e
     flags = ["--from-teacher", str(tmp_path / "teacher"), "--language-layers", "3"]
     assert cli.main(["init", str(tmp_path / "student"), *flags]) == 0
     student = AutoModelForImageTextToText.from_pretrained(tmp_path / "student")
-    ours, theirs = student.state_dict(), teacher.state_dict()
+    student_state, teacher_state = student.state_dict(), teacher.state_dict()
     layer = "model.language_model.layers."
-    for name, tensor in ours.items():
+    for name, tensor in student_state.items():
         if name.startswith(layer):
             index, _, rest = name.removeprefix(layer).partition(".")
             name = f"{layer}{[0, 2, 4][int(index)]}.{rest}"
-        assert torch.equal(tensor, theirs[name]), name
+        assert torch.equal(tensor, teacher_state[name]), name
     assert student.config.text_config.num_hidden_layers == len(student.config.text_config.layer_types) == 3
     assert student.config.image_token_id == teacher.config.image_token_id
     # computing with these layers of the teacher gives the student's logits

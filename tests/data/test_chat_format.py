@@ -86,13 +86,13 @@ def test_tokens_and_mask_are_those_of_the_library(template):
     messages = copy.deepcopy(TWO_TURNS)
     messages[0]["content"].append(text(" Größe 猫 🐈?"))
     messages[1]["content"][0]["text"] = "  Ein Kätzchen 🐈,\n\n  klein. "
-    ours = choose_format(processor).tokenize(messages, [PLACEHOLDER])
+    tokens = choose_format(processor).tokenize(messages, [PLACEHOLDER])
     messages[0]["content"][0] = {"type": "image", "image": Image.new("RGB", (9, 9))}
-    theirs = processor.apply_chat_template(
+    expected = processor.apply_chat_template(
         messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True, processor_kwargs={}
     )
-    assert ours.input_ids == theirs["input_ids"][0]
-    assert [int(answer) for answer in ours.is_answer] == theirs["assistant_masks"][0]
+    assert tokens.input_ids == expected["input_ids"][0]
+    assert [int(answer) for answer in tokens.is_answer] == expected["assistant_masks"][0]
 
 
 @pytest.mark.parametrize("template", [CHATML, VICUNA])
@@ -226,7 +226,7 @@ FOR_TEXT_ONLY = "{% for m in messages %}<|im_start|>{% generation %}{{ m['conten
 
 
 @pytest.mark.parametrize(
-    ("own", "ours", "reason"),
+    ("own", "replacement", "reason"),
     [
         (UNCLOSED, VICUNA, "does not close answers"),
         (UNMARKED, CHATML, "marks no answers"),
@@ -234,12 +234,12 @@ FOR_TEXT_ONLY = "{% for m in messages %}<|im_start|>{% generation %}{{ m['conten
         (None, CHATML, "there is none"),
     ],
 )
-def test_ours_replaces_a_template_that_cannot_serve_and_the_log_says_so(caplog, own, ours, reason):
+def test_ours_replaces_a_template_that_cannot_serve_and_the_log_says_so(caplog, own, replacement, reason):
     from switchkd.data import chat_format as templates
 
     templates._warn_once.cache_clear()
     with caplog.at_level(logging.WARNING):
-        assert choose_format(tiny_processor(own)).template == ours
+        assert choose_format(tiny_processor(own)).template == replacement
     assert reason in caplog.text
 
 

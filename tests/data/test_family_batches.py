@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from switchkd.types import IGNORE_INDEX
 from tiny_processors import PROCESSORS, tiny_for
 
-from switchkd.data.collate import Collator, prompts
 from switchkd.data.errors import DataError, SampleError
+from switchkd.data.reader import Reader
 from switchkd.evaluate.generate import answers
 from switchkd.models import Pathway
 from switchkd.models.families import family_of, family_of_processor
@@ -65,15 +64,19 @@ GOLDEN = {
 GOLDEN |= {"qwen2_5_vl": GOLDEN["qwen2_vl"], "smolvlm": GOLDEN["idefics3"], "paligemma2": GOLDEN["paligemma"]}
 
 
-def bracketed(collator, encoded):
+def read(reader, rows=ROWS):
+    return reader.inputs([reader.encode(row) for row in rows])
+
+
+def bracketed(reader, encoded):
     """The text of a row: answers in brackets, each run of visual tokens as one `*`."""
     written, inside, before = "", False, None
-    for token, label in zip(encoded.input_ids, encoded.labels, strict=True):
-        answer = label != IGNORE_INDEX
+    for place, token in enumerate(encoded.tokens):
+        answer = place in encoded.answers
         written += "⟦" * (answer and not inside) + "⟧" * (inside and not answer)
-        visual = token == collator.format.image_token_id
+        visual = token == reader.format.image_token_id
         if not (visual and before == token):
-            written += "*" if visual else collator.processor.tokenizer.decode([token])
+            written += "*" if visual else reader.processor.tokenizer.decode([token])
         inside, before = answer, token
     return written + "⟧" * inside
 
@@ -86,23 +89,44 @@ def test_a_processor_belongs_to_the_family_of_its_models(name, processors):
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_golden_rendering_and_mask(name, processors):
-    collator = Collator(processors[name])
+    reader = Reader(processors[name])
     golden = GOLDEN[name] if "⟦" in GOLDEN[name] else GOLDEN[name].replace("[", "⟦").replace("]", "⟧")
-    assert bracketed(collator, collator.encode(ROWS[0])) == golden
+    assert bracketed(reader, reader.encode(ROWS[0])) == golden
 
 
 def test_what_the_system_says_begins_the_first_turn_of_gemma(processors):
-    collator = Collator(processors["gemma3"])
+    reader = Reader(processors["gemma3"])
     asked = row("Which?", "A cat.")
     asked["messages"].insert(0, {"role": "system", "content": [{"type": "text", "text": "Be brief."}]})
     begin = "<bos><start_of_turn>user\nBe brief.\n\nWhich?<end_of_turn>\n<start_of_turn>model\n⟦A cat.<end_of_turn>⟧\n"
-    assert bracketed(collator, collator.encode(asked)) == begin
+    assert bracketed(reader, reader.encode(asked)) == begin
+
+
+@every_family
+def test_answers_are_predicted_one_token_before_them(name, processors):
+    """Against the definition, place by place: a flat place whose next token is an answer."""
+    reader = Reader(processors[name])
+    encoded = [reader.encode(one) for one in ROWS]
+    inputs = reader.inputs(encoded)
+    width = inputs.tokens.shape[1]
+    predicts, targets, sample = [], [], []
+    for number, one in enumerate(encoded):
+        for column in range(width):
+            if column + 1 in one.answers:
+                predicts.append(number * width + column)
+                targets.append(int(inputs.tokens[number, column + 1]))
+                sample.append(number)
+    assert inputs.predicts.tolist() == predicts
+    assert inputs.targets.tolist() == targets
+    assert inputs.sample.tolist() == sample
+    assert inputs.lengths.tolist() == [len(one.tokens) for one in encoded]
+    assert {len(one.answers) for one in encoded} != {1}
 
 
 @every_family
 def test_tokens_and_pixels_are_those_of_the_processor(name, processors):
     processor = processors[name]
-    collator = Collator(processor)
+    reader = Reader(processor)
     if name.startswith("paligemma"):  # its processor writes the prompt by itself, around one question
         rows = [
             row("Which?", "A cat.", images=[picture(40, 40)]),
@@ -118,40 +142,46 @@ def test_tokens_and_pixels_are_those_of_the_processor(name, processors):
             images_kwargs={"return_tensors": "pt"},
         )
         own = {key: torch.as_tensor(value) for key, value in own.items()}
-        batch = collator(rows)
-        labels = own.pop("labels")  # on padding it puts none
-        assert torch.equal(labels[own["attention_mask"] == 1], batch["labels"][own["attention_mask"] == 1])
+        inputs = read(reader, rows)
+        labels = own.pop("labels").masked_fill(own["attention_mask"] == 0, -100)  # it puts some on padding
+        assert torch.equal(labels[labels != -100], inputs.targets)
+        assert torch.equal((labels != -100).flatten().nonzero().flatten() - 1, inputs.predicts)
     else:
         rows = ROWS
         rendered = [
-            processor.tokenizer.apply_chat_template(
-                r["messages"], chat_template=collator.format.template, tokenize=False
-            )
+            processor.tokenizer.apply_chat_template(r["messages"], chat_template=reader.format.template, tokenize=False)
             for r in rows
         ]
         images = [[Image.open(io.BytesIO(image["bytes"])) for image in r["images"]] for r in rows if r["images"]]
         # A row without images among others is more than some processors can take: it goes by itself.
         own = processor(text=rendered[:2], images=images, padding=True, padding_side="right", return_tensors="pt")
-        batch = collator(rows[:2])
-        alone = collator(rows[2:])
+        inputs = read(reader, rows[:2])
+        alone = read(reader, rows[2:])
         text = processor.tokenizer(rendered[2:], return_tensors="pt", add_special_tokens=False)
-        assert torch.equal(alone["input_ids"], text["input_ids"])
-        assert "pixel_values" not in alone
-    assert set(own) == set(batch) - {"labels"}
-    for key in own:
-        torch.testing.assert_close(batch[key], own[key], msg=key)
+        assert torch.equal(alone.tokens, text["input_ids"])
+        assert alone.media == {}
+    assert own.keys() == plain(inputs).keys()
+    for key, tensor in plain(inputs).items():
+        torch.testing.assert_close(tensor, own[key], msg=key)
+
+
+def plain(inputs):
+    """What the model's own forward takes."""
+    mask = inputs.is_text().long()
+    return {"input_ids": inputs.tokens, "attention_mask": mask, **inputs.types, **(inputs.images or {})}
 
 
 @every_family
 def test_a_model_reads_the_batch_and_answers_the_prompt(name, processors):
     processor = processors[name]
-    model = tiny_for(name, processor)
-    batch = Collator(processor)(ROWS)
+    model = tiny_for(name, processor).double()
+    inputs = read(Reader(processor))
+    images = {key: made.double() if made.is_floating_point() else made for key, made in inputs.images.items()}
+    inputs = inputs._replace(media={"image": images})
     pathway = Pathway(model)
-    logits = pathway.logits(pathway.say(pathway.see(batch), batch))
-    plain = model(**{key: value for key, value in batch.items() if key != "labels"}).logits
-    expected = plain[:, :-1][batch["labels"][:, 1:] != IGNORE_INDEX]
-    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-6)
+    logits = pathway.logits(pathway.say(pathway.see(inputs), inputs))
+    expected = model(**plain(inputs)).logits.flatten(0, 1)[inputs.predicts]
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-9)
     asked = [{**r, "messages": r["messages"][:-1]} for r in ROWS]
     together = answers(model, processor, asked, max_new_tokens=4)
     assert together == [answers(model, processor, [r], max_new_tokens=4)[0] for r in asked]
@@ -159,67 +189,67 @@ def test_a_model_reads_the_batch_and_answers_the_prompt(name, processors):
 
 @every_family
 def test_a_prompt_is_the_beginning_of_the_training_sequence(name, processors):
-    processor = processors[name]
+    reader = Reader(processors[name])
     asked = [{**r, "messages": r["messages"][:-1]} for r in ROWS]
-    prompt, batch = prompts(processor, asked), Collator(processor)(ROWS)
+    prompt, inputs = reader.prompts(asked), read(reader)
+    batch = plain(inputs)
     keys = [key for key in prompt if prompt[key].shape == prompt["input_ids"].shape and key != "attention_mask"]
     for index in range(len(ROWS)):
         real = prompt["attention_mask"][index].bool()
         length = int(real.sum())
         for key in keys:
             assert torch.equal(prompt[key][index, real], batch[key][index, :length]), key
-        # the first label behind the prompt is the first token of the last answer
-        assert (batch["labels"][index, length:] != IGNORE_INDEX)[0]
+        # its last token predicts the first token of the last answer
+        assert index * batch["input_ids"].shape[1] + length - 1 in inputs.predicts
     assert torch.equal(prompt["pixel_values"], batch["pixel_values"])
 
 
 @every_family
-def test_no_label_is_on_an_image_and_no_cut_goes_through_one(name, processors):
-    collator = Collator(processors[name])
+def test_no_answer_is_on_an_image_and_no_cut_goes_through_one(name, processors):
+    reader = Reader(processors[name])
     for r in ROWS[:2]:
-        encoded = collator.encode(r)
-        image = collator.format.image_token_id
-        visual = [index for index, token in enumerate(encoded.input_ids) if token == image]
-        assert all(encoded.labels[index] == IGNORE_INDEX for index in visual)
-        first = next(index for index, label in enumerate(encoded.labels) if label != IGNORE_INDEX)
-        assert Collator(collator.processor, max_length=first + 1).encode(r).input_ids == encoded.input_ids[: first + 1]
+        encoded = reader.encode(r)
+        image = reader.format.image_token_id
+        visual = [index for index, token in enumerate(encoded.tokens) if token == image]
+        assert not set(visual) & set(encoded.answers)
+        first = encoded.answers[0]
+        assert Reader(reader.processor, max_length=first + 1).encode(r).tokens == encoded.tokens[: first + 1]
         for length in (visual[0] + 1, visual[-1]):
             with pytest.raises(SampleError, match=f"its last image ends at token .* but max_length is {length}"):
-                Collator(collator.processor, max_length=length).encode(r)
+                Reader(reader.processor, max_length=length).encode(r)
 
 
 def test_the_marks_behind_an_image_belong_to_it(processors):
-    collator = Collator(processors["idefics3"])
-    encoded = collator.encode(ROWS[0])
-    last = max(index for index, token in enumerate(encoded.input_ids) if token == collator.format.image_token_id)
-    assert collator.processor.tokenizer.decode([encoded.input_ids[last + 1]]) == "<fake_token_around_image>"
+    reader = Reader(processors["idefics3"])
+    encoded = reader.encode(ROWS[0])
+    last = max(index for index, token in enumerate(encoded.tokens) if token == reader.format.image_token_id)
+    assert reader.processor.tokenizer.decode([encoded.tokens[last + 1]]) == "<fake_token_around_image>"
     with pytest.raises(SampleError, match=f"its last image ends at token {last + 2}, but max_length is {last + 1};"):
-        Collator(collator.processor, max_length=last + 1).encode(ROWS[0])
+        Reader(reader.processor, max_length=last + 1).encode(ROWS[0])
 
 
 def test_token_types_of_paligemma_divide_what_it_sees_both_ways_from_what_it_says(processors):
-    collator = Collator(processors["paligemma"])
-    encoded = collator.encode(ROWS[0])
-    first = encoded.labels.index(next(label for label in encoded.labels if label != IGNORE_INDEX))
-    assert encoded.types["token_type_ids"] == [0] * first + [1] * (len(encoded.labels) - first)
+    encoded = Reader(processors["paligemma"]).encode(ROWS[0])
+    first = encoded.answers[0]
+    assert encoded.types["token_type_ids"] == [0] * first + [1] * (len(encoded.tokens) - first)
 
 
 def test_an_image_that_the_processor_refuses_is_a_bad_sample(processors):
     with pytest.raises(SampleError, match=r"sample 'thin': Qwen2VLProcessor cannot process its images: .*aspect ratio"):
-        Collator(processors["qwen2_vl"]).encode(row("What?", "A line.", images=[picture(2, 600)], name="thin"))
+        Reader(processors["qwen2_vl"]).encode(row("What?", "A line.", images=[picture(2, 600)], name="thin"))
 
 
 def test_typed_image_tokens_stay_text(processors):
     for name in ("gemma3", "internvl-qwen2", "mistral3"):
-        collator = Collator(processors[name])
-        typed = " ".join(["What is", collator.format.image_token, "?"])
-        ids = collator.encode(row(typed, "Text.")).input_ids
-        assert collator.format.image_token_id not in ids
-        assert collator.processor.tokenizer.convert_tokens_to_ids(collator.format.image_token) not in ids
+        reader = Reader(processors[name])
+        typed = " ".join(["What is", reader.format.image_token, "?"])
+        ids = reader.encode(row(typed, "Text.")).tokens
+        assert reader.format.image_token_id not in ids
+        assert reader.processor.tokenizer.convert_tokens_to_ids(reader.format.image_token) not in ids
 
 
 def test_an_unknown_template_without_marks_is_refused(processors):
     processor = PROCESSORS["llava-siglip-qwen2"]()
     processor.chat_template = "{% for m in messages %}{{ m['content'][0]['text'] }}{% endfor %}"
     with pytest.raises(DataError, match="does not tell which tokens are answers"):
-        Collator(processor)
+        Reader(processor)

@@ -11,19 +11,21 @@ import pytest
 from counting import Counting
 from datasets import Dataset
 from PIL import Image
-from ranks import run_on_two_ranks
 from tiny import tiny_processor
 
+from switchkd.batch import TEACHER
 from switchkd.data.collate import Collator
 from switchkd.data.errors import DataError
 from switchkd.data.formats import load_rows
 from switchkd.data.index import Measured, build_index
+from switchkd.data.reader import Reader
 from switchkd.data.verdicts import row_key
+from switchkd.pairing.reading import OwnInputs, SameInputs
 
 
 @pytest.fixture(scope="module")
 def collator():
-    return Collator(tiny_processor(), max_length=120)
+    return Collator(Reader(tiny_processor(), max_length=120))
 
 
 ADDED = ["key", "length", "answers", "compared", "image_count"]
@@ -88,8 +90,9 @@ def test_kept_rows_carry_their_lengths(tmp_path, collator):
     kept = build_index(load_rows(tmp_path / "data.json"), collator).rows
     assert kept.column_names == ["id", "images", "messages", "kinds", *ADDED]
     batch = collator(list(kept))
-    assert list(kept["length"]) == batch["attention_mask"].sum(dim=1).tolist()
-    assert list(kept["answers"]) == (batch["labels"] != -100).sum(dim=1).tolist()
+    assert list(kept["length"]) == batch.student.lengths.tolist()
+    assert list(kept["answers"]) == batch.student.sample.bincount().tolist()
+    assert batch.keys == tuple(kept["key"])
 
 
 def test_every_kind_of_bad_row_is_listed_with_its_reason(tmp_path, collator):
@@ -245,18 +248,40 @@ def test_the_first_rows_of_a_file_have_an_index_of_their_own(tmp_path):
     assert build_index(load_rows(path).select([5, 2]), encoder).rows["id"][:] == ["s5", "s2"]
 
 
-def test_a_collators_fingerprint_is_of_processor_template_and_limits(collator):
+def test_a_readers_fingerprint_is_of_processor_template_and_limits(collator):
+    def fingerprint(**limits):
+        return Reader(processor, **{"max_length": 120, **limits}).fingerprint
+
+    same = collator.student.fingerprint
     processor = tiny_processor()
-    assert Collator(processor, max_length=120).fingerprint == collator.fingerprint
+    assert fingerprint() == same
     processor(text=["<image> a"], images=[Image.new("RGB", (9, 9))], padding=True, return_tensors="pt")
-    assert Collator(processor, max_length=120).fingerprint == collator.fingerprint
-    assert Collator(processor, max_length=121).fingerprint != collator.fingerprint
-    assert Collator(processor, max_length=120, max_pixels=9).fingerprint != collator.fingerprint
+    assert fingerprint() == same
+    others = [fingerprint(max_length=121), fingerprint(max_pixels=9)]
     processor.chat_template = processor.chat_template + " "
-    assert Collator(processor, max_length=120).fingerprint != collator.fingerprint
+    others.append(fingerprint())
     processor = tiny_processor()
     processor.image_processor.size = {"height": 40, "width": 40}
-    assert Collator(processor, max_length=120).fingerprint != collator.fingerprint
+    others.append(fingerprint())
+    assert len({same, *others}) == 5
+
+
+def test_a_collators_fingerprint_is_of_its_readers_and_of_the_ids_that_are_compared(collator):
+    def fingerprint(**teachers):
+        return Collator(Reader(tiny_processor(), max_length=120), teachers).fingerprint
+
+    assert fingerprint() == collator.fingerprint
+    own = Reader(tiny_processor(), max_length=120)
+    made = [
+        fingerprint(),
+        fingerprint(**{TEACHER: SameInputs(320)}),
+        fingerprint(**{TEACHER: SameInputs(319)}),
+        fingerprint(other=SameInputs(320)),
+        fingerprint(**{TEACHER: OwnInputs(own, 320)}),
+        fingerprint(**{TEACHER: OwnInputs(own, ([0, 1], [1, 0]))}),
+        fingerprint(**{TEACHER: OwnInputs(Reader(tiny_processor(), max_length=121), 320)}),
+    ]
+    assert len(set(made)) == len(made)
 
 
 def test_a_killed_build_goes_on_behind_its_last_shard(tmp_path, monkeypatch):
@@ -283,15 +308,6 @@ def test_of_two_processes_one_builds_and_the_other_reads(tmp_path):
     processes = [started(build_script(path, 0.01)) for _ in range(2)]
     assert [process.communicate()[0].strip() for process in processes] == ["24", "24"]
     assert sorted(Counting(tmp_path).encoded) == sorted(f"s{number}" for number in range(24))
-
-
-def test_of_two_ranks_the_main_one_measures(tmp_path):
-    path = written(tmp_path, 24)
-    run_on_two_ranks("index_on_two_ranks.py", path, tmp_path)
-    first, second = ((tmp_path / f"rows-{rank}.json").read_text() for rank in (0, 1))
-    assert first == second
-    assert len(Counting(tmp_path, name="encoded-0.txt").encoded) == 24
-    assert Counting(tmp_path, name="encoded-1.txt").encoded == []
 
 
 def test_a_bad_row_is_measured_again_when_its_image_has_come(tmp_path):

@@ -10,7 +10,7 @@ from run_files import write_run
 from run_folders import write_results
 
 from switchkd import cli
-from switchkd import distill as pipeline
+from switchkd.distillation import distill
 from switchkd.losses import knee
 from switchkd.recipe.schema import load_recipe
 from switchkd.report import probe
@@ -21,7 +21,7 @@ from switchkd.report.build import report
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
     write_run(folder)
-    pipeline.run(load_recipe(folder / "recipe.yaml", ["--train.max_steps", "2", "--train.logging_steps", "1"]))
+    distill(load_recipe(folder / "recipe.yaml", ["--train.max_steps", "2", "--train.logging_steps", "1"]))
     return folder
 
 
@@ -63,13 +63,12 @@ def test_a_run_is_looked_at_through_all_three_pathways(files, asked):
         )
         assert all(0 < sum(map(sum, map_)) <= 1 for map_ in maps.values())
     # the student's knees, from its own model and nothing of the report's
-    pair, session = probe._open(load_recipe(files / "run" / "recipe.yaml"), files / "run", frozenset({"student"}))
-    batch = session.collator([asked.sample(name) for name in names])
+    pair, collator = probe._open(load_recipe(files / "run" / "recipe.yaml"), files / "run", frozenset({"student"}))
+    inputs = collator([asked.sample(name) for name in names]).student
     with torch.no_grad():
-        logits = pair.student.logits(pair.student.say(pair.student.see(batch), batch))
-    assert found.knees["student"] == tuple(
-        knee(logits[:, : len(session.processor.tokenizer)], window=32, min_k=3).tolist()
-    )
+        logits = pair.student.logits(pair.student.say(pair.student.see(inputs), inputs))
+    ids = len(collator.student.processor.tokenizer)
+    assert found.knees["student"] == tuple(knee(logits[:, :ids], window=32, min_k=3).tolist())
 
 
 def test_a_student_that_is_its_teacher_agrees_with_it(files, asked, tmp_path):

@@ -229,7 +229,9 @@ class _ChunkLoop:
         if not isinstance(one.teacher, FromHidden):
             stored = one.teacher.rows(part)
             if stored.shape[1] != one.vocabulary:
-                raise ValueError(f"{name} gives {stored.shape[1]} logits for the {one.vocabulary} ids that are compared")
+                raise ValueError(
+                    f"{name} gives {stored.shape[1]} logits for the {one.vocabulary} ids that are compared"
+                )
             logits = [stored, *logits]
         teacher, switch = logits[0], logits[1] if len(logits) > 1 else None
         answers = None if one.answers is None else one.answers[part] - start
