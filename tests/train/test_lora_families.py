@@ -2,26 +2,26 @@
 
 import pytest
 import torch
-from tiny_families import BUILDS, batch_for, tiny
+from tiny_families import BUILDS, inputs_for, tiny
 from torch import nn
 
 from switchkd.models import Pathway, load_pathway
 from switchkd.train import lora
 
 
-def answers(pathway, batch):
-    return pathway.logits(pathway.say(pathway.see(batch), batch))
+def answers(pathway, inputs):
+    return pathway.logits(pathway.say(pathway.see(inputs), inputs))
 
 
 @pytest.mark.parametrize("name", BUILDS)
 def test_adapters_train_and_merge(name, tmp_path):
-    student, batch = Pathway(tiny(name)), batch_for(name)
+    student, inputs = Pathway(tiny(name)), inputs_for(name)
     expected = student.model.state_dict().keys()
-    untouched = answers(student, batch)
+    untouched = answers(student, inputs)
     body = student.part("language")[0]
     linear = sum(isinstance(module, nn.Linear) for module in body.modules())
     lora.add(student, r=2, alpha=4, dropout=0.0)
-    torch.testing.assert_close(answers(student, batch), untouched)
+    torch.testing.assert_close(answers(student, inputs), untouched)
     student.train_only(("vision", "projector", "language"))
     adapters = [n for n, p in student.part_parameters("language").items() if p.requires_grad]
     assert len(adapters) == 2 * linear >= 2 * 7 * 3
@@ -32,9 +32,9 @@ def test_adapters_train_and_merge(name, tmp_path):
     with torch.no_grad():
         for adapter in adapters:
             student.model.get_parameter(adapter).normal_(std=0.3)
-    trained = answers(student, batch)
+    trained = answers(student, inputs)
     assert (trained - untouched).abs().max() > 1e-3
     plain = lora.plain(student, student.model.state_dict())
     assert plain.state_dict().keys() == expected
     plain.save_pretrained(tmp_path)
-    torch.testing.assert_close(answers(load_pathway(tmp_path), batch), trained, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(answers(load_pathway(tmp_path), inputs), trained, rtol=1e-4, atol=1e-4)

@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from switchkd.types import answer_targets
 from tiny_families import BUILDS
 from tiny_models import tiny_batch, tiny_llava
 
@@ -10,7 +11,6 @@ from switchkd.models import Pathway
 from switchkd.pairing import Pair
 from switchkd.recipe.schema import Data, LoRA, Recipe, Stage, Student, Teacher, Train
 from switchkd.train.memory import Load, NoEstimateError, estimate, forecast
-from switchkd.types import answer_targets
 
 ALL = ("vision", "projector", "language")
 SHAPES = {"width": 64, "vocabulary": 2000, "image_size": 48}

@@ -9,7 +9,7 @@ import torch
 from run_files import write_data, write_model, write_run
 from safetensors.torch import load_file
 from steps import NoProcessor
-from tiny_families import BUILDS, batch_for, tiny
+from tiny_families import BUILDS, inputs_for, tiny
 from transformers import AutoModelForImageTextToText
 
 from switchkd import distill as pipeline
@@ -44,11 +44,11 @@ def test_only_the_linear_layers_of_the_language_model_are_quantised(name, bits, 
     assert len(quantised) == 7 * 3
     assert isinstance(small.model.get_output_embeddings(), torch.nn.Linear)
     assert "lm_head" not in quantised
-    batch = batch_for(name)
-    ours, theirs = (pathway.logits(pathway.say(pathway.see(batch), batch)) for pathway in (small, plain))
-    assert (ours - theirs).abs().max() > 1e-4  # rounded
+    inputs = inputs_for(name)
+    rounded, exact = (pathway.logits(pathway.say(pathway.see(inputs), inputs)) for pathway in (small, plain))
+    assert (rounded - exact).abs().max() > 1e-4  # rounded
     assert (
-        torch.nn.functional.cosine_similarity(ours.flatten(), theirs.flatten(), dim=0) > 0.9
+        torch.nn.functional.cosine_similarity(rounded.flatten(), exact.flatten(), dim=0) > 0.9
     )  # and still the same model
 
 
@@ -56,14 +56,14 @@ def test_only_the_linear_layers_of_the_language_model_are_quantised(name, bits, 
 def test_the_switch_sends_gradients_through_a_quantised_teacher(bits, tmp_path):
     name = "llava-siglip-qwen2"
     gentle(name, tmp_path)
-    batch = batch_for(name)
+    inputs = inputs_for(name)
     plain, small = load_pathway(tmp_path), load_pathway(tmp_path, quantization=bits)
     gradients = []
     for teacher in (plain, small):
         with torch.no_grad():  # as when the teacher gave its own logits
-            teacher.say(teacher.see(batch), batch)
-        seen = plain.see(batch).detach().requires_grad_()
-        teacher.requires_grad_(False).say(seen, batch).float().square().mean().backward()
+            teacher.say(teacher.see(inputs), inputs)
+        seen = plain.see(inputs).detach().requires_grad_()
+        teacher.requires_grad_(False).say(seen, inputs).float().square().mean().backward()
         gradients.append(seen.grad)
     cosine = torch.nn.functional.cosine_similarity(gradients[0].flatten(), gradients[1].flatten(), dim=0)
     assert cosine > 0.9

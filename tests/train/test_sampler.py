@@ -62,22 +62,32 @@ def test_the_order_depends_on_seed_and_epoch_alone():
     assert list(LengthGroupedSampler(lengths_of(), 8, seed=2, epoch=lambda: 0)) != first
 
 
+def answers_of_the_last(row, length):
+    """The places of the answers in the last `length` tokens of a row."""
+    cut = max(len(row["ids"]) - length, 0)
+    return [place - cut for place in row["answers"] if place > cut]
+
+
 def test_a_run_resumed_in_its_second_epoch_sees_the_rows_of_the_uninterrupted_one(tmp_path):
     seen = []
 
-    def watch(samples):
+    def collate_and_note(samples):
         seen.append([len(sample["ids"]) for sample in samples])
         return collate([{**sample, "pixels": None} for sample in samples])
 
+    made = [(row, 6 + number % 5) for number, row in enumerate(rows(24))]
     data = Dataset.from_list(
-        [{"ids": row["ids"][-6 - i % 5 :], "labels": row["labels"][-6 - i % 5 :]} for i, row in enumerate(rows(24))]
+        [
+            {"id": row["id"], "ids": row["ids"][-length:], "answers": answers_of_the_last(row, length)}
+            for row, length in made
+        ]
     )
     data = data.add_column("length", [len(row["ids"]) for row in data])
     saving = {"save_strategy": "steps", "save_steps": 1, "train_sampling_strategy": "group_by_length"}
 
     def trainer(folder):
         made = make_trainer(tmp_path / folder, batch_size=4, steps=12, data=data, **saving)
-        made.data_collator = watch
+        made.data_collator = collate_and_note
         return made
 
     trainer("whole").train()

@@ -6,14 +6,14 @@ import pytest
 import sharded
 import torch
 from ranks import run_on_two_ranks
-from steps import make_trainer, read_metrics, rows
+from steps import collate, make_trainer, read_metrics, rows
 from tiny_models import IMAGE_TOKEN, tiny_llava
 from transformers import TrainerCallback
 
+from switchkd.batch import TEACHER
 from switchkd.losses import ChunkLoss, CrossEntropyDBiLD
 from switchkd.methods import KD, METHODS, SFT, AlignKD, BiLD, FeatureKD, LLaVAKD, LLaVAMoD, SwitchKD
 from switchkd.models import Pathway
-from switchkd.types import IGNORE_INDEX
 
 CASES = [SFT(), KD(), KD(beta=0.5, temperature=2.0), BiLD(), SwitchKD(window=32), SwitchKD(align=0.0, window=None)]
 CASES += [LLaVAMoD(temperature=2.0)]
@@ -54,42 +54,42 @@ def test_fused_and_plain_train_alike(method, tmp_path):
 
 
 @pytest.mark.parametrize("method", RIVALS, ids=str)
-def test_accumulated_row_terms_are_the_same_step(method, tmp_path):
+def test_accumulated_sample_terms_are_the_same_step(method, tmp_path):
     runs = []
     for batch_size, accumulation in ((4, 1), (1, 4), (2, 2)):
         output = tmp_path / str(batch_size)
         runs.append(trained(output, method=method, batch_size=batch_size, accumulation=accumulation))
     # eager attention's softmax is float32 whatever the model is, so rows of another padded length are rounded otherwise
-    rounding = 1e-6 if "attention" in method.needs else 1e-9
+    rounding = 1e-6 if any(site.eager_attention for site in method.sites) else 1e-9
     assert_same(runs[0], runs[1], rounding=rounding)
     assert_same(runs[0], runs[2], rounding=rounding)
 
 
-def test_row_terms_are_logged_as_means_over_answer_tokens(tmp_path):
+def test_sample_terms_are_logged_as_means_over_answer_tokens(tmp_path):
     trainer = make_trainer(tmp_path, method=FeatureKD(window=32), steps=1, data=rows(4))
     batch = next(iter(trainer.get_train_dataloader()))
-    seen = [pathway.see(batch) for pathway in (trainer.pair.student.train(), trainer.pair.teacher)]
+    seen = [pathway.see(batch.student) for pathway in (trainer.pair.student.train(), trainer.pair.teacher)]
     errors = iter((seen[0] - seen[1]).square().mean(dim=(1, 2)).tolist())  # one image or none in each row
-    values = [next(errors) if image else 0.0 for image in (batch["input_ids"] == IMAGE_TOKEN).any(dim=1)]
-    answers = (batch["labels"] != IGNORE_INDEX).sum(dim=1).tolist()
+    values = [next(errors) if image else 0.0 for image in (batch.student.tokens == IMAGE_TOKEN).any(dim=1)]
+    answers = batch.student.sample.bincount(minlength=4).tolist()
     assert 0 in values
     trainer.train()
     expected = sum(value * count for value, count in zip(values, answers, strict=True)) / sum(answers)
     assert read_metrics(tmp_path)[0]["features"] == pytest.approx(expected, abs=1e-9)
 
 
-def test_maps_that_no_row_needs_get_a_gradient_of_zero(tmp_path):
+def test_maps_that_no_sample_needs_get_a_gradient_of_zero(tmp_path):
     """Or DDP waits for it."""
 
     class Skips(AlignKD):
-        def row_terms(self, student, teacher, learned):
+        def sample_terms(self, signals, learned):
             return {}
 
     seen = []
 
     class Gradients(TrainerCallback):
         def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
-            seen.extend(p.grad.abs().max().item() for p in model.learned.parameters())
+            seen.extend(p.grad.abs().max().item() for p in model.pair.learned.parameters())
 
     trainer = make_trainer(tmp_path, method=Skips(), steps=1)
     trainer.add_callback(Gradients())
@@ -123,21 +123,21 @@ def float32(output, **settings):
 def test_under_bf16_the_logits_stay_float32_and_the_losses_equal(tmp_path):
     seen = []
 
-    class Watched(SwitchKD):
+    class Recorded(SwitchKD):
         def chunk_loss(self):
-            return Watch(super().chunk_loss())
+            return Recording(super().chunk_loss())
 
-    class Watch(ChunkLoss):
-        def __init__(self, inner: CrossEntropyDBiLD):
-            self.inner = inner
+    class Recording(ChunkLoss):
+        def __init__(self, written_out: CrossEntropyDBiLD):
+            self.written_out = written_out
 
-        def __call__(self, logits, targets, **asked):
-            seen.append(
-                (logits.student.dtype, logits.teacher.dtype, logits.switch.dtype, torch.is_autocast_enabled("cpu"))
-            )
-            return self.inner(logits, targets, **asked)
+        def __call__(self, logits, **asked):
+            one = logits.compared[TEACHER]
+            dtypes = (logits.student.dtype, one.teacher.dtype, one.switch.dtype)
+            seen.append((*dtypes, torch.is_autocast_enabled("cpu")))
+            return self.written_out(logits, **asked)
 
-    float32(tmp_path / "fused", method=Watched(window=32)).train()
+    float32(tmp_path / "fused", method=Recorded(window=32)).train()
     assert set(seen) == {(torch.float32, torch.float32, torch.float32, False)}
     float32(tmp_path / "plain", method=SwitchKD(window=32), loss="plain").train()
     for a, b in zip(*(read_metrics(tmp_path / loss) for loss in ("fused", "plain")), strict=True):
@@ -146,16 +146,16 @@ def test_under_bf16_the_logits_stay_float32_and_the_losses_equal(tmp_path):
 
 
 @pytest.mark.parametrize("method", [AlignKD, LLaVAKD, FeatureKD])
-def test_under_bf16_row_terms_are_computed_outside_autocast(tmp_path, method):
+def test_under_bf16_sample_terms_are_computed_outside_autocast(tmp_path, method):
     seen = []
 
-    class Watched(method):
-        def row_terms(self, student, teacher, learned):
-            values = super().row_terms(student, teacher, learned)
+    class Recorded(method):
+        def sample_terms(self, signals, learned):
+            values = super().sample_terms(signals, learned)
             seen.append((torch.is_autocast_enabled("cpu"), {value.dtype for value in values.values()}))
             return values
 
-    trainer = float32(tmp_path, method=Watched(), steps=1)
+    trainer = float32(tmp_path, method=Recorded(), steps=1)
     if trainer.pair.learned is not None:
         trainer.pair.learned.float()
     trainer.train()
@@ -173,11 +173,11 @@ def test_the_chunk_is_told_once(tmp_path, caplog):
 def test_sharded_over_two_ranks_the_loss_and_every_gradient_are_those_of_one_process(tmp_path):
     run_on_two_ranks("sharded.py", tmp_path / "found.pt")
     found = torch.load(tmp_path / "found.pt")
-    pair = sharded.make_pair()
-    alone = sharded.loss_of(pair, sharded.ROWS[0] + sharded.ROWS[1])
+    step = sharded.make_step()
+    alone = step(collate(sharded.ROWS[0] + sharded.ROWS[1]))
     alone.loss.backward()
     torch.testing.assert_close(found["loss"], alone.loss.detach(), rtol=0, atol=1e-10)
-    expected = sharded.gradients(pair)
+    expected = sharded.gradients(step)
     assert found["gradients"].keys() == expected.keys()
     for name, gradient in expected.items():
         torch.testing.assert_close(found["gradients"][name], gradient, rtol=0, atol=1e-10, msg=name)
