@@ -17,6 +17,8 @@ from pathlib import Path
 
 import torch
 
+from switchkd.batch import TEACHER, Aligned, Batch, Inputs
+
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "transformers", "trl", "liger-kernel", "ms-swift")
 
@@ -191,6 +193,23 @@ def versions() -> dict[str, str]:
     return found
 
 
+def batch_of(tokens: torch.Tensor, answers: int, pixels: torch.Tensor) -> Batch:
+    """Samples of one length, each with as many answers at its end, read alike by student and teacher."""
+    rows, width = tokens.shape
+    places = torch.arange(rows * width, device=tokens.device).view(rows, width)[:, -answers:].flatten()
+    inputs = Inputs(
+        tokens=tokens,
+        lengths=torch.full((rows,), width, device=tokens.device),
+        predicts=places - 1,
+        targets=tokens.flatten()[places],
+        sample=places // width,
+        media={"image": {"pixel_values": pixels}},
+        types={},
+    )
+    aligned = Aligned(None, None, inputs.targets)
+    return Batch(tuple(f"{row}@" for row in range(rows)), inputs, {TEACHER: inputs}, {TEACHER: aligned})
+
+
 def value(rows: list[dict], case: str, what: str, tokens: int) -> float | None:
     """`median_seconds` or `peak_mib` of a case; None if it was not run."""
     for row in rows:
@@ -202,8 +221,8 @@ def value(rows: list[dict], case: str, what: str, tokens: int) -> float | None:
 def ratio(rows: list[dict], case: str, ours: str, what: str, tokens: int) -> float | None:
     """How many times more a case costs than ours."""
     theirs = value(rows, case, what, tokens)
-    mine = value(rows, ours, what, tokens)
-    return theirs / mine if theirs and mine else None
+    base = value(rows, ours, what, tokens)
+    return theirs / base if theirs and base else None
 
 
 def report(demands: list[Demand], check: bool) -> None:

@@ -5,18 +5,19 @@ python benchmarks/options.py
 
 import argparse
 from collections.abc import Callable
+from typing import Literal
 
 import torch
-from common import Case, NotRunError, parser, run
+from common import Case, NotRunError, batch_of, parser, run
 from transformers import LlavaConfig, LlavaForConditionalGeneration, Qwen2Config, SiglipVisionConfig, SiglipVisionModel
 
-from switchkd.losses import SummedLoss, fused_loss
+from switchkd.batch import Batch
 from switchkd.methods import KD, Method, SwitchKD
 from switchkd.models import Pathway
 from switchkd.models.layers import compile_layers, recompute
 from switchkd.models.liger import use_liger
 from switchkd.pairing import Pair
-from switchkd.types import IGNORE_INDEX, Batch, Hidden, answer_targets
+from switchkd.train.step import DistillationStep
 
 PROMPT, IMAGE_TOKEN = 15, 5
 PARTS = ("vision", "projector", "language")
@@ -43,18 +44,13 @@ def model(options: argparse.Namespace, hidden: int, layers: int, attention: str,
 
 
 def batch(options: argparse.Namespace) -> Batch:
-    """Rows of one image, a prompt and an answer."""
+    """Samples of one image, a prompt and an answer."""
     generator = torch.Generator().manual_seed(1)
     words = torch.randint(6, options.vocabulary, (options.rows, PROMPT + options.tokens), generator=generator)
     ids = torch.cat([torch.full((options.rows, 729), IMAGE_TOKEN), words], dim=1)
-    labels = ids.clone()
-    labels[:, : 729 + PROMPT] = IGNORE_INDEX
     pixels = torch.randn(options.rows, 3, 378, 378, generator=generator)
-    made = Batch(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels, pixel_values=pixels)
-    moved = {name: tensor.to(options.device) for name, tensor in made.items()}
-    if options.device == "cuda":
-        moved["pixel_values"] = moved["pixel_values"].bfloat16()
-    return Batch(**moved)
+    dtype = torch.bfloat16 if options.device == "cuda" else torch.float32
+    return batch_of(ids, options.tokens, pixels.to(dtype)).to(options.device)
 
 
 def case(
@@ -63,8 +59,7 @@ def case(
     method: Method | None = None,
     train: tuple[str, ...] = PARTS,
     attention: str = "sdpa",
-    one_encoder: bool = True,
-    plain: bool = False,
+    loss: Literal["fused", "plain"] = "fused",
 ) -> Case:
     """One step, forward and backward, with what an option changes."""
     chosen = method or SwitchKD()
@@ -72,28 +67,16 @@ def case(
     def make(options: argparse.Namespace) -> Callable[[], object]:
         student, teacher = model(options, 256, 6, attention, 2), model(options, 512, 10, attention, 1)
         student.train_only(train)
-        pair = Pair(student, teacher, needs=chosen.needs, vocabulary=student.head.rows).train()
-        pair.one_encoder &= one_encoder
-        assert pair.one_encoder == (one_encoder and "vision" not in train)
+        pair = Pair(student, teacher, needs=chosen.needs, vocabulary=student.head.rows)
+        step = DistillationStep(pair, chosen, loss=loss).train()
         prepare(pair)
         inputs = batch(options)
-        targets = answer_targets(inputs["labels"])
 
-        def finish(hidden: Hidden) -> SummedLoss:
-            return fused_loss(
-                chosen.chunk_loss(), targets, hidden.student, hidden.student_head, hidden.teacher, hidden.switch,
-                hidden.teacher_head, vocabulary=hidden.vocabulary,
-            )  # fmt: skip
+        def forward_and_backward() -> None:
+            step.zero_grad()
+            step(inputs).loss.backward()
 
-        def step() -> None:
-            pair.zero_grad()
-            if plain:
-                terms = chosen.terms(pair(inputs, chosen.needs), targets)
-                torch.stack([term.sum() for term in terms.values()]).sum().backward()
-            else:
-                pair(inputs, chosen.needs, finish).loss.backward()
-
-        return step
+        return forward_and_backward
 
     return make
 
@@ -111,16 +94,14 @@ def with_liger(pair: Pair) -> None:
         raise NotRunError(str(reason)) from reason
 
 
-FROZEN = {"method": KD(), "train": ("projector", "language")}
 CASES = {
     "as by default": case(),
-    "loss: plain": case(plain=True),
+    "loss: plain": case(loss="plain"),
     "switch_checkpointing": case(lambda pair: recompute(pair.teacher.part("language"))),
     "attn_implementation: eager": case(attention="eager"),
     "torch_compile": case(compiled),
     "liger_kernel": case(with_liger),
-    "frozen encoder, two passes": case(**FROZEN, one_encoder=False),
-    "frozen encoder, one pass": case(**FROZEN),
+    "frozen encoder, method kd": case(method=KD(), train=("projector", "language")),
 }
 
 

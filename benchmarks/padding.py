@@ -16,7 +16,8 @@ from transformers import AutoProcessor
 from switchkd import world
 from switchkd.data.collate import Collator
 from switchkd.data.formats import load_rows
-from switchkd.data.images import check_rows
+from switchkd.data.index import build_index
+from switchkd.data.reader import Reader
 from switchkd.train.sampler import LengthGroupedSampler
 
 #: Rows per GPU and GPUs.
@@ -38,8 +39,8 @@ def llava_like(rows: int = 20_000) -> list[int]:
 
 def encoded(data: str, processor: str, max_length: int) -> list[int]:
     """The lengths of real rows, as training sees them."""
-    collator = Collator(AutoProcessor.from_pretrained(processor), max_length=max_length)
-    return list(check_rows(load_rows(data), collator)["length"])
+    reader = Reader(AutoProcessor.from_pretrained(processor), max_length=max_length)
+    return list(build_index(load_rows(data), Collator(reader)).rows["length"])
 
 
 def of_the_world() -> list[int]:

@@ -11,18 +11,21 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
-from common import RESULTS, Demand, machine, report, versions
+from common import RESULTS, Demand, batch_of, machine, report, versions
 from flops import Sizes, step_flops
 from transformers import AutoModelForImageTextToText, LlavaConfig, Qwen2Config, SiglipVisionConfig
 
-from switchkd.losses import fused_loss
-from switchkd.methods import SwitchKD
+from switchkd.batch import Batch
+from switchkd.losses import CrossEntropyDBiLD, SummedLoss
+from switchkd.methods import Method, SwitchKD
 from switchkd.models import Pathway
 from switchkd.pairing import Pair
-from switchkd.types import IGNORE_INDEX, Batch, Hidden, answer_targets
+from switchkd.signals import Signals
+from switchkd.train.step import DistillationStep
 
 #: Measured bf16 matrix products of an H200, in TFLOP/s: what the floor is computed with.
 PEAK_TFLOPS = 790
@@ -93,20 +96,6 @@ class Clock:
         return found
 
 
-class TimedPair(Pair):
-    """`Pair` with its routes timed; the student's two steps are timed by hooks on `see` and `say`."""
-
-    clock: Clock
-
-    def _teacher(self, *arguments):
-        with self.clock.span("teacher"):
-            return super()._teacher(*arguments)
-
-    def _switch(self, *arguments):
-        with self.clock.span("switch"):
-            return super()._switch(*arguments)
-
-
 def timed(clock: Clock, name: str, function: Callable) -> Callable:
     def call(*arguments):
         with clock.span(name):
@@ -115,15 +104,49 @@ def timed(clock: Clock, name: str, function: Callable) -> Callable:
     return call
 
 
-def batch_of(config: LlavaConfig, given: argparse.Namespace, sample: Sizes) -> Batch:
+def batch(config: LlavaConfig, given: argparse.Namespace, sample: Sizes) -> Batch:
     rows, token = given.batch, config.image_token_id
     ids = torch.randint(token, (rows, sample.length), device=given.device)
     ids[:, 1 : 1 + sample.visual] = token
-    labels = torch.full_like(ids, IGNORE_INDEX)
-    labels[:, -sample.answer :] = ids[:, -sample.answer :]
     side = config.vision_config.image_size
-    pixels = torch.randn(rows, 3, side, side, device=given.device)
-    return Batch(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels, pixel_values=pixels)
+    return batch_of(ids, sample.answer, torch.randn(rows, 3, side, side, device=given.device))
+
+
+class TimedStep(DistillationStep):
+    """The step with its pathways and its loss timed, and the memory of the loss above its inputs noted."""
+
+    def __init__(self, pair: Pair, method: Method, clock: Clock) -> None:
+        super().__init__(pair, method)
+        self.clock = clock
+        self.loss_gib: list[float] = []
+        student, teacher = pair.student, pair.teacher
+        assert teacher is not None
+        student.see = timed(clock, "student vision", student.see)
+        student.say = timed(clock, "student language", student.say)
+        teacher.see = timed(clock, "teacher", teacher.see)
+        own, switch = (timed(clock, name, teacher.say) for name in ("teacher", "switch"))
+        teacher.say = lambda *given: (switch if torch.is_grad_enabled() else own)(*given)
+
+    def _sum(self, method: Method, signals: Signals) -> SummedLoss:
+        on_gpu = self.clock.device == "cuda"
+        before = torch.cuda.memory_allocated() if on_gpu else 0
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        with self.clock.span("loss"):
+            sums = super()._sum(method, signals)
+        if on_gpu:
+            self.loss_gib.append((torch.cuda.max_memory_allocated() - before) / 2**30)
+        return sums
+
+
+@dataclass(frozen=True)
+class WithKernels(SwitchKD):
+    """Switch-KD by the kernels of `losses.kernels`, or without them."""
+
+    kernels: Literal["torch", "triton"] = "torch"
+
+    def chunk_loss(self) -> CrossEntropyDBiLD:
+        return replace(super().chunk_loss(), kernels=self.kernels)
 
 
 def measure(given: argparse.Namespace) -> dict:
@@ -139,33 +162,16 @@ def measure(given: argparse.Namespace) -> dict:
             AutoModelForImageTextToText.from_config(teacher_config, dtype=torch.bfloat16 if on_gpu else torch.float32)
         )
     student.train_only(("vision", "projector", "language"))
-    method = SwitchKD()
     clock = Clock(given.device)
-    pair = TimedPair(student, teacher, needs=method.needs, vocabulary=student.head.rows).train()
-    pair.clock = clock
-    student.see = timed(clock, "student vision", student.see)
-    student.say = timed(clock, "student language", student.say)
-    optimizer = torch.optim.AdamW([p for p in pair.parameters() if p.requires_grad], lr=1e-6, fused=True)
-    batch = batch_of(student_config, given, sample)
-    targets = answer_targets(batch["labels"])
-    chunk_loss = replace(method.chunk_loss(), kernels=given.kernels)
-    above: list[float] = []
+    method = WithKernels(kernels=given.kernels)
+    step = TimedStep(Pair(student, teacher, needs=method.needs, vocabulary=student.head.rows), method, clock).train()
+    optimizer = torch.optim.AdamW([p for p in step.parameters() if p.requires_grad], lr=1e-6, fused=True)
+    inputs = batch(student_config, given, sample)
 
-    def finish(hidden: Hidden) -> torch.Tensor:
-        before = torch.cuda.memory_allocated() if on_gpu else 0
-        if on_gpu:
-            torch.cuda.reset_peak_memory_stats()
-        heads = (hidden.student_head, hidden.teacher, hidden.switch, hidden.teacher_head)
-        with clock.span("loss"):
-            total = fused_loss(chunk_loss, targets, hidden.student, *heads, vocabulary=hidden.vocabulary).loss
-        if on_gpu:
-            above.append((torch.cuda.max_memory_allocated() - before) / 2**30)
-        return total / len(targets)
-
-    def step() -> None:
+    def update() -> None:
         with clock.span("step"):
             with torch.autocast("cuda", torch.bfloat16, enabled=on_gpu):
-                loss = pair(batch, method.needs, finish)
+                loss = step(inputs).loss / len(inputs.student.targets)
             with clock.span("backward"):
                 loss.backward()
             with clock.span("optimizer"):
@@ -173,12 +179,12 @@ def measure(given: argparse.Namespace) -> dict:
                 optimizer.zero_grad()
 
     for _ in range(3):
-        step()
+        update()
     clock.read_ms()
     peak_gib = 0.0
     times = []
     for _ in range(given.repetitions or (20 if on_gpu else 3)):
-        step()
+        update()
         times.append(clock.read_ms())
         if on_gpu:  # the loss resets the counter, and the peak of a step comes after it
             peak_gib = max(peak_gib, torch.cuda.max_memory_allocated() / 2**30)
@@ -195,7 +201,7 @@ def measure(given: argparse.Namespace) -> dict:
         "floor_ms": 1e3 * tflop / PEAK_TFLOPS,
         "tflop_per_step": tflop,
         "peak_gib": peak_gib or None,
-        "loss_gib_above_inputs": max(above) if above else None,
+        "loss_gib_above_inputs": max(step.loss_gib) if step.loss_gib else None,
         "machine": machine(given.device),
         "versions": versions(),
     }  # fmt: skip

@@ -1,18 +1,71 @@
 """Benchmarks decide nothing here; what they compute with is tested, and that they run."""
 
 import json
+import runpy
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 
+from switchkd import world
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
+PROGRAMS = sorted(file.name for file in BENCHMARKS.glob("*.py") if "__main__" in file.read_text())
+
+
 @pytest.fixture
-def step(monkeypatch, tmp_path):
+def importable(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_every_benchmark_explains_itself(importable, program, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [program, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(BENCHMARKS / program), run_name="__main__")
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: {program}")
+
+
+def test_options_are_measured_on_the_step_that_is_trained(importable, monkeypatch):
+    import options
+
+    model = options.model
+    monkeypatch.setattr(options, "model", lambda given, hidden, layers, *rest: model(given, hidden // 2, 1, *rest))
+    smallest = Namespace(rows=1, tokens=2, vocabulary=64, device="cpu")
+    for name in ("as by default", "frozen encoder, method kd"):
+        forward_and_backward = options.CASES[name](smallest)
+        forward_and_backward()
+
+
+def test_memory_is_measured_on_the_step_that_is_trained(importable):
+    import memory
+
+    small = memory.config(32, 1, 2)
+    batch = memory.make_batch()
+    assert len(batch.student.targets) == memory.ROWS * memory.ANSWERS
+    assert (batch.student.targets == batch.student.tokens.flatten()[batch.student.predicts + 1]).all()
+    for name in ("switch-kd, both checkpointings", "sft, LoRA"):
+        memory._step_of(memory.CASES[name], small, small, batch)()
+
+
+def test_padding_is_what_fills_up_the_shorter_rows_of_a_batch(importable, tmp_path):
+    import padding
+
+    assert padding.padding([4, 2, 3, 1], [0, 1, 2, 3], 2) == pytest.approx(1 - 10 / 14)
+    assert padding.padding([4, 3, 2, 1], [0, 1, 2, 3], 2) == pytest.approx(1 - 10 / 12)
+    world.write(tmp_path, train=4, validation=0, test=0, seed=0)
+    lengths = padding.encoded(str(tmp_path / "train.json"), str(world.teacher_path()), 512)
+    assert len(lengths) > 0
+    assert min(lengths) > 36  # the visual tokens of an image, and text
+
+
+@pytest.fixture
+def step(importable, monkeypatch, tmp_path):
     import step
 
     monkeypatch.setattr(step, "RESULTS", tmp_path / "benchmarks" / "results")
@@ -71,8 +124,7 @@ def test_make_bench_runs_every_benchmark_and_fails_at_the_end(tmp_path):
     made = subprocess.run(
         ["make", "--assume-old=env", f"BIN={tmp_path}", "bench"], cwd=BENCHMARKS.parent, capture_output=True, text=True, check=False
     )  # fmt: skip
-    programs = {file.name for file in BENCHMARKS.glob("*.py") if "__main__" in file.read_text()}
     ran = [Path(line).name for line in (tmp_path / "ran").read_text().splitlines() if line.startswith("benchmarks/")]
-    assert sorted(ran) == sorted(programs - {"mismatch.py"})
+    assert sorted(ran) == sorted(set(PROGRAMS) - {"mismatch.py"})
     assert made.returncode != 0
     assert made.stderr.splitlines()[0] == "fell short or failed: memory.py"

@@ -5,6 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
+import traceback
+from collections import Counter
 
 import pytest
 import torch
@@ -14,10 +16,11 @@ from torch import nn
 from transformers import AutoModelForImageTextToText
 
 from switchkd import distill as pipeline
+from switchkd.data.reader import Reader
 from switchkd.doctor import examine
 from switchkd.recipe.schema import load_recipe
 from switchkd.train.progress import Progress
-from switchkd.train.stage import open_session
+from switchkd.train.stage import open_run
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +174,7 @@ def test_options_of_speed_and_memory_change_nothing(fresh, monkeypatch):
 def test_code_that_keeps_no_attention_weights_is_refused_where_they_are_compared(fresh, flag, value, message):
     here, flags = fresh
     with pytest.raises(ValueError, match=message):
-        open_session(load_recipe(here / "recipe.yaml", [*flags[:6], "--method.name", "align_kd", f"--{flag}", value]))
+        open_run(load_recipe(here / "recipe.yaml", [*flags[:6], "--method.name", "align_kd", f"--{flag}", value]))
 
 
 def test_kernels_for_a_gpu_are_refused_without_one(fresh):
@@ -341,3 +344,44 @@ stages:
     with pytest.raises((ValueError, OSError), match=r"absent\.json"):
         pipeline.run(load_recipe(here / "recipe.yaml", flags))
     assert {file.name for file in (here / "run" / "1-first").iterdir()} == {"rows.json"}
+
+
+@pytest.fixture
+def encoded(tmp_path, monkeypatch):
+    """A line for every row that is encoded, from `start` on, also by workers: who asked for it."""
+    log = tmp_path / "encoded.txt"
+    encode = Reader.encode
+
+    def noted(self, row):
+        callers = [frame.name for frame in traceback.extract_stack()]
+        who = next((name for name in ("build_index", "examine_stage") if name in callers), "training")
+        with log.open("a") as file:
+            file.write(f"{who}\n")
+        return encode(self, row)
+
+    monkeypatch.setattr(Reader, "encode", noted)
+
+    def count():
+        found = Counter(log.read_text().split()) if log.exists() else Counter()
+        log.unlink(missing_ok=True)
+        return found
+
+    return count
+
+
+def test_every_row_is_encoded_once_for_the_index_and_once_when_it_is_trained_on(fresh, encoded, monkeypatch, tmp_path):
+    here, flags = fresh
+    monkeypatch.setenv("SWITCHKD_CACHE", str(tmp_path / "cache"))
+    short = [*flags[:6], "--train.max_steps", "2", "--train.per_device_train_batch_size", "4"]
+    recipe = here / "recipe.yaml"
+    recipe.write_text(recipe.read_text()[: recipe.read_text().index("evaluate:")])
+    pipeline.run(load_recipe(recipe, [*short, "--train.output", str(here / "first")]))
+    first = encoded()
+    assert first["build_index"] == 24
+    assert 8 <= first["training"] <= 12  # two steps of four rows, and what the loader holds ready
+    assert 8 <= first["examine_stage"] <= 16
+    pipeline.run(load_recipe(recipe, [*short, "--train.output", str(here / "second")]))
+    second = encoded()
+    assert second["build_index"] == 0
+    assert second["training"] <= 12
+    assert second["examine_stage"] <= 16

@@ -7,17 +7,17 @@ from typing import ClassVar
 
 import pytest
 import torch
-from cases import SIZES, collated_by, failed, found, open_tiny
+from cases import SIZES, collated_by, failed, found, open_tiny, with_inputs
 from run_files import write_model, write_run
 from safetensors.torch import load_file, save_file
-from switchkd.pairing.pair_collate import PairCollator
-from switchkd.types import IGNORE_INDEX
 from tiny import tiny_tokenizer
 from tiny_tokenizers import other_processor, sentencepiece_tokenizer
 
 from switchkd import world
+from switchkd.batch import TEACHER
+from switchkd.data.collate import Collator
 from switchkd.demonstration import demo_recipe
-from switchkd.doctor import RUNNING, examine
+from switchkd.doctor import RUNNING, Examined, examine, samples
 from switchkd.doctor import check_answers as data
 from switchkd.doctor import check_directions as method
 from switchkd.doctor import check_loader as loader
@@ -27,51 +27,108 @@ from switchkd.doctor import check_switch as switch
 from switchkd.doctor.check_images import NORMALISATIONS
 from switchkd.losses import cross_entropy, forward_kl
 from switchkd.methods import KD, BiLD, Method, SwitchKD
+from switchkd.models import Pathway
+from switchkd.pairing.reading import OwnInputs
 from switchkd.recipe.schema import load_recipe
-from switchkd.train.stage import open_session, open_stage
+from switchkd.signals import TokenTerm
+from switchkd.train.stage import open_run, open_stage
+from switchkd.train.step import DistillationStep
 
 #: Images of one size, several tiles, and patches in one long row.
 some_families = pytest.mark.parametrize("name", ["llava-siglip-qwen2", "idefics3", "qwen2_5_vl"])
 
 
-# ---- answer masks and labels
+# ---- answer masks and targets
+
+
+def targets_changed(opened, change):
+    """The stage with batches whose answers `change` moves: it gets the inputs, and gives (predicts, targets, sample)."""
+
+    def spoil(batch):
+        def spoilt(inputs):
+            predicts, targets, sample = change(inputs)
+            return inputs._replace(predicts=predicts, targets=targets, sample=sample)
+
+        return with_inputs(batch, spoilt)
+
+    return collated_by(opened, spoil)
+
+
+def kept(inputs, chosen):
+    return inputs.predicts[chosen], inputs.targets[chosen], inputs.sample[chosen]
+
+
+def answers_at(inputs, places):
+    """Answers at these places of a flat batch."""
+    return places - 1, inputs.tokens.flatten()[places], places // inputs.tokens.shape[1]
 
 
 def test_a_mask_that_is_all_zero(tmp_path):
-    opened = collated_by(open_tiny(tmp_path), lambda batch: batch["labels"].fill_(IGNORE_INDEX))
-    level, detail = found(opened)["student's labels"]
+    opened = targets_changed(open_tiny(tmp_path), lambda inputs: kept(inputs, inputs.sample < 0))
+    level, detail = found(opened)["student's targets"]
     assert level == "failed"
-    assert detail.startswith("3 of 3 rows have no answer token, 'row-0' first")
+    assert detail.startswith("3 of 3 rows have no answer token, ")
 
 
 def test_a_mask_that_is_zero_in_one_row(tmp_path):
-    opened = collated_by(open_tiny(tmp_path), lambda batch: batch["labels"][1:2].fill_(IGNORE_INDEX))
-    assert found(opened)["student's labels"][1].startswith("1 of 3 rows have no answer token, 'row-1' first")
+    opened = open_tiny(tmp_path)
+    second = Examined(opened).rows[1]["id"]
+    opened = targets_changed(opened, lambda inputs: kept(inputs, inputs.sample != 1))
+    assert found(opened)["student's targets"][1].startswith(f"1 of 3 rows have no answer token, {second!a} first")
 
 
-def test_labels_that_are_shifted_already(tmp_path):
-    def shift(batch):
-        batch["labels"] = batch["labels"].roll(-1, dims=1)
+def test_targets_that_are_not_shifted(tmp_path):
+    def unshifted(inputs):
+        return inputs.predicts, inputs.tokens.flatten()[inputs.predicts], inputs.sample
 
-    level, detail = found(collated_by(open_tiny(tmp_path), shift))["teacher's labels"]
+    level, detail = found(targets_changed(open_tiny(tmp_path), unshifted))["teacher's targets"]
     assert level == "failed"
-    assert "shifted by one already" in detail
+    assert "they are not shifted: each is the token that predicts it" in detail
 
 
-def test_labels_on_padding(tmp_path):
-    def label_padding(batch):
-        padding = batch["attention_mask"] == 0
-        batch["labels"][padding] = batch["input_ids"][padding]
+def test_targets_of_another_place(tmp_path):
+    def moved(inputs):
+        return inputs.predicts, inputs.targets.roll(1), inputs.sample
 
-    assert "labels are on padding" in found(collated_by(open_tiny(tmp_path), label_padding))["student's labels"][1]
+    detail = found(targets_changed(open_tiny(tmp_path), moved))["student's targets"][1]
+    assert "targets differ from the token that follows: they are other tokens" in detail
 
 
-def test_labels_on_the_questions(tmp_path):
-    def label_all(batch):
-        read = batch["attention_mask"] == 1
-        batch["labels"][read] = batch["input_ids"][read]
+def test_targets_on_padding(tmp_path):
+    def on_padding(inputs):
+        padding = (~inputs.is_text()).flatten().nonzero().flatten()
+        places = torch.cat([inputs.predicts + 1, padding]).sort().values
+        return answers_at(inputs, places)
 
-    level, detail = found(collated_by(open_tiny(tmp_path), label_all))["text of the labels"]
+    detail = found(targets_changed(open_tiny(tmp_path), on_padding))["student's targets"][1]
+    assert "targets are on padding" in detail
+
+
+def test_answers_of_another_sample(tmp_path):
+    def moved(inputs):
+        return inputs.predicts, inputs.targets, (inputs.sample + 1) % 3
+
+    detail = found(targets_changed(open_tiny(tmp_path), moved))["student's targets"][1]
+    assert "an answer is predicted from another sample, or from behind the end of its own" in detail
+
+
+class Rereading(Collator):
+    """A collator whose samples have other answers: all tokens, or none."""
+
+    def __init__(self, collator, answers):
+        super().__init__(collator.student, collator.teachers)
+        self.answers = answers
+
+    def encode(self, row):
+        sample = super().encode(row)
+        student = replace(sample.student, answers=self.answers(sample.student))
+        return replace(sample, student=student)
+
+
+def test_questions_that_are_learned(tmp_path):
+    opened = open_tiny(tmp_path)
+    everything = Rereading(opened.collator, lambda student: list(range(1, len(student.tokens))))
+    level, detail = found(replace(opened, collator=everything))["text of the answers"]
     assert level == "warning"
     assert "where the assistant says '…Acat." in detail
 
@@ -79,47 +136,41 @@ def test_labels_on_the_questions(tmp_path):
 def test_rows_that_are_answers_only(tmp_path):
     opened = open_tiny(tmp_path)
     lengths = opened.rows["length"]
-    rows = opened.rows.remove_columns("answer_tokens").add_column("answer_tokens", list(lengths))
+    rows = opened.rows.remove_columns("answers").add_column("answers", list(lengths))
     assert found(replace(opened, rows=rows))["answer mask"][0] == "warning"
-    rows = opened.rows.remove_columns("answer_tokens").add_column("answer_tokens", [0 for _ in lengths])
+    rows = opened.rows.remove_columns("answers").add_column("answers", [0 for _ in lengths])
     assert found(replace(opened, rows=rows))["answer mask"][0] == "failed"
 
 
 def test_samples_show_what_is_learned(tmp_path):
     opened = open_tiny(tmp_path)
-    first = data.samples(opened)[0]
+    shown = {sample.name: sample for sample in data.samples(Examined(opened))}
+    first = shown["row-0"]
     assert [kind for kind, _ in first.pieces] == ["prompt", "image", "prompt", "answer", "prompt", "answer", "prompt"]
     assert [text for kind, text in first.pieces if kind != "prompt"] == [
         "<image ×4>",
         "A cat.<|im_end|>",
         "No.<|im_end|>",
     ]
-    blind = data.samples(collated_by(opened, lambda batch: batch["labels"].fill_(IGNORE_INDEX)))[0]
+    nothing = replace(opened, collator=Rereading(opened.collator, lambda student: []))
+    blind = data.samples(Examined(nothing))[0]
     assert {kind for kind, _ in blind.pieces} == {"prompt", "image"}
 
 
 # ---- the shift
 
 
-def seen_already(labels):
-    """Positions that have read the token that they score: logits and labels of one place compared."""
-    return labels != IGNORE_INDEX
-
-
-def one_too_early(labels):
-    """Positions that have not read the token before the one that they score."""
-    mask = torch.zeros_like(labels, dtype=torch.bool)
-    mask[:, :-2] = labels[:, 2:] != IGNORE_INDEX
-    return mask
-
-
 @pytest.mark.parametrize("name", ["llava-siglip-qwen2", "paligemma", "gemma3"])
-@pytest.mark.parametrize(
-    ("positions", "says"), [(seen_already, "has read the token"), (one_too_early, "has not read up to the token")]
-)
-def test_an_off_by_one_shift(tmp_path, monkeypatch, name, positions, says):
+@pytest.mark.parametrize(("moved", "says"), [(1, "has read the token"), (-1, "has not read up to the token")])
+def test_an_off_by_one_shift(tmp_path, monkeypatch, name, moved, says):
+    """States of the place of the token that they score, as where logits and labels of one place are compared; or of one too early."""
     opened = open_tiny(tmp_path, name)
-    monkeypatch.setattr("switchkd.models.pathway.answer_positions", positions)
+    say = Pathway.say
+
+    def off_by_one(self, features, inputs):
+        return say(self, features, inputs._replace(predicts=inputs.predicts + moved))
+
+    monkeypatch.setattr(Pathway, "say", off_by_one)
     lines = found(opened)
     for who in ("student", "teacher"):
         assert lines[f"{who}'s shift"][0] == "failed"
@@ -133,15 +184,20 @@ def test_an_off_by_one_shift(tmp_path, monkeypatch, name, positions, says):
 def test_an_image_span_that_is_truncated(tmp_path, name):
     """Cut off at the left, as tokenizers do with `truncation_side="left"`: the answers stay."""
     opened = open_tiny(tmp_path, name)
-    image = opened.session.collator.format.image_token_id
+    image = opened.run.reader.format.image_token_id
 
-    def cut(batch):
-        first = int((batch["input_ids"] == image).int().argmax(dim=1).min())
-        for key in ("input_ids", "attention_mask", "labels", "mm_token_type_ids"):
-            if key in batch:
-                batch[key] = batch[key][:, first + 1 :]
+    def cut(inputs):
+        gone = int((inputs.tokens == image).int().argmax(dim=1).min()) + 1
+        width = inputs.tokens.shape[1]
+        return inputs._replace(
+            tokens=inputs.tokens[:, gone:],
+            lengths=inputs.lengths - gone,
+            predicts=inputs.predicts - gone * (inputs.predicts // width + 1),
+            types={name: types[:, gone:] for name, types in inputs.types.items()},
+        )
 
-    level, detail = found(collated_by(opened, cut))["student's image tokens"]
+    opened = collated_by(opened, lambda batch: with_inputs(batch, cut))
+    level, detail = found(opened)["student's image tokens"]
     assert level == "failed"
     tokens, features = [int(word) for word in detail.split() if word.isdigit()][:2]
     assert tokens == features - 1
@@ -189,7 +245,7 @@ def test_rows_without_images(tmp_path):
 def test_pixels_that_are_scaled_wrongly(tmp_path, name, setting, says):
     opened = open_tiny(tmp_path, name)
     for key, value in setting.items():
-        setattr(opened.session.processor.image_processor, key, value)
+        setattr(opened.run.processor.image_processor, key, value)
     level, detail = found(opened)["student's pixels"]
     assert level == "failed"
     assert says in detail
@@ -197,7 +253,7 @@ def test_pixels_that_are_scaled_wrongly(tmp_path, name, setting, says):
 
 def test_an_image_processor_for_another_size(tmp_path):
     opened = open_tiny(tmp_path)
-    opened.session.processor.image_processor.size = {"height": 32, "width": 32}
+    opened.run.processor.image_processor.size = {"height": 32, "width": 32}
     level, detail = found(opened)["teacher's image tokens"]
     assert level == "failed"
     assert "images are 32 x 32 pixels and the model reads 16 x 16" in detail
@@ -205,7 +261,8 @@ def test_an_image_processor_for_another_size(tmp_path):
 
 def test_an_image_token_of_another_tokenizer(tmp_path):
     opened = open_tiny(tmp_path)
-    opened.pair.student.model.config.image_token_id += 1
+    geometry = opened.pair.student.family.geometry
+    opened.pair.student.family.geometry = replace(geometry, image_token_id=geometry.image_token_id + 1)
     assert "student's image token" in failed(opened)
 
 
@@ -254,16 +311,16 @@ def test_a_pair_that_reads_apart_is_sound(apart):
 
 
 def test_answers_that_are_aligned_with_others(apart, tmp_path, monkeypatch):
-    """The pairs of one row given to another: every index is valid."""
-    whole = PairCollator.__call__
+    """Each answer compared with the one before: every index is valid."""
+    read = OwnInputs.read
 
-    def moved(self, rows):
-        batch = whole(self, rows)
-        batch["aligned"][:, 1] = batch["aligned"][:, 1].roll(1)
-        return batch
+    def moved(self, row, student):
+        reading = read(self, row, student)
+        ours, theirs = zip(*reading.compared, strict=True)
+        return replace(reading, compared=list(zip(ours, (theirs[-1], *theirs[:-1]), strict=True)))
 
-    opened = open_stage(open_session(apart), apart.resolved_stages()[0], tmp_path / "stage")
-    monkeypatch.setattr(PairCollator, "__call__", moved)
+    opened = open_stage(open_run(apart), apart.resolved_stages()[0], tmp_path / "stage")
+    monkeypatch.setattr(OwnInputs, "read", moved)
     level, detail = found(opened)["answer tokens"]
     assert level == "failed"
     assert "of the student is compared with" in detail
@@ -381,7 +438,7 @@ def test_a_projector_that_passes_nothing_on(tmp_path):
     with torch.no_grad():
         for parameter in opened.pair.teacher.part_parameters("projector").values():
             parameter.zero_()  # as Gemma 3's is made
-    (line,) = switch.alive(opened)
+    (line,) = switch.alive(Examined(opened))
     assert line.level == "failed"
     assert "norm 0" in line.detail
 
@@ -404,11 +461,12 @@ class HomeMade(Method):
     def directions(self):
         return {"kl" if self.fault != "name" else "kd": "forward"}
 
-    def terms(self, routes, targets):
-        student, teacher = routes["student"], routes["teacher"]
-        ours = forward_kl(teacher, student) if self.fault == "swapped" else forward_kl(student, teacher)
+    def token_terms(self, logits):
+        compared = logits.compared[TEACHER]
+        student, teacher = compared.student, compared.teacher
+        values = forward_kl(teacher, student) if self.fault == "swapped" else forward_kl(student, teacher)
         sign = {"sign": -1, "nothing": 0}.get(self.fault, 1)
-        return {"ce": cross_entropy(routes.student, targets), "kl": sign * ours}
+        return {"ce": TokenTerm(cross_entropy(logits.student, logits.targets)), "kl": compared.term(sign * values)}
 
 
 @pytest.mark.parametrize(
@@ -436,7 +494,8 @@ def test_directions_are_found_at_any_temperature_and_width(tmp_path):
     made += [SwitchKD(softmax=softmax, direction=way) for softmax in ("all", "row") for way in ("forward", "reverse")]
     made += [SwitchKD(softmax="row", top_k=k, temperature=20.0, t_squared=True) for k in (3, 64)]
     for one in made:
-        lines = list(method.directions(replace(opened, method=one)))
+        step = DistillationStep(opened.pair, one)
+        lines = list(method.directions(Examined(replace(opened, step=step))))
         assert [line.level for line in lines] == ["ok" for _ in one.directions], (one, lines)
 
 
@@ -445,10 +504,11 @@ def test_directions_are_found_at_any_temperature_and_width(tmp_path):
 
 def test_a_stage_of_no_steps(tmp_path):
     opened = open_tiny(tmp_path)
-    (line,) = stage.steps(replace(opened, stage=replace(opened.stage, max_steps=-1, num_train_epochs=0.1)))
+    short = replace(opened, stage=replace(opened.stage, max_steps=-1, num_train_epochs=0.1))
+    (line,) = stage.steps(Examined(short))
     assert (line.level, line.detail) == ("ok", "1 optimizer steps over 3 rows")  # a tenth of an epoch is a step too
     none = replace(opened, stage=replace(opened.stage, max_steps=-1), rows=opened.rows.select([]))
-    (line,) = stage.steps(none)
+    (line,) = stage.steps(Examined(none))
     assert (line.level, line.detail) == ("failed", "0 optimizer steps over 0 rows")
 
 
@@ -467,30 +527,7 @@ def test_too_little_memory(tmp_path, monkeypatch):
     assert "without sharding" in detail
 
 
-@pytest.mark.parametrize("half", [False, True])
-def test_memory_without_an_estimate_is_measured_under_the_recipes_autocast(tmp_path, half):
-    opened = in_half(open_tiny(tmp_path, "smolvlm")) if half else open_tiny(tmp_path, "smolvlm")
-    asked = []
-    run = opened.pair.forward
-
-    def forward(batch, needs, finish=None):
-        asked.append((finish is not None, torch.is_autocast_enabled("cpu")))
-        return run(batch, needs, finish)
-
-    opened.pair.forward = forward
-    (line,) = memory.memory(opened)
-    assert "(measured, not estimated)" in line.detail
-    assert asked == [(True, half)]  # to hidden states: the logits of all answers are never there at once
-    measured = memory._measured(opened, batch := opened.collator(list(opened.rows)))
-    hidden, kept = memory._forward(opened, batch)
-    assert measured.student_language == pytest.approx(kept, rel=0.05)
-    rows = opened.pair.student.head.rows + 2 * opened.pair.vocabulary
-    assert measured.loss > 4 * rows * len(hidden.student)
-    held = max(measured.student_language + measured.loss, measured.gradients)
-    assert measured.peak == measured.weights + measured.optimizer + held
-
-
-def test_memory_that_cannot_be_estimated_for_another_reason_is_a_finding(tmp_path, monkeypatch):
+def test_memory_that_cannot_be_estimated_is_a_finding(tmp_path, monkeypatch):
     def refuse(*arguments):
         raise ValueError("8 images are 288 visual tokens")
 
@@ -499,9 +536,9 @@ def test_memory_that_cannot_be_estimated_for_another_reason_is_a_finding(tmp_pat
 
 
 def in_half(opened):
-    recipe = opened.session.recipe
+    recipe = opened.run.recipe
     recipe = replace(recipe, train=replace(recipe.train, bf16=True))
-    return replace(opened, session=replace(opened.session, recipe=recipe))
+    return replace(opened, run=replace(opened.run, recipe=recipe))
 
 
 @pytest.mark.parametrize("half", [False, True])
@@ -510,16 +547,19 @@ def test_every_check_runs_the_models_under_the_recipes_autocast(tmp_path, half):
     seen = []
     for pathway in (opened.pair.student, opened.pair.teacher):
         for part in ("vision", "language"):
-            watch = lambda *ignored: seen.append(torch.is_autocast_enabled("cpu"))  # noqa: E731
-            pathway.part(part)[0].register_forward_pre_hook(watch)
+            pathway.part(part)[0].register_forward_pre_hook(
+                lambda *ignored: seen.append(torch.is_autocast_enabled("cpu"))
+            )
+    examined = Examined(opened)
     for name, check in RUNNING.items():
+        examined.samples  # encoded, as by the checks that come before  # noqa: B018
         seen.clear()
-        assert all(line.level != "failed" for line in check(opened)), name
+        assert all(line.level != "failed" for line in check(examined)), name
         assert set(seen) == (set() if name == "memory" else {half}), name
 
 
 def test_data_that_come_too_slowly(tmp_path, monkeypatch):
-    """By a clock of its own: collating takes 10 s, all else nothing."""
+    """By a clock of its own: encoding a row takes 10 s, all else nothing."""
     now = 0.0
 
     def clock():
@@ -527,13 +567,17 @@ def test_data_that_come_too_slowly(tmp_path, monkeypatch):
         now += 1e-3
         return now
 
-    def slow(batch):
-        nonlocal now
-        now += 10
+    class Slow(Collator):
+        def encode(self, row):
+            nonlocal now
+            now += 10
+            return super().encode(row)
 
-    monkeypatch.setattr(loader, "perf_counter", clock)
-    opened = collated_by(open_tiny(tmp_path), slow)
-    level, detail = found(opened)["data loader"]
+    for module in (loader, samples):
+        monkeypatch.setattr(module, "perf_counter", clock)
+    opened = open_tiny(tmp_path)
+    slow = Slow(opened.collator.student, opened.collator.teachers)
+    level, detail = found(replace(opened, collator=slow))["data loader"]
     assert level == "warning"
     assert "workers would keep up" in detail
 

@@ -3,20 +3,20 @@
 import pytest
 
 from switchkd.doctor import examine_pair
-from switchkd.pairing.compatibility import Item
-from switchkd.pairing.pair_report import Match
+from switchkd.pairing.compatibility import Difference
+from switchkd.pairing.pair_report import PairReport
 
-ITEMS = {
-    "ok": Item("feature width", 32, 32, "fits"),
-    "warning": Item("images", "whole", "cut into tiles", "refused for the switch", "no place"),
-    "failed": Item("tokenizer", "3 tokens", "4 tokens", "refused", "unreadable"),
+DIFFERENCES = {
+    "ok": Difference("feature width", 32, 32, "fits"),
+    "warning": Difference("images", "whole", "cut into tiles", "refused for the switch", "no place"),
+    "failed": Difference("tokenizer", "3 tokens", "4 tokens", "refused", "unreadable"),
 }
 
 
-@pytest.mark.parametrize("level", ITEMS)
+@pytest.mark.parametrize("level", DIFFERENCES)
 def test_only_what_cannot_be_trained_at_all_fails(level, monkeypatch):
     monkeypatch.setattr(
-        "switchkd.doctor.examine_pair.match_checkpoints", lambda student, teacher: Match([ITEMS[level]], 3)
+        "switchkd.doctor.examine_pair.compare_checkpoints", lambda student, teacher: PairReport([DIFFERENCES[level]], 3)
     )
     findings, proposal = examine_pair("s", "t")
     assert [line.level for line in findings.lines] == [level]

@@ -5,13 +5,13 @@ from cases import found, open_tiny
 from tiny_families import BUILDS
 from tiny_processors import PROCESSORS
 
-from switchkd.doctor import LOOKING, RUNNING
+from switchkd.doctor import LOOKING, RUNNING, Examined
 from switchkd.methods import KD, SFT, AlignKD, BiLD
 from switchkd.models.families import FAMILIES
 
 #: Every line of the report on a stage that switches.
 CHECKS = {
-    "steps", "trainable parameters", "KL directions", "answer mask", "student's labels", "teacher's labels", "text of the labels",
+    "steps", "trainable parameters", "KL directions", "answer mask", "student's targets", "teacher's targets", "text of the answers",
     "vocabulary", "student's image token", "end of answers", "answer tokens", "student's image tokens", "teacher's image tokens",
     "student's pixels", "teacher's pixels", "student sees images", "teacher sees images", "student's shift", "teacher's shift",
     "switch", "memory", "data loader",
@@ -51,6 +51,6 @@ def test_no_false_alarm_for_other_methods(tmp_path, method):
 
 
 def test_every_check_says_something(tmp_path):
-    opened = open_tiny(tmp_path)
+    examined = Examined(open_tiny(tmp_path))
     for name, check in (LOOKING | RUNNING).items():
-        assert list(check(opened)), name
+        assert list(check(examined)), name

@@ -1,6 +1,7 @@
 """Stages in memory, of any family, sound until a test breaks something."""
 
 import io
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,15 +10,19 @@ from datasets import Dataset
 from PIL import Image
 from tiny_processors import PROCESSORS, tiny_for
 
-from switchkd.data.collate import Collator
+from switchkd.batch import TEACHER, Batch, Inputs
+from switchkd.data.collate import Collator, EncodedSample
 from switchkd.data.formats import FEATURES
-from switchkd.data.images import check_rows
+from switchkd.data.index import build_index
+from switchkd.data.reader import Reader
 from switchkd.doctor import examine_stage
 from switchkd.methods import Method, SwitchKD
 from switchkd.models import Pathway
 from switchkd.pairing import Pair
+from switchkd.pairing.reading import SameInputs
 from switchkd.recipe.schema import Data, Recipe, Student, Teacher, Train
-from switchkd.train.stage import OpenStage, Session
+from switchkd.train.stage import RunContext, StageContext
+from switchkd.train.step import DistillationStep
 
 SIZES = [[(32, 32)], [(16, 32), (32, 16)], [(16, 16)]]
 
@@ -43,10 +48,9 @@ def rows(sizes=SIZES) -> list[dict]:
 
 def open_tiny(
     folder: Path, name: str = "llava-siglip-qwen2", *, method: Method | None = None, sizes=SIZES
-) -> OpenStage:
-    """A stage as `session.open_stage` gives it: a teacher of its own width and depth, a student, and the family's own processor."""
+) -> StageContext:
+    """A stage as `stage.open_stage` gives it: a teacher of its own width and depth, a student, and the family's own processor."""
     processor = PROCESSORS[name]()
-    collator = Collator(processor)
     processor.tokenizer.save_pretrained(folder / "teacher")
     student, teacher = (
         Pathway(tiny_for(name, processor, seed=2)),
@@ -63,26 +67,36 @@ def open_tiny(
     )
     learned = method.learned(student.sizes, teacher.sizes)
     pair = Pair(student, teacher, needs=method.needs, vocabulary=len(processor.tokenizer), learned=learned)
-    checked = check_rows(Dataset.from_list(rows(sizes), features=FEATURES), collator)
     (stage,) = recipe.resolved_stages()
-    session = Session(recipe, student, teacher, processor, collator)
-    return OpenStage(session, stage, method, checked, pair, folder)
+    run = RunContext(recipe, student, teacher, processor, Reader(processor), SameInputs(len(processor.tokenizer)))
+    collator = run.collator(method)
+    index = build_index(Dataset.from_list(rows(sizes), features=FEATURES), collator)
+    return StageContext(run, stage, index.rows, DistillationStep(pair, method), collator, folder)
 
 
-def collated_by(opened: OpenStage, spoil) -> OpenStage:
-    """The stage with a collator whose batches `spoil` changes."""
+class Spoilt(Collator):
+    """A collator whose batches `spoil` changes before anybody sees them."""
 
-    class Spoilt(Collator):
-        def __call__(self, rows):
-            batch = super().__call__(rows)
-            spoil(batch)
-            return batch
+    def __init__(self, collator: Collator, spoil: Callable[[Batch], Batch]) -> None:
+        super().__init__(collator.student, collator.teachers)
+        self.spoil = spoil
 
-    spoilt = Spoilt(opened.session.processor)
-    return replace(opened, session=replace(opened.session, collator=spoilt))
+    def join(self, samples: list[EncodedSample]) -> Batch:
+        return self.spoil(super().join(samples))
 
 
-def found(opened: OpenStage) -> dict[str, tuple[str, str]]:
+def collated_by(opened: StageContext, spoil: Callable[[Batch], Batch]) -> StageContext:
+    """The stage with batches that `spoil` changes."""
+    return replace(opened, collator=Spoilt(opened.collator, spoil))
+
+
+def with_inputs(batch: Batch, change: Callable[[Inputs], Inputs]) -> Batch:
+    """The batch with changed inputs, which both models read."""
+    inputs = change(batch.student)
+    return batch._replace(student=inputs, readers={TEACHER: inputs})
+
+
+def found(opened: StageContext) -> dict[str, tuple[str, str]]:
     """Check → level and detail, the worst of several."""
     order = ("ok", "warning", "failed")
     by_check: dict[str, tuple[str, str]] = {}
@@ -92,6 +106,6 @@ def found(opened: OpenStage) -> dict[str, tuple[str, str]]:
     return by_check
 
 
-def failed(opened: OpenStage) -> set[str]:
+def failed(opened: StageContext) -> set[str]:
     """The checks that failed."""
     return {check for check, (level, _) in found(opened).items() if level == "failed"}

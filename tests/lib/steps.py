@@ -5,15 +5,16 @@ import sys
 from pathlib import Path
 
 import torch
-from tiny_models import IMAGE_TOKEN, VOCABULARY, tiny_llava
+from tiny_models import IMAGE_TOKEN, VOCABULARY, make_inputs, read_alike, tiny_llava
 from transformers import ProcessorMixin, TrainingArguments
 
+from switchkd.batch import Batch
 from switchkd.methods import METHODS, Method, SwitchKD
 from switchkd.models import Pathway
 from switchkd.pairing import Pair
 from switchkd.train.run import MetricsFile
+from switchkd.train.step import DistillationStep
 from switchkd.train.trainer import DistillationTrainer
-from switchkd.types import IGNORE_INDEX, Batch
 
 
 def rows(count: int = 16) -> list[dict]:
@@ -29,21 +30,17 @@ def rows(count: int = 16) -> list[dict]:
         prompt = [IMAGE_TOKEN] * (4 if image else 0) + words(3)
         answer = words(1 + (index * 5) % 11)
         pixels = torch.randn(1, 3, 16, 16, generator=generator) if image else None
-        made.append({"ids": prompt + answer, "labels": [IGNORE_INDEX] * len(prompt) + answer, "pixels": pixels})
+        places = list(range(len(prompt), len(prompt) + len(answer)))
+        made.append({"id": f"row-{index}", "ids": prompt + answer, "answers": places, "pixels": pixels})
     return made
 
 
 def collate(samples: list[dict]) -> Batch:
-    """Pad on the right."""
-    width = max(len(sample["ids"]) for sample in samples)
-    batch = Batch(
-        input_ids=torch.tensor([s["ids"] + [0] * (width - len(s["ids"])) for s in samples]),
-        attention_mask=torch.tensor([[1] * len(s["ids"]) + [0] * (width - len(s["ids"])) for s in samples]),
-        labels=torch.tensor([s["labels"] + [IGNORE_INDEX] * (width - len(s["labels"])) for s in samples]),
-    )
-    if pixels := [s["pixels"] for s in samples if s["pixels"] is not None]:
-        batch["pixel_values"] = torch.cat(pixels)
-    return batch
+    """Read alike by student and teacher."""
+    pixels = [s["pixels"] for s in samples if s["pixels"] is not None]
+    images = {"pixel_values": torch.cat(pixels)} if pixels else None
+    inputs = make_inputs([(s["ids"], s["answers"]) for s in samples], images)
+    return read_alike(inputs)._replace(keys=tuple(f"{s['id']}@0" for s in samples))
 
 
 class NoProcessor(ProcessorMixin):
@@ -98,10 +95,8 @@ def make_trainer(
         "seed": 0,
     }
     return DistillationTrainer(
-        pair,
-        method,
+        DistillationStep(pair, method, loss=loss),
         TrainingArguments(**{**settings, **arguments}),
-        loss=loss,
         processor=NoProcessor(),
         card="# tiny\n",
         train_dataset=data or rows(),

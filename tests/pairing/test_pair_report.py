@@ -3,7 +3,6 @@
 import json
 import logging
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -16,15 +15,16 @@ from tiny_tokenizers import other_processor, sentencepiece_tokenizer, wordpiece_
 from transformers import AutoModelForImageTextToText
 
 from switchkd import distill as pipeline
+from switchkd.batch import TEACHER
 from switchkd.methods import SFT
 from switchkd.models.families.chat_blocks import CHATML
 from switchkd.models.families.llava import VICUNA
 from switchkd.pairing.bridge import Bridge
-from switchkd.pairing.compatibility import Item
-from switchkd.pairing.pair_report import Match, match_checkpoints
+from switchkd.pairing.compatibility import Difference
+from switchkd.pairing.pair_report import PairReport, compare_checkpoints
 from switchkd.recipe.schema import load_recipe
 from switchkd.train import checkpoint
-from switchkd.train.stage import open_session, open_stage
+from switchkd.train.stage import open_run, open_stage
 
 
 @pytest.fixture(scope="module")
@@ -83,20 +83,20 @@ PAIRS = {
 def test_what_differs_is_found_without_weights(written, name):
     sizes, expected, bridge = PAIRS[name]
     student, teacher = written(name, **sizes)
-    found = match_checkpoints(student, teacher)
-    verdicts = {item.what: item.verdict for item in found.items}
-    assert {item.what: item.verdict for item in found.mismatches} == {
+    report = compare_checkpoints(student, teacher)
+    verdicts = {difference.what: difference.verdict for difference in report.differences}
+    assert {difference.what: difference.verdict for difference in report.mismatches} == {
         what: verdict for what, verdict in expected.items() if verdict != "fits"
     }
     assert all(verdicts[what] == verdict for what, verdict in expected.items())
-    assert found.needs_bridge == bridge
+    assert report.needs_bridge == bridge
 
 
 def test_padding_rows_are_spoken_of_where_the_tokenizer_is_one(written):
     details = {}
     for name in ("more padding rows", "another tokenizer"):
-        items = match_checkpoints(*written(name, **PAIRS[name][0])).items
-        (details[name],) = [item.detail for item in items if item.what == "vocabulary rows"]
+        differences = compare_checkpoints(*written(name, **PAIRS[name][0])).differences
+        (details[name],) = [one.detail for one in differences if one.what == "vocabulary rows"]
     real = len(tiny_processor().tokenizer)
     assert details == {
         "more padding rows": f"{real} real ids; padding rows are never compared",
@@ -115,17 +115,18 @@ def test_every_setting_of_the_image_processors_that_changes_pixels_is_reported(w
         "device": "cpu",
     }
     file.write_text(json.dumps(content))
-    found = [item for item in match_checkpoints(student, teacher).mismatches if item.what.startswith("image processor")]
-    assert [item.what for item in found] == ["image processor's image_mean", "image processor's image_std"]
-    assert {item.verdict for item in found} == {"own inputs"}
+    report = compare_checkpoints(student, teacher)
+    settings = [one for one in report.mismatches if one.what.startswith("image processor")]
+    assert [one.what for one in settings] == ["image processor's image_mean", "image processor's image_std"]
+    assert {one.verdict for one in settings} == {"own inputs"}
 
 
 def test_a_recipe_says_what_is_not_a_default():
     plain = "teacher: {path: t}\nstudent: {path: s}\n"
-    bridged = Item("feature width", 48, 32, "bridge")
-    tiles = Item("images", "whole", "cut into tiles", "refused for the switch")
-    assert Match([bridged], 3).recipe_lines("s", "t") == plain
-    assert Match([bridged, tiles], 3).recipe_lines("s", "t") == plain + "method: {name: switch_kd, switch: 0}\n"
+    bridged = Difference("feature width", 48, 32, "bridge")
+    tiles = Difference("images", "whole", "cut into tiles", "refused for the switch")
+    assert PairReport([bridged], 3).recipe_lines("s", "t") == plain
+    assert PairReport([bridged, tiles], 3).recipe_lines("s", "t") == plain + "method: {name: switch_kd, switch: 0}\n"
 
 
 def test_tokenizers_that_share_nothing_readable_are_refused(written):
@@ -134,9 +135,10 @@ def test_tokenizers_that_share_nothing_readable_are_refused(written):
     content = json.loads(file.read_text())
     content["decoder"] = None
     file.write_text(json.dumps(content))
-    (item,) = [item for item in match_checkpoints(student, teacher).items if item.verdict == "refused"]
-    assert str(item).startswith("tokenizer: ")
-    assert "how it marks the space before a word is not known" in item.detail
+    differences = compare_checkpoints(student, teacher).differences
+    (refused,) = [one for one in differences if one.verdict == "refused"]
+    assert str(refused).startswith("tokenizer: ")
+    assert "how it marks the space before a word is not known" in refused.detail
 
 
 @pytest.fixture(scope="module")
@@ -216,34 +218,33 @@ def test_what_the_recipe_does_not_allow_is_refused(fresh, flags, message):
 
 
 def test_a_checkpoint_with_a_bridge_belongs_to_a_pair_with_one(tmp_path):
-    checkpoint.save_beside({"bridge": Bridge(3, 4)}, tmp_path)
+    checkpoint.save_auxiliary({"bridge": Bridge(3, 4)}, tmp_path)
     with pytest.raises(ValueError, match=r"was saved with bridge\.safetensors, and the recipe's pair has none"):
-        checkpoint.load_beside({"bridge": None}, tmp_path)
+        checkpoint.load_auxiliary({"bridge": None}, tmp_path)
     (tmp_path / "bridge.safetensors").unlink()
-    checkpoint.save_beside({"bridge": None}, tmp_path)
+    checkpoint.save_auxiliary({"bridge": None}, tmp_path)
     with pytest.raises(ValueError, match=r"was saved without bridge\.safetensors, and the recipe's pair has one"):
-        checkpoint.load_beside({"bridge": Bridge(3, 4)}, tmp_path)
+        checkpoint.load_auxiliary({"bridge": Bridge(3, 4)}, tmp_path)
 
 
 def test_without_the_switch_no_bridge_is_made_and_sft_reads_its_own_batch_only(fresh):
     recipe = load_recipe(fresh / "recipe.yaml", [*FLAGS, "--method.switch", "0", "--pair.bridge", "none"])
     with TemporaryDirectory() as scratch:
-        session = open_session(recipe)
-        opened = open_stage(session, recipe.resolved_stages()[0], Path(scratch))
+        run = open_run(recipe)
+        opened = open_stage(run, recipe.resolved_stages()[0], Path(scratch))
         assert opened.pair.bridge is None
-        assert "teacher" in opened.collator([opened.rows[0]])
-        alone = replace(opened, method=SFT())
-        assert "teacher" not in alone.collator([opened.rows[0]])
+        assert TEACHER in opened.collator([opened.rows[0]]).readers
+        assert run.collator(SFT())([opened.rows[0]]).readers == {}
 
 
 def test_a_bridge_can_be_asked_for_where_shapes_agree(tmp_path):
     recipe = load_recipe(write_run(tmp_path), ["--pair.bridge", "always", "--pair.fit_rows", "4"])
-    session = open_session(recipe)
-    opened = open_stage(session, recipe.resolved_stages()[0], tmp_path / "stage")
-    assert session.match.mismatches == []
+    run = open_run(recipe)
+    opened = open_stage(run, recipe.resolved_stages()[0], tmp_path / "stage")
+    assert run.pair_report.mismatches == []
     assert opened.pair.bridge.fitted
     batch = opened.collator([opened.rows[0]])
-    assert "teacher" not in batch
-    routes = opened.pair(batch, opened.method.needs)
+    assert batch.readers[TEACHER] is batch.student
+    bridged = opened.pair(batch).compared[TEACHER].switch.hidden
     opened.pair.bridge = None
-    assert not torch.equal(routes.switch, opened.pair(batch, opened.method.needs).switch)
+    assert not torch.equal(bridged, opened.pair(batch).compared[TEACHER].switch.hidden)

@@ -172,6 +172,64 @@ def test_a_term_that_is_not_finite_stops_with_its_name(tmp_path):
         make_trainer(tmp_path, method=Broken()).train()
 
 
+def poisoned(data, number):
+    """The rows, of which one has a pixel that is not finite."""
+    pixels = data[number]["pixels"].clone()
+    pixels[0, 0, 0, 0] = float("nan")
+    return [{**row, "pixels": pixels} if index == number else row for index, row in enumerate(data)]
+
+
+@pytest.mark.parametrize("loss", ["fused", "plain"])
+def test_a_loss_that_is_not_finite_names_the_sample_and_the_pathways(tmp_path, loss):
+    with pytest.raises((FloatingPointError, ValueError)) as caught:
+        make_trainer(tmp_path, data=poisoned(rows(4), 2), loss=loss).train()
+    message = str(caught.value)
+    assert message.startswith("step 1")
+    assert "'row-2'" in message
+    if loss == "fused":  # the plain terms refuse such logits themselves
+        assert message.startswith("step 1: the loss is not finite (ce nan, ")
+        assert "logits are not finite in 'row-2' (student, teacher, switch); stopped before the update" in message
+
+
+def test_only_the_pathway_that_is_not_finite_is_blamed(tmp_path):
+    trainer = make_trainer(tmp_path, data=rows(4))
+    with torch.no_grad():
+        trainer.pair.student.model.model.multi_modal_projector.linear_1.weight.fill_(float("inf"))
+    with pytest.raises(
+        FloatingPointError, match=r"logits are not finite in ('row-[012]' \(student\)(; )?){3}; stopped"
+    ):
+        trainer.train()
+
+
+def test_an_error_inside_the_step_names_its_samples(tmp_path):
+    """As a bridge raises it where the two models cut images into other numbers of tiles."""
+    trainer = make_trainer(tmp_path, data=rows(4))
+
+    def refuse(seen, batch):
+        raise ValueError("the student sees 3 pictures in this batch and the teacher 4")
+
+    trainer.pair.cross = refuse
+    named = r"step 1, samples ('row-\d'(, )?){4}: the student sees 3 pictures in this batch and the teacher 4"
+    with pytest.raises(ValueError, match=named):
+        trainer.train()
+
+
+@pytest.mark.parametrize("loss", ["fused", "plain"])
+def test_a_target_outside_the_vocabulary_names_the_samples(tmp_path, loss, unchecked_shapes):
+    def beyond(samples):
+        batch = collate(samples)
+        targets = batch.student.targets.clone()
+        targets[0] = 97
+        return batch._replace(student=batch.student._replace(targets=targets))
+
+    trainer = make_trainer(tmp_path, data=rows(4), method=SFT(), loss=loss)
+    trainer.data_collator = beyond
+    with pytest.raises(
+        ValueError, match=r"step 1, samples ('row-\d'(, )?){4}: targets must be ids from 0 to 95: 97 at position 0"
+    ):
+        trainer.train()
+
+
 def test_checkpoints_hold_the_student_only(tmp_path):
     trainer = make_trainer(tmp_path, steps=1, save_strategy="steps", save_steps=1)
     trainer.train()

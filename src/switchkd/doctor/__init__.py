@@ -89,4 +89,15 @@ def _tried(findings: Findings, name: str, look: Callable[[Examined], Iterable[T]
     return results
 
 
-__all__ = ["LOOKING", "RUNNING", "Finding", "Findings", "Level", "Sample", "examine", "examine_pair", "examine_stage"]
+__all__ = [
+    "LOOKING",
+    "RUNNING",
+    "Examined",
+    "Finding",
+    "Findings",
+    "Level",
+    "Sample",
+    "examine",
+    "examine_pair",
+    "examine_stage",
+]

@@ -111,7 +111,11 @@ def _channels(pixels: Tensor) -> Tensor:
 
 
 def _with_pixels(inputs: Inputs, pixels: Tensor) -> Inputs:
+    """The inputs with other pixels in their images or tiles; those that are zero everywhere only fill up the batch, and stay so."""
     assert inputs.images is not None
+    own = inputs.images["pixel_values"]
+    if own.ndim > 2:
+        pixels = torch.where(own.flatten(-3).any(dim=-1)[..., None, None, None], pixels, own)
     return inputs._replace(media={**inputs.media, "image": {**inputs.images, "pixel_values": pixels}})
 
 

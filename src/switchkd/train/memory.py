@@ -1,13 +1,13 @@
 """How much memory a training step needs, before there are weights: the step itself runs, on tensors that have shapes and no memory.
 
 Models are built without weights, and `DistillationStep` runs forward and backward. Every tensor that it makes is counted while it lives, so
-gradient checkpointing, autocast, LoRA, frozen parts and every family's own layers count as what they are. Whole numbers (tokens, places,
-sizes of pictures) are real, because shapes depend on them; only what a loss makes of the *values* of logits has a stand-in of its size.
+gradient checkpointing, autocast, LoRA, frozen parts and every family's own layers count as what they are. The batch and whole numbers are
+real, because shapes depend on their values; only what a loss makes of the *values* of logits has a stand-in of its size.
 """
 
 import copy
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConfig
 from transformers.initialization import no_init_weights
 
@@ -87,7 +87,7 @@ def estimate(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with FakeTensorMode(allow_non_fake_inputs=True), _Live() as live, torch.device(device):
         step = _step(recipe, stage, *(_imagine(pathway) for pathway in pathways))
-        batch = _largest(recipe, stage, step.pair) if batch is None else _without_pixels(batch)
+        batch = _largest(recipe, stage, step.pair) if batch is None else batch
         memory = _measure(recipe, stage, step, batch.to(device), live)
     quantized = sum(_saved_by_quantization(*pair) for pair in zip(pathways, chosen, strict=True))
     return _less(memory, quantized)
@@ -121,7 +121,10 @@ def left_out(method: Method) -> str:
 
 
 class _Live(TorchDispatchMode):
-    """Counts the bytes of all storages that are alive, and the most there have been. Floating-point tensors are fake, others real."""
+    """Counts the bytes of all storages that are alive, and the most there have been.
+
+    What is made of the batch alone, and whole numbers, are real; whatever weights had a part in is fake.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -133,7 +136,7 @@ class _Live(TorchDispatchMode):
         given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         if given and not any(isinstance(x, FakeTensor) for x in given):
             with unset_fake_temporarily():
-                return func(*args, **kwargs)
+                return self._counted(func(*args, **kwargs))
         if func is torch.ops.aten._local_scalar_dense.default:
             return 0.5  # of a loss that nobody knows; it is only asked whether it is 1
         if func is torch.ops.aten.index.Tensor:  # how many places a mask has is known where the mask is
@@ -143,12 +146,16 @@ class _Live(TorchDispatchMode):
         if not given and isinstance(result, Tensor) and not result.dtype.is_floating_point:
             with unset_fake_temporarily():
                 return func(*args, **kwargs)
+        return self._counted(result)
+
+    def _counted(self, result: Any) -> Any:
         for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor):
-                self._add(tensor.untyped_storage())
+            if isinstance(tensor, Tensor) and tensor.is_floating_point():
+                self.add(tensor.untyped_storage())
         return result
 
-    def _add(self, storage: torch.UntypedStorage) -> None:
+    def add(self, storage: torch.UntypedStorage) -> None:
+        """Count a storage for as long as it lives."""
         if storage._cdata in self._known:
             return
         self._known[storage._cdata] = storage.nbytes()
@@ -241,7 +248,11 @@ class _WrittenOut(ChunkLoss):
 def _measure(recipe: Recipe, stage: ResolvedStage, step: DistillationStep, batch: Batch, live: _Live) -> Memory:
     """Forward, loss and backward, and what was alive."""
     pair, trainable = step.pair, [p for p in step.parameters() if p.requires_grad]
-    weights, gradients = live.bytes, sum(p.numel() * p.element_size() for p in trainable)
+    weights, gradients = _bytes([*step.parameters(), *step.buffers()]), _bytes(trainable)
+    uncounted = weights - live.bytes  # buffers of whole numbers
+    for tensor in tree_leaves(batch):
+        if isinstance(tensor, Tensor):
+            live.add(tensor.untyped_storage())
     if stage.gradient_accumulation_steps > 1:  # those of earlier micro-batches are there from the start
         for parameter in trainable:
             parameter.grad = torch.empty_like(parameter)
@@ -272,7 +283,12 @@ def _measure(recipe: Recipe, stage: ResolvedStage, step: DistillationStep, batch
         sums = step(batch)
     sums.loss.backward()
     optimizer = 2 * gradients  # AdamW: two moments in the parameter's precision
-    return Memory(weights=weights, optimizer=optimizer, gradients=gradients, **kept, peak=live.peak + optimizer)
+    peak = live.peak + uncounted + optimizer
+    return Memory(weights=weights, optimizer=optimizer, gradients=gradients, **kept, peak=peak)
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _largest(recipe: Recipe, stage: ResolvedStage, pair: Pair) -> Batch:
@@ -291,9 +307,7 @@ def _largest(recipe: Recipe, stage: ResolvedStage, pair: Pair) -> Batch:
 
 def _inputs(pathway: Pathway, rows: int, length: int) -> Inputs:
     family = pathway.family
-    blank = _real(family.blank)
-    images = {name: _real(lambda t=tensor: torch.cat([t] * rows)) for name, tensor in blank.items()}
-    images = tree_map_only(Tensor, _shape_alone, images)
+    images = {name: _real(lambda t=tensor: torch.cat([t] * rows)) for name, tensor in family.blank().items()}
     with torch.no_grad():
         seen = family.see(pathway.model, images)
         count = len(family.tokens_of(family.project(pathway.model, seen, images))) // rows
@@ -336,15 +350,6 @@ def _undispatched() -> Iterator[None]:
         yield
 
 
-def _without_pixels(batch: Batch) -> Batch:
-    """The batch with the shapes of its pixels alone."""
-    return cast(Batch, tree_map_only(Tensor, _shape_alone, batch))
-
-
-def _shape_alone(tensor: Tensor) -> Tensor:
-    return torch.empty(tensor.shape, dtype=tensor.dtype) if tensor.is_floating_point() else tensor
-
-
 def _build(config: PretrainedConfig, chosen: Student | Teacher) -> Pathway:
     """A model without weights; `auto` is the precision that its config names."""
     dtype: Any = config.dtype or torch.float32 if chosen.dtype == "auto" else getattr(torch, chosen.dtype)
@@ -370,14 +375,19 @@ def _less(memory: Memory, saved: int) -> Memory:
 
 
 def _imagine(pathway: Pathway) -> Pathway:
-    """Give every parameter and buffer the device of the batch, in a mode where that costs nothing; tied ones stay tied."""
+    """Give every parameter and buffer the device of the batch, in a mode where that costs nothing; tied ones stay tied.
+
+    The blank image that the family is looked at with stays real, as a batch does.
+    """
+    blank = _real(pathway.family.blank)
+    cast(Any, pathway.family).blank = lambda: blank
     known: dict[int, Tensor] = {}
     for module in pathway.modules():
         owned: list[dict[str, Any]] = [module._parameters, module._buffers]
         for tensors in owned:
             for name, tensor in tensors.items():
                 if tensor is not None and id(tensor) not in known:
-                    fake = torch.empty(tensor.shape, dtype=tensor.dtype)
+                    fake = torch.zeros(tensor.shape, dtype=tensor.dtype)
                     known[id(tensor)] = nn.Parameter(fake) if isinstance(tensor, nn.Parameter) else fake
                 if tensor is not None:
                     tensors[name] = known[id(tensor)]

@@ -1,0 +1,35 @@
+"""Twenty steps of every method are the recorded ones: with both losses, on a pair that fits and on one that does not."""
+
+import json
+
+import pytest
+from trajectories import FILE, LOSSES, METHODS, PAIRS, STEPS, trajectory, write
+
+RECORDED = json.loads(FILE.read_text())
+#: Those of the normal suite; the others take minutes.
+SHORT = {"matched switch_kd fused", "matched align_kd fused", "mismatched switch_kd fused"}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trajectories")
+    write(folder)
+    return folder
+
+
+def test_every_method_was_recorded():
+    assert set(RECORDED) == {f"{pair} {method} {loss}" for pair in PAIRS for method in METHODS for loss in LOSSES}
+    assert RECORDED.keys() >= SHORT
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in SHORT else pytest.mark.slow) for n in RECORDED])
+def test_the_trajectory_is_the_recorded_one(files, name):
+    pair, method, loss = name.split()
+    steps, recorded = trajectory(files, pair, method, loss), RECORDED[name]
+    if recorded is None:
+        assert steps is None, "this pair could not be trained with the method"
+        return
+    assert steps is not None
+    assert len(steps) == len(recorded) == STEPS
+    for number, (now, then) in enumerate(zip(steps, recorded, strict=True), start=1):
+        assert now == pytest.approx(then, rel=1e-6), f"step {number}"
