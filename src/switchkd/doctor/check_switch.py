@@ -15,6 +15,10 @@ def alive(examined: Examined) -> Iterator[Finding]:
         return
     pair = examined.context.pair
     vision = [p for p in pair.student.part_parameters("vision").values() if p.requires_grad]
+    if not vision:
+        detail = "the student's vision encoder is frozen, and the switch trains nothing else: add vision to the stage's `train`"
+        yield Finding("failed", "switch", detail)
+        return
     training = pair.training
     pair.eval()
     with torch.enable_grad():
