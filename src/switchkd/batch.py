@@ -1,13 +1,14 @@
 """What the models read: the inputs of one model, and a batch of the student's and its teachers'."""
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+_Tree = TypeVar("_Tree")
 #: What a family's image or video processor makes, by the names of the model's arguments.
 Media = dict[str, Tensor]
 #: The name of the one teacher that a recipe has.
@@ -99,5 +100,6 @@ def sample_id(key: str) -> str:
     return key.rpartition("@")[0]
 
 
-def _mapped(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    return tree_map_only(Tensor, change, tree)
+def _mapped(tree: _Tree, change: Callable[[Tensor], Tensor]) -> _Tree:
+    mapped: _Tree = tree_map_only(Tensor, change, tree)
+    return mapped

@@ -58,17 +58,17 @@ def test_a_member_answers_as_in_an_evaluation_and_shows_what_it_looked_at(folder
     assert (reply.text, reply.truncated) == (expected.text, expected.truncated)
     assert reply.seconds > 0
 
-    look = member.look(content, "What is in the image?", "A red circle")
-    assert np.array_equal(np.asarray(look.picture), pixels) or dtype == torch.bfloat16
+    shown = member.attention_map(content, "What is in the image?", "A red circle")
+    assert np.array_equal(np.asarray(shown.picture), pixels) or dtype == torch.bfloat16
     reader = Reader(member.processor)
     inputs = reader.inputs([reader.encode(row(content, "What is in the image?", "A red circle"))])
     inputs.images["pixel_values"] = inputs.images["pixel_values"].to(dtype)
     (expected_map,) = attention_maps(load_pathway(member.model), inputs)
-    assert look.attention.shape == (4, 4)
-    torch.testing.assert_close(look.attention, expected_map, rtol=0, atol=1e-6)
+    assert shown.attention.shape == (4, 4)
+    torch.testing.assert_close(shown.attention, expected_map, rtol=0, atol=1e-6)
 
 
 def test_what_was_not_answered_has_no_look(folder, picture):
     (member,) = load_models([str(folder)])
     with pytest.raises(ValueError, match="empty answer"):
-        member.look(picture[0], "What?", "")
+        member.attention_map(picture[0], "What?", "")

@@ -148,7 +148,11 @@ def test_the_command_serves_its_models_until_it_is_interrupted(monkeypatch, pict
         return "http://127.0.0.1:7999/"
 
     monkeypatch.setattr("switchkd.chat.panel.load_models", lambda models: [Pretender(name) for name in models])
+<<<<<<< ours
     monkeypatch.setattr("switchkd.commands.ask.Event", Interrupted)
+=======
+    monkeypatch.setattr("switchkd.commands.chat.Event", Interrupted)
+>>>>>>> theirs
     monkeypatch.setattr(Page, "open", open_page)
     monkeypatch.setattr(Page, "close", lambda page: seen.append("closed"))
     flags = ["--image", str(picture), "--question", "Is it?", "--port", "7999"]

@@ -4,6 +4,7 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor
 
+from examples.world_weights.models import VISUAL_TOKENS
 from examples.world_weights.packing import Packer, patch_labels
 from switchkd import world
 from switchkd.world.scenes import COLOURS, Scene, Thing
@@ -31,8 +32,9 @@ def test_packed_rows_are_what_the_shipped_processor_makes_of_the_conversation():
         marked = processor.tokenizer.apply_chat_template(
             messages, chat_template=processor.chat_template, return_dict=True, return_assistant_tokens_mask=True
         )
-        places = [place for place, mask in enumerate(marked["assistant_masks"]) if mask]
-        answers = [marked["input_ids"][place] for place in places]
+        unexpanded = [place for place, mask in enumerate(marked["assistant_masks"]) if mask]
+        answers = [marked["input_ids"][place] for place in unexpanded]
+        places = [place + VISUAL_TOKENS - 1 for place in unexpanded]  # there, the image is one token
         assert inputs.targets[inputs.sample == index].tolist() == answers
         assert inputs.predicts[inputs.sample == index].tolist() == [index * width + place - 1 for place in places]
         assert answers.count(processor.tokenizer.eos_token_id) == len(questions)

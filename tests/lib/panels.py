@@ -28,7 +28,7 @@ class Pretender:
         self.asked.append((image, question, max_new_tokens))
         return Reply(self.text, self.truncated, 0.123)
 
-    def look(self, image, question, answer):
+    def attention_map(self, image, question, answer):
         self.asked.append((image, question, answer))
         return AttentionMap(Image.new("RGB", (32, 32)), torch.tensor(self.attention))
 
@@ -43,7 +43,7 @@ class Broken(Pretender):
 class Blind(Pretender):
     """One that answers, and of which nobody knows where it looks."""
 
-    def look(self, image, question, answer):
+    def attention_map(self, image, question, answer):
         raise ValueError(self.text)
 
 

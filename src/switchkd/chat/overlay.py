@@ -14,6 +14,7 @@ COLOURS = ((13, 8, 135), (126, 3, 168), (204, 71, 120), (248, 149, 64), (240, 24
 OPACITY = (0.35, 0.75)
 
 
+<<<<<<< ours
 def relative(look: AttentionMap) -> Float[np.ndarray, "height width"]:
     """Attention in multiples of what each visual token of the picture had if all had the same."""
     weights = look.attention.float().numpy()
@@ -22,13 +23,22 @@ def relative(look: AttentionMap) -> Float[np.ndarray, "height width"]:
 
 
 def overlay(look: AttentionMap, most: float) -> Image.Image:
+=======
+def relative(shown: AttentionMap) -> Float[np.ndarray, "rows columns"]:
+    """Attention in multiples of what each visual token of the picture had if all had the same."""
+    weights = shown.attention.float().numpy()
+    return weights / weights.mean()
+
+
+def overlay(shown: AttentionMap, most: float) -> Image.Image:
+>>>>>>> theirs
     """The picture in grey under its attention in colour.
 
     `most` is what `relative` is at the end of the colours: the same number for all pictures that are compared.
     """
-    width, height = (round(side * SIDE / max(look.picture.size)) for side in look.picture.size)
-    grey = np.asarray(look.picture.convert("L").resize((width, height)), dtype=np.float32)[..., None]
-    share = Image.fromarray(relative(look) / most).resize((width, height), Image.Resampling.BILINEAR)
+    width, height = (round(side * SIDE / max(shown.picture.size)) for side in shown.picture.size)
+    grey = np.asarray(shown.picture.convert("L").resize((width, height)), dtype=np.float32)[..., None]
+    share = Image.fromarray(relative(shown) / most).resize((width, height), Image.Resampling.BILINEAR)
     heat = np.asarray(share).clip(0, 1)
     stops = np.linspace(0, 1, len(COLOURS))
     colour = np.stack([np.interp(heat, stops, channel) for channel in zip(*COLOURS, strict=True)], axis=-1)

@@ -54,7 +54,11 @@ class Member:
         (answer,) = answers(self.model, self.processor, [_sample(image, question)], max_new_tokens=max_new_tokens)
         return Reply(answer.text, answer.truncated, time.perf_counter() - begin)
 
+<<<<<<< ours
     def look(self, image: bytes, question: str, answer: str) -> AttentionMap:
+=======
+    def attention_map(self, image: bytes, question: str, answer: str) -> AttentionMap:
+>>>>>>> theirs
         """Where the model looks while it says `answer`.
 
         Raises:

@@ -118,21 +118,33 @@ class Page:
             except Exception as error:
                 yield {card.note: ""} | self._fail(problems, f"{member.name}: {_message(error)}")
             else:
+<<<<<<< ours
                 yield {card.answer: reply.text, card.note: _took(reply)}
         looks: dict[int, AttentionMap] = {}
+=======
+                yield {card.answer: reply.text, card.note: _time_text(reply)}
+        maps: dict[int, AttentionMap] = {}
+>>>>>>> theirs
         for number, reply in replies.items():
             try:
-                looks[number] = self.members[number].look(content, question, reply.text)
+                maps[number] = self.members[number].attention_map(content, question, reply.text)
             except Exception as error:
-                yield {self.cards[number].note: f"{_took(replies[number])} No map of its attention: {_message(error)}"}
-        if looks:
-            most = max(float(relative(look).max()) for look in looks.values())
+                yield {
+                    self.cards[number].note: f"{_time_text(replies[number])} No map of its attention: {_message(error)}"
+                }
+        if maps:
+            most = max(float(relative(shown).max()) for shown in maps.values())
             changes: dict[Any, Any] = {self.scale: _SCALE.format(most=most)}
-            for number, look in looks.items():
+            for number, shown in maps.items():
                 card = self.cards[number]
                 changes |= {
+<<<<<<< ours
                     card.overlay: overlay(look, most),
                     card.note: f"{_took(replies[number])} {_attention_text(look)}",
+=======
+                    card.overlay: overlay(shown, most),
+                    card.note: f"{_time_text(replies[number])} {_share_text(shown)}",
+>>>>>>> theirs
                 }
             yield changes
 
@@ -194,16 +206,20 @@ class _Card:
         self.parts = (self.answer, self.overlay, self.note)
 
 
-def _took(reply: Reply) -> str:
+def _time_text(reply: Reply) -> str:
     """How long an answer took."""
     return f"{reply.seconds:.2f} s{', cut before its end' if reply.truncated else ''}."
 
 
+<<<<<<< ours
 def _attention_text(look: AttentionMap) -> str:
+=======
+def _share_text(shown: AttentionMap) -> str:
+>>>>>>> theirs
     """Where a model looked, in numbers."""
     return (
-        f"{float(look.attention.sum()):.0%} of its attention is on the picture; "
-        f"the brightest spot gets {float(relative(look).max()):.1f} times the average."
+        f"{float(shown.attention.sum()):.0%} of its attention is on the picture; "
+        f"the brightest spot gets {float(relative(shown).max()):.1f} times the average."
     )
 
 

@@ -19,7 +19,7 @@ from switchkd.signals import Sizes
 #: V(x): what the projector receives. [images or tiles, tokens, width], or [patches, width] where images differ in size.
 Features: TypeAlias = Float[Tensor, "*tokens width"]
 #: V(x) of one image, tile or pair of video frames: [height, width in patches, feature width].
-FeatureGrid: TypeAlias = Float[Tensor, "_ _ width"]
+FeatureGrid: TypeAlias = Float[Tensor, "_ _ _"]
 #: P(V(x)) as a family's forward takes it: `pooler_output` is one tensor, or a list of them.
 Projected: TypeAlias = BaseModelOutputWithPooling
 #: What something is called → names inside a model or config.
