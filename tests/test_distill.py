@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForImageTextToText
 
-from switchkd import distill as pipeline
+from switchkd import distill
 from switchkd.data.reader import Reader
 from switchkd.doctor import examine
 from switchkd.recipe.schema import load_recipe
@@ -48,7 +48,7 @@ def fresh(files, tmp_path):
 
 @pytest.fixture(scope="module")
 def finished(files):
-    pipeline.run(load_recipe(files / "recipe.yaml"))
+    distill(load_recipe(files / "recipe.yaml"))
     return files / "run"
 
 
@@ -97,18 +97,18 @@ def test_the_student_answers_where_switchkd_cannot_be_imported(files, finished):
 
 def test_a_finished_run_can_be_run_again_and_trains_nothing(files, finished):
     before = load_file(finished / "student" / "model.safetensors")
-    pipeline.run(load_recipe(files / "recipe.yaml"))
+    distill(load_recipe(files / "recipe.yaml"))
     after = load_file(finished / "student" / "model.safetensors")
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_output_of_another_recipe_is_refused(files, finished):
     with pytest.raises(ValueError, match=r"recipe.yaml is another recipe than this one"):
-        pipeline.run(load_recipe(files / "recipe.yaml", ["--train.seed", "3"]))
+        distill(load_recipe(files / "recipe.yaml", ["--train.seed", "3"]))
     with pytest.raises(ValueError, match="already holds a run"):
-        pipeline.run(load_recipe(files / "recipe.yaml"), resume=False)
+        distill(load_recipe(files / "recipe.yaml"), resume=False)
     with pytest.raises(ValueError, match="is not empty and not a run of switchkd"):
-        pipeline.run(load_recipe(files / "recipe.yaml", ["--train.output", str(files / "data")]))
+        distill(load_recipe(files / "recipe.yaml", ["--train.output", str(files / "data")]))
 
 
 # every method is compared in test_trainer_loss.py; here one of each kind
@@ -121,7 +121,7 @@ def test_fused_and_plain_loss_give_the_same_run(fresh, method):
     for loss in ("fused", "plain"):
         output = here / loss
         settings = ["--train.loss", loss, "--train.max_steps", "3", "--train.logging_steps", "1"]
-        pipeline.run(load_recipe(here / "recipe.yaml", [*flags[:6], "--train.output", str(output), *settings]))
+        distill(load_recipe(here / "recipe.yaml", [*flags[:6], "--train.output", str(output), *settings]))
         lines = map(json.loads, (output / "1-train" / "metrics.jsonl").read_text().splitlines())
         # the norm is twenty times larger than a loss; in float64 it is compared in test_trainer_loss.py
         left_out = {"grad_norm", "train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos"}
@@ -148,7 +148,7 @@ def test_options_of_speed_and_memory_change_nothing(fresh, monkeypatch):
     losses = []
     for name, more in (("usual", []), ("options", options)):
         settings = ["--train.output", str(here / name), "--train.max_steps", "3", "--train.logging_steps", "1"]
-        pipeline.run(load_recipe(recipe, [*flags[:6], *settings, *more]))
+        distill(load_recipe(recipe, [*flags[:6], *settings, *more]))
         lines = map(json.loads, (here / name / "1-train" / "metrics.jsonl").read_text().splitlines())
         losses.append([line["loss"] for line in lines if "loss" in line])
     assert losses[0] == pytest.approx(losses[1], rel=0, abs=1e-6)
@@ -184,7 +184,7 @@ def test_kernels_for_a_gpu_are_refused_without_one(fresh):
         (["--teacher.attn_implementation", "flash_attention_2"], "needs a CUDA GPU and the package flash-attn"),
     ):
         with pytest.raises(ValueError, match=message):
-            pipeline.run(load_recipe(here / "recipe.yaml", [*flags, *flag]))
+            distill(load_recipe(here / "recipe.yaml", [*flags, *flag]))
         shutil.rmtree(here / "run")
 
 
@@ -200,7 +200,7 @@ stages:
 """
     )
     recipe = load_recipe(recipe_file, flags)
-    pipeline.run(recipe)
+    distill(recipe)
     start = load_file(here / "student" / "model.safetensors")
     first = load_file(here / "run" / "1-connect" / "checkpoint-2" / "model.safetensors")
     last = load_file(here / "run" / "student" / "model.safetensors")
@@ -212,7 +212,7 @@ stages:
     shutil.rmtree(here / "run" / "2-distil")
     shutil.rmtree(here / "run" / "student")
     stamp = (here / "run" / "1-connect" / "checkpoint-2" / "manifest.json").stat().st_mtime_ns
-    pipeline.run(recipe)
+    distill(recipe)
     assert (here / "run" / "1-connect" / "checkpoint-2" / "manifest.json").stat().st_mtime_ns == stamp
     again = load_file(here / "run" / "student" / "model.safetensors")
     assert all(torch.equal(last[name], again[name]) for name in last)
@@ -221,7 +221,7 @@ stages:
 def test_lora_trains_adapters_and_saves_a_plain_student(fresh):
     here, flags = fresh
     lora = ["--student.lora.r", "4", "--student.lora.alpha", "8", "--train.learning_rate", "1e-2"]
-    student = pipeline.run(load_recipe(here / "recipe.yaml", [*flags, *lora]))
+    student = distill(load_recipe(here / "recipe.yaml", [*flags, *lora]))
     start, saved = (load_file(folder / "model.safetensors") for folder in (here / "student", student))
     assert saved.keys() == start.keys()
     adapted = {name for name in start if ".layers." in name and "language_model" in name and "proj.weight" in name}
@@ -232,7 +232,7 @@ def test_lora_trains_adapters_and_saves_a_plain_student(fresh):
     # resuming from the middle ends at the same weights
     shutil.rmtree(here / "run" / "1-train" / "checkpoint-6")
     shutil.rmtree(student)
-    pipeline.run(load_recipe(here / "recipe.yaml", [*flags, *lora]))
+    distill(load_recipe(here / "recipe.yaml", [*flags, *lora]))
     again = load_file(student / "model.safetensors")
     assert all(torch.equal(saved[name], again[name]) for name in saved)
 
@@ -261,7 +261,7 @@ def test_the_doctor_finds_a_blind_model(fresh, who):
     recipe = load_recipe(here / "recipe.yaml", flags)
     assert levels(examine(recipe))[f"{who} sees images"] == "failed"
     with pytest.raises(ValueError, match=rf"the doctor refuses to train: {who} sees images: .*the model is blind"):
-        pipeline.run(recipe)
+        distill(recipe)
 
 
 def test_the_doctor_finds_a_wrong_image_token(fresh):
@@ -281,7 +281,7 @@ def test_data_without_images_is_refused_for_the_switch(fresh):
     ]
     (here / "data" / "train.json").write_text(json.dumps(rows))
     with pytest.raises(ValueError, match="the doctor refuses to train: images: none in the first"):
-        pipeline.run(load_recipe(here / "recipe.yaml", flags))
+        distill(load_recipe(here / "recipe.yaml", flags))
     assert levels(examine(load_recipe(here / "recipe.yaml", [*flags, "--method.switch", "0"])))["images"] == "warning"
 
 
@@ -289,13 +289,11 @@ def test_bad_rows_above_the_limit_stop_the_run(fresh):
     here, flags = fresh
     (here / "data" / "images" / "train-5.png").write_bytes(b"not a picture")
     with pytest.raises(ValueError, match=r"1 of 24 samples \(4.2%\) are unusable"):
-        pipeline.run(load_recipe(here / "recipe.yaml", flags))
+        distill(load_recipe(here / "recipe.yaml", flags))
     report = (here / "run" / "1-train" / "rows.json").read_text()
     assert "train-5" in report
     shutil.rmtree(here / "run")
-    pipeline.run(
-        load_recipe(here / "recipe.yaml", [*flags, "--data.max_bad_fraction", "0.1", "--train.max_steps", "1"])
-    )
+    distill(load_recipe(here / "recipe.yaml", [*flags, "--data.max_bad_fraction", "0.1", "--train.max_steps", "1"]))
 
 
 def test_zero_epochs_worth_of_rows_still_make_a_step(fresh):
@@ -309,7 +307,7 @@ def test_zero_epochs_worth_of_rows_still_make_a_step(fresh):
         "--train.gradient_accumulation_steps",
         "64",
     ]
-    pipeline.run(load_recipe(here / "recipe.yaml", [*flags, *accumulate]))
+    distill(load_recipe(here / "recipe.yaml", [*flags, *accumulate]))
     state = json.loads((here / "run" / "1-train" / "checkpoint-1" / "trainer_state.json").read_text())
     assert state["global_step"] == 1
 
@@ -326,9 +324,9 @@ def test_a_run_that_was_stopped_is_not_taken_as_finished(fresh, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(Progress, "on_step_end", stop)
         with pytest.raises(RuntimeError, match="stage train ended after 4 of 5 steps"):
-            pipeline.run(recipe)
+            distill(recipe)
     assert not (here / "run" / "student").exists()
-    pipeline.run(recipe)
+    distill(recipe)
     state = json.loads((here / "run" / "1-train" / "checkpoint-5" / "trainer_state.json").read_text())
     assert state["global_step"] == 5
 
@@ -342,7 +340,7 @@ stages:
 """
     (here / "recipe.yaml").write_text((here / "recipe.yaml").read_text() + stages)
     with pytest.raises((ValueError, OSError), match=r"absent\.json"):
-        pipeline.run(load_recipe(here / "recipe.yaml", flags))
+        distill(load_recipe(here / "recipe.yaml", flags))
     assert {file.name for file in (here / "run" / "1-first").iterdir()} == {"rows.json"}
 
 
@@ -375,12 +373,12 @@ def test_every_row_is_encoded_once_for_the_index_and_once_when_it_is_trained_on(
     short = [*flags[:6], "--train.max_steps", "2", "--train.per_device_train_batch_size", "4"]
     recipe = here / "recipe.yaml"
     recipe.write_text(recipe.read_text()[: recipe.read_text().index("evaluate:")])
-    pipeline.run(load_recipe(recipe, [*short, "--train.output", str(here / "first")]))
+    distill(load_recipe(recipe, [*short, "--train.output", str(here / "first")]))
     first = encoded()
     assert first["build_index"] == 24
     assert 8 <= first["training"] <= 12  # two steps of four rows, and what the loader holds ready
     assert 8 <= first["examine_stage"] <= 16
-    pipeline.run(load_recipe(recipe, [*short, "--train.output", str(here / "second")]))
+    distill(load_recipe(recipe, [*short, "--train.output", str(here / "second")]))
     second = encoded()
     assert second["build_index"] == 0
     assert second["training"] <= 12

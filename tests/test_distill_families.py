@@ -7,7 +7,7 @@ from run_files import write_data
 from tiny_processors import PROCESSORS, tiny_for
 from transformers import AutoModelForImageTextToText
 
-from switchkd import distill as pipeline
+from switchkd import distill
 from switchkd.models.families import FAMILIES
 from switchkd.recipe.schema import load_recipe
 
@@ -33,7 +33,7 @@ train: {{output: {tmp_path}/run, max_steps: 2, per_device_train_batch_size: 4, l
 evaluate: {{data: {tmp_path}/test.json, max_new_tokens: 4}}
 """
     )
-    pipeline.run(load_recipe(tmp_path / "recipe.yaml"))
+    distill(load_recipe(tmp_path / "recipe.yaml"))
     lines = [json.loads(line) for line in (tmp_path / "run/1-train/metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2]
     assert json.loads((tmp_path / "run/results.json").read_text())["questions"] == 4

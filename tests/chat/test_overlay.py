@@ -7,11 +7,7 @@ from switchkd.chat.overlay import COLOURS, SIDE, overlay, relative
 from switchkd.chat.panel import AttentionMap
 
 
-<<<<<<< ours
-def look(attention, size=(32, 32)):
-=======
 def attention_map(attention, size=(32, 32)):
->>>>>>> theirs
     return AttentionMap(Image.new("RGB", size, (0, 200, 0)), torch.tensor(attention))
 
 

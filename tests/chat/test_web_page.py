@@ -109,7 +109,7 @@ def test_the_page_is_for_this_computer_and_reports_nothing_home(picture, monkeyp
 
 
 def test_uploads_lie_in_a_folder_of_this_process_alone():
-    code = "from switchkd.evaluate import web; from gradio.utils import get_upload_folder; print(get_upload_folder())"
+    code = "from switchkd.chat import web_page; from gradio.utils import get_upload_folder; print(get_upload_folder())"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     assert Path(get_upload_folder()).is_dir()
     assert other != get_upload_folder()
@@ -148,11 +148,7 @@ def test_the_command_serves_its_models_until_it_is_interrupted(monkeypatch, pict
         return "http://127.0.0.1:7999/"
 
     monkeypatch.setattr("switchkd.chat.panel.load_models", lambda models: [Pretender(name) for name in models])
-<<<<<<< ours
-    monkeypatch.setattr("switchkd.commands.ask.Event", Interrupted)
-=======
     monkeypatch.setattr("switchkd.commands.chat.Event", Interrupted)
->>>>>>> theirs
     monkeypatch.setattr(Page, "open", open_page)
     monkeypatch.setattr(Page, "close", lambda page: seen.append("closed"))
     flags = ["--image", str(picture), "--question", "Is it?", "--port", "7999"]

@@ -14,7 +14,7 @@ from tiny import tiny_processor
 from tiny_tokenizers import other_processor, sentencepiece_tokenizer, wordpiece_tokenizer
 from transformers import AutoModelForImageTextToText
 
-from switchkd import distill as pipeline
+from switchkd import distill
 from switchkd.batch import TEACHER
 from switchkd.methods import SFT
 from switchkd.models.families.chat_blocks import CHATML
@@ -166,7 +166,7 @@ FLAGS = ["--pair.min_aligned", "0.3", "--pair.fit_rows", "6"]
 def test_a_pair_that_differs_in_everything_is_distilled(fresh, caplog):
     caplog.set_level(logging.INFO, "switchkd")
     recipe = load_recipe(fresh / "recipe.yaml", FLAGS)
-    student = pipeline.run(recipe)
+    student = distill(recipe)
     # plain code loads it, and nothing of bridge and teacher is in it
     AutoModelForImageTextToText.from_pretrained(student)
     assert {file.name for file in student.iterdir()} == {file.name for file in (fresh / "student").iterdir()} | {
@@ -198,7 +198,7 @@ def test_a_pair_that_differs_in_everything_is_distilled(fresh, caplog):
     # resumed from the middle it ends at the same weights, bridge included
     shutil.rmtree(stage / "checkpoint-6")
     shutil.rmtree(student)
-    pipeline.run(recipe)
+    distill(recipe)
     again = load_file(student / "model.safetensors")
     assert all(torch.equal(saved[name], again[name]) for name in saved)
     resumed = load_file(stage / "checkpoint-6" / "bridge.safetensors")
@@ -214,7 +214,7 @@ def test_a_pair_that_differs_in_everything_is_distilled(fresh, caplog):
 )
 def test_what_the_recipe_does_not_allow_is_refused(fresh, flags, message):
     with pytest.raises(ValueError, match=message):
-        pipeline.run(load_recipe(fresh / "recipe.yaml", flags))
+        distill(load_recipe(fresh / "recipe.yaml", flags))
 
 
 def test_a_checkpoint_with_a_bridge_belongs_to_a_pair_with_one(tmp_path):

@@ -10,7 +10,7 @@ from steps import make_trainer, read_metrics
 from tiny_families import BUILDS, tiny
 from tiny_models import tiny_llava
 
-from switchkd import distill as pipeline
+from switchkd import distill
 from switchkd.models import Pathway
 from switchkd.recipe.schema import load_recipe
 from switchkd.train.parts import freeze
@@ -129,7 +129,7 @@ def test_a_recipe_freezes_and_slows_parts(tmp_path):
         "--train.learning_rates.projector",
         "1e-12",
     ]
-    student = pipeline.run(load_recipe(tmp_path / "recipe.yaml", [*flags, "--train.max_steps", "2"]))
+    student = distill(load_recipe(tmp_path / "recipe.yaml", [*flags, "--train.max_steps", "2"]))
     before, after = (load_file(folder / "model.safetensors") for folder in (tmp_path / "student", student))
     for name, tensor in before.items():
         moved = (after[name] - tensor).abs().max()
@@ -141,4 +141,4 @@ def test_a_recipe_freezes_and_slows_parts(tmp_path):
             assert moved > 1e-6, name  # the vision encoder learns by default, as the method switches
     flags = ["--student.freeze", "model.language_modle", "--train.output", str(tmp_path / "other")]
     with pytest.raises(ValueError, match=r"student.freeze: nothing in the model is called 'model.language_modle'"):
-        pipeline.run(load_recipe(tmp_path / "recipe.yaml", flags))
+        distill(load_recipe(tmp_path / "recipe.yaml", flags))

@@ -15,7 +15,7 @@ from switchkd.evaluate.generate import answers
 
 
 class Conversation:
-    """A model, the image it is shown, and the questions and answers about it so far."""
+    """A model, the image it is shown, and what was said about it so far."""
 
     def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, *, max_new_tokens: int) -> None:
         self.model = model
@@ -44,8 +44,8 @@ class Conversation:
         if not self.messages:
             content = [{"type": "image", "text": None} for _ in self.images] + content
         messages = [*self.messages, {"role": "user", "content": content}]
-        sample = {"id": "chat", "images": self.images, "messages": messages}
-        (answer,) = answers(self.model, self.processor, [sample], max_new_tokens=self.max_new_tokens)
+        row = {"id": "chat", "images": self.images, "messages": messages}
+        (answer,) = answers(self.model, self.processor, [row], max_new_tokens=self.max_new_tokens)
         self.messages = [*messages, {"role": "assistant", "content": [{"type": "text", "text": answer.text}]}]
         # A model's text must not steer the terminal.
         return "".join(c for c in answer.text if c in "\n\t" or unicodedata.category(c) != "Cc")

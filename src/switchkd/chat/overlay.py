@@ -8,22 +8,12 @@ from switchkd.chat.panel import AttentionMap
 
 #: Length in pixels of the longer side of what is drawn.
 SIDE = 448
-#: From no attention to the most. They differ in lightness, so that they can be distinguished without seeing red or green.
+#: From no attention to the most. They differ in lightness, so that they are told apart without seeing red or green.
 COLOURS = ((13, 8, 135), (126, 3, 168), (204, 71, 120), (248, 149, 64), (240, 249, 33))
 #: How much of the colour is laid over the picture: where there is no attention, and where there is the most.
 OPACITY = (0.35, 0.75)
 
 
-<<<<<<< ours
-def relative(look: AttentionMap) -> Float[np.ndarray, "height width"]:
-    """Attention in multiples of what each visual token of the picture had if all had the same."""
-    weights = look.attention.float().numpy()
-    multiples: Float[np.ndarray, "height width"] = weights / weights.mean()
-    return multiples
-
-
-def overlay(look: AttentionMap, most: float) -> Image.Image:
-=======
 def relative(shown: AttentionMap) -> Float[np.ndarray, "rows columns"]:
     """Attention in multiples of what each visual token of the picture had if all had the same."""
     weights = shown.attention.float().numpy()
@@ -31,7 +21,6 @@ def relative(shown: AttentionMap) -> Float[np.ndarray, "rows columns"]:
 
 
 def overlay(shown: AttentionMap, most: float) -> Image.Image:
->>>>>>> theirs
     """The picture in grey under its attention in colour.
 
     `most` is what `relative` is at the end of the colours: the same number for all pictures that are compared.

@@ -1,4 +1,4 @@
-"""Several models asked one question about one picture: the answers, how long they take, and where each model looks."""
+"""Several models before one picture and one question: what each says, how long it takes, and where it looks."""
 
 import time
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from switchkd.models import Pathway
 
 @dataclass(frozen=True)
 class Reply:
-    """A model's answer, and after how many seconds. `truncated`: it had not finished."""
+    """What a model said, and after how many seconds. `truncated`: it had not finished."""
 
     text: str
     truncated: bool
@@ -33,7 +33,7 @@ class AttentionMap:
     """The picture as the model received it, and how much of the answer's attention each of its visual tokens got."""
 
     picture: Image.Image
-    attention: Float[Tensor, "height width"]
+    attention: Float[Tensor, "rows columns"]
 
 
 @dataclass(frozen=True)
@@ -51,21 +51,17 @@ class Member:
             SampleError: what cannot be asked.
         """
         begin = time.perf_counter()
-        (answer,) = answers(self.model, self.processor, [_sample(image, question)], max_new_tokens=max_new_tokens)
+        (answer,) = answers(self.model, self.processor, [_row(image, question)], max_new_tokens=max_new_tokens)
         return Reply(answer.text, answer.truncated, time.perf_counter() - begin)
 
-<<<<<<< ours
-    def look(self, image: bytes, question: str, answer: str) -> AttentionMap:
-=======
     def attention_map(self, image: bytes, question: str, answer: str) -> AttentionMap:
->>>>>>> theirs
         """Where the model looks while it says `answer`.
 
         Raises:
             ValueError: for an empty answer, and for models whose visual tokens are no grid.
         """
         reader = Reader(self.processor)
-        inputs = reader.inputs([reader.encode(_sample(image, question, answer))])
+        inputs = reader.inputs([reader.encode(_row(image, question, answer))])
         pixels = inputs.media["image"]["pixel_values"]
         images = {k: v.to(self.model.dtype) if v.is_floating_point() else v for k, v in inputs.media["image"].items()}
         inputs = inputs._replace(media={"image": images}).to(self.model.device)
@@ -83,15 +79,15 @@ def load_models(models: Sequence[str]) -> list[Member]:
         ValueError: a model that cannot be used, or a name that is there twice.
         OSError: there is no such model on the hub.
     """
-    paths: dict[str, str] = {}
+    named: dict[str, str] = {}
     for text in models:
         name, equals, path = text.partition("=")
         if not equals or Path(text).is_dir():
             name, path = text, text
-        if name in paths:
+        if name in named:
             raise ValueError(f"two models are called {name!r}: give each its own name, NAME=PATH")
-        paths[name] = path
-    members = [Member(name, *load(path)) for name, path in paths.items()]
+        named[name] = path
+    members = [Member(name, *load(path)) for name, path in named.items()]
     blank = BytesIO()
     Image.new("RGB", (224, 224)).save(blank, format="PNG")
     for member in members:
@@ -99,9 +95,9 @@ def load_models(models: Sequence[str]) -> list[Member]:
     return members
 
 
-def _sample(image: bytes, question: str, answer: str | None = None) -> dict[str, Any]:
-    content = [{"type": "image", "text": None}, {"type": "text", "text": question}]
-    messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
+def _row(image: bytes, question: str, answer: str | None = None) -> dict[str, Any]:
+    asked = [{"type": "image", "text": None}, {"type": "text", "text": question}]
+    messages: list[dict[str, Any]] = [{"role": "user", "content": asked}]
     if answer is not None:
         messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
     return {"id": "chat", "images": [{"bytes": image, "path": None}], "messages": messages}

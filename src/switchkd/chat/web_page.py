@@ -19,7 +19,7 @@ from switchkd.data.errors import SampleError
 from switchkd.data.images import open_image
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported: it would report home
-# gradio names uploads by their content: the page of another process that shows the same picture would delete this page's when it ends
+# gradio names uploads by their content: the page of another process that shows the same picture would delete ours when it ends
 os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="switchkd-chat-")
 atexit.register(shutil.rmtree, os.environ["GRADIO_TEMP_DIR"], ignore_errors=True)
 try:
@@ -118,13 +118,8 @@ class Page:
             except Exception as error:
                 yield {card.note: ""} | self._fail(problems, f"{member.name}: {_message(error)}")
             else:
-<<<<<<< ours
-                yield {card.answer: reply.text, card.note: _took(reply)}
-        looks: dict[int, AttentionMap] = {}
-=======
                 yield {card.answer: reply.text, card.note: _time_text(reply)}
         maps: dict[int, AttentionMap] = {}
->>>>>>> theirs
         for number, reply in replies.items():
             try:
                 maps[number] = self.members[number].attention_map(content, question, reply.text)
@@ -138,13 +133,8 @@ class Page:
             for number, shown in maps.items():
                 card = self.cards[number]
                 changes |= {
-<<<<<<< ours
-                    card.overlay: overlay(look, most),
-                    card.note: f"{_took(replies[number])} {_attention_text(look)}",
-=======
                     card.overlay: overlay(shown, most),
                     card.note: f"{_time_text(replies[number])} {_share_text(shown)}",
->>>>>>> theirs
                 }
             yield changes
 
@@ -182,11 +172,11 @@ class Page:
             pwa=False,
             ssr_mode=False,
             max_file_size="100mb",
-            # the fonts of this computer: gradio's themes fetch fonts
+            # the fonts of this computer: gradio's own themes fetch theirs
             theme=gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
             css=_CSS,
         )
-        return str(address)
+        return address
 
     def close(self) -> None:
         """Stop serving."""
@@ -211,11 +201,7 @@ def _time_text(reply: Reply) -> str:
     return f"{reply.seconds:.2f} s{', cut before its end' if reply.truncated else ''}."
 
 
-<<<<<<< ours
-def _attention_text(look: AttentionMap) -> str:
-=======
 def _share_text(shown: AttentionMap) -> str:
->>>>>>> theirs
     """Where a model looked, in numbers."""
     return (
         f"{float(shown.attention.sum()):.0%} of its attention is on the picture; "
