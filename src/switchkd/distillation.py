@@ -23,20 +23,20 @@ def distill(recipe: Recipe, *, resume: bool = True) -> Path:
         FloatingPointError: if the loss or the gradient is not finite.
     """
     output = claim(recipe, resume=resume)
-    context = open_run(recipe)
+    run = open_run(recipe)
     indexed = []
     for number, stage in enumerate(recipe.resolved_stages(), start=1):
         # before the first trains: a missing file of the last must not show hours later
         folder = output / f"{number}-{stage.name}"
-        indexed.append((stage, folder, index_rows(context, stage, folder)))
+        indexed.append((stage, folder, index_rows(run, stage, folder)))
     for stage, folder, rows in indexed:
-        opened = open_stage(context, stage, folder, rows)
-        findings = examine_stage(opened)
+        context = open_stage(run, stage, folder, rows)
+        findings = examine_stage(context)
         if PartialState().is_main_process:
             findings.print()
         findings.raise_if_failed()
-        train_stage(opened)
-    student = save_result(opened, output)
+        train_stage(context)
+    student = save_result(context, output)
     if recipe.evaluate and PartialState().is_main_process:
         settings = recipe.evaluate
         results = evaluate_model(

@@ -17,7 +17,8 @@ OPACITY = (0.35, 0.75)
 def relative(shown: AttentionMap) -> Float[np.ndarray, "rows columns"]:
     """Attention in multiples of what each visual token of the picture had if all had the same."""
     weights = shown.attention.float().numpy()
-    return weights / weights.mean()
+    multiples: Float[np.ndarray, "rows columns"] = weights / weights.mean()
+    return multiples
 
 
 def overlay(shown: AttentionMap, most: float) -> Image.Image:

@@ -79,15 +79,15 @@ def load_models(models: Sequence[str]) -> list[Member]:
         ValueError: a model that cannot be used, or a name that is there twice.
         OSError: there is no such model on the hub.
     """
-    named: dict[str, str] = {}
+    paths: dict[str, str] = {}
     for text in models:
         name, equals, path = text.partition("=")
         if not equals or Path(text).is_dir():
             name, path = text, text
-        if name in named:
+        if name in paths:
             raise ValueError(f"two models are called {name!r}: give each its own name, NAME=PATH")
-        named[name] = path
-    members = [Member(name, *load(path)) for name, path in named.items()]
+        paths[name] = path
+    members = [Member(name, *load(path)) for name, path in paths.items()]
     blank = BytesIO()
     Image.new("RGB", (224, 224)).save(blank, format="PNG")
     for member in members:

@@ -176,7 +176,7 @@ class Page:
             theme=gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
             css=_CSS,
         )
-        return address
+        return str(address)
 
     def close(self) -> None:
         """Stop serving."""

@@ -24,7 +24,7 @@ def has_weights(directory: Path) -> bool:
 def read_weights(directory: Path) -> dict[str, Tensor]:
     """All tensors of `model.safetensors`, its shards, or `pytorch_model.bin`, by name.
 
-    A `.bin` is a pickle: it is opened for tensors only (`weights_only`), so nothing in it can run.
+    A `.bin` is a pickle: it is weights for tensors only (`weights_only`), so nothing in it can run.
 
     Raises:
         ValueError: if there are no weights, a shard is missing, or a pickle holds anything but tensors.
@@ -46,7 +46,7 @@ def _read_file(file: Path) -> dict[str, Tensor]:
     except (UnpicklingError, RuntimeError) as error:
         first = str(error).splitlines()[0]
         raise ValueError(
-            f"{file}: not a pickle of plain tensors, so it is not opened ({first}); save it as safetensors"
+            f"{file}: not a pickle of plain tensors, so it is not weights ({first}); save it as safetensors"
         ) from error
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise ValueError(f"{file}: expected a dictionary of tensors, found {type(tensors).__name__}")
@@ -70,8 +70,8 @@ def tensor_names(directory: Path) -> list[str]:
     """The names in a directory's safetensors files, read from their headers alone."""
     names: list[str] = []
     for file in sorted(directory.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as opened:
-            names += opened.keys()
+        with safe_open(file, framework="pt") as weights:
+            names += weights.keys()
     return names
 
 

@@ -64,19 +64,19 @@ def check_features(teacher: Pathway, student: Pathway) -> None:
 def _stack(pathway: Pathway, part: str) -> tuple[str, nn.ModuleList]:
     """The one list of layers in a part, with its dotted name in the model."""
     inside = {id(module) for module in pathway.part(part)}
-    found: dict[str, nn.ModuleList] = {}
+    lists: dict[str, nn.ModuleList] = {}
     for top, outer in pathway.model.named_modules():
         if id(outer) not in inside:
             continue
         for name, module in outer.named_modules(prefix=top):
-            if isinstance(module, nn.ModuleList) and not any(name.startswith(f"{known}.") for known in found):
-                found[name] = module
-    if len(found) != 1:
+            if isinstance(module, nn.ModuleList) and not any(name.startswith(f"{known}.") for known in lists):
+                lists[name] = module
+    if len(lists) != 1:
         raise ValueError(
             f"the {part} part of a {pathway.model.config.model_type} cannot be cut: it is not one stack of layers "
-            f"({', '.join(found) or 'none'})"
+            f"({', '.join(lists) or 'none'})"
         )
-    return next(iter(found.items()))
+    return next(iter(lists.items()))
 
 
 def _depth(section: dict[str, Any], layers: int, pathway: Pathway, part: str) -> str:

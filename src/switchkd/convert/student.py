@@ -217,23 +217,25 @@ def _grow(tensors: dict[str, Tensor], config: LlavaConfig, image_token: int) -> 
 
 def _processor(start: Start, config: LlavaConfig) -> LlavaProcessor:
     """The teacher's tokenizer, template and image processor where the student's parts read the same; else those of its parts."""
-    theirs: Any = (
+    teacher_processor: Any = (
         None if start.teacher is None else AutoProcessor.from_pretrained(start.teacher, trust_remote_code=False)
     )
     tokenizer = (
         None if start.language is None else AutoTokenizer.from_pretrained(start.language, trust_remote_code=False)
     )
     template = None
-    if theirs is not None and (tokenizer is None or _words(tokenizer) == _words(theirs.tokenizer)):
-        tokenizer, template = theirs.tokenizer, theirs.chat_template
+    if teacher_processor is not None and (
+        tokenizer is None or _words(tokenizer) == _words(teacher_processor.tokenizer)
+    ):
+        tokenizer, template = teacher_processor.tokenizer, teacher_processor.chat_template
     assert tokenizer is not None  # Start has checked it
     place_image_token(tokenizer)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     processor = llava_processor(tokenizer, config, template)
     vision: Any = config.vision_config
-    if theirs is not None and processor.image_processor.size == theirs.image_processor.size:
-        processor.image_processor = theirs.image_processor
+    if teacher_processor is not None and processor.image_processor.size == teacher_processor.image_processor.size:
+        processor.image_processor = teacher_processor.image_processor
     processor.chat_template = choose_format(processor).template
     _log.info("an image is %d pixels wide; the tokenizer has %d tokens", vision.image_size, len(tokenizer))
     return processor

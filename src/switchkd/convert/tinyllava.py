@@ -152,7 +152,7 @@ def export_tinyllava(source: Path, target: Path, *, language: str | None = None,
             f"{source} does not say what TinyLLaVA should call its parts: give --language and --vision, the hub names of the models it was "
             "made of, such as Qwen/Qwen2.5-0.5B and google/siglip-so400m-patch14-384"
         )
-    strategy = {ours: theirs for theirs, ours in STRATEGIES.items()}[config.vision_feature_select_strategy]
+    strategy = {llava: tinyllava for tinyllava, llava in STRATEGIES.items()}[config.vision_feature_select_strategy]
     padded = processor.image_processor.to_dict().get("do_pad")
     written = {
         "tokenizer_name_or_path": language, "tokenizer_padding_side": "right", "tokenizer_model_max_length": 2048,
@@ -270,13 +270,11 @@ def _rename(name: str) -> str:
     tower = FOLDERS["vision_tower"]
     if name.startswith(tower) and not name.startswith(f"{tower}vision_model."):  # written by transformers 5
         name = f"{tower}vision_model.{name.removeprefix(tower)}"
-    return next(
-        (ours + name.removeprefix(theirs) for theirs, ours in PREFIXES.items() if name.startswith(theirs)), name
-    )
+    return next((llava + name.removeprefix(own) for own, llava in PREFIXES.items() if name.startswith(own)), name)
 
 
 def _rename_back(name: str) -> str:
-    return next((theirs + name.removeprefix(ours) for theirs, ours in PREFIXES.items() if name.startswith(ours)), name)
+    return next((own + name.removeprefix(llava) for own, llava in PREFIXES.items() if name.startswith(llava)), name)
 
 
 def _architecture(config: PretrainedConfig) -> dict[str, Any]:

@@ -104,12 +104,12 @@ class ChatFormat:
             offsets += [(begin + start, begin + end) for start, end in encoded.offset_mapping]
             begin += len(run) + len(mark)
         written = len(prefix) + sum(len(self._special.findall(run)) for run in text.split(mark))
-        found = sum(token in self._special_ids for token in input_ids)
+        special_found = sum(token in self._special_ids for token in input_ids)
         image_tokens = sum(placeholder.count(self._visual_token) for placeholder in placeholders)
         images_found = input_ids.count(self.image_token_id)
-        if found != written or images_found != image_tokens:
+        if special_found != written or images_found != image_tokens:
             raise SampleError(
-                f"{images_found} image tokens where the images need {image_tokens}, {found} special tokens where the "
+                f"{images_found} image tokens where the images need {image_tokens}, {special_found} special tokens where the "
                 f"template wrote {written}: the tokenizer reads some of the text as special tokens"
             )
         is_answer = _answer_mask(input_ids, offsets, spans, self._special_ids - {self.image_token_id})

@@ -1,4 +1,4 @@
-"""No untrusted path is opened and no untrusted picture decoded before it is checked."""
+"""No untrusted path is image_file and no untrusted picture decoded before it is checked."""
 
 import os
 import re
@@ -66,7 +66,7 @@ def _path_problem(name: str) -> str | None:
 def open_image(image: dict[str, Any], *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The RGB image in `{"bytes": ..., "path": ...}` (bytes win), upright as its EXIF orientation says.
 
-    The header is read first; more than `max_pixels` pixels are refused without decoding. Paths are opened as they
+    The header is read first; more than `max_pixels` pixels are refused without decoding. Paths are image_file as they
     are: `formats.load_rows` has put them through `image_path`.
 
     Raises `SampleError` for images that are missing, too large, corrupt, truncated, or not 8 bits per channel.
@@ -81,17 +81,17 @@ def open_image(image: dict[str, Any], *, max_pixels: int = MAX_PIXELS) -> Image.
         with warnings.catch_warnings():
             # Pillow warns near its own limit; ours is checked two lines below.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            opened = Image.open(str(path) if content is None else BytesIO(content), formats=IMAGE_FORMATS)
-        with opened:
-            width, height = opened.size
+            image_file = Image.open(str(path) if content is None else BytesIO(content), formats=IMAGE_FORMATS)
+        with image_file:
+            width, height = image_file.size
             if width * height > max_pixels:
                 raise SampleError(
                     f"{name} declares {width} x {height} = {width * height:,} pixels, limit {max_pixels:,}"
                 )
-            if opened.mode.startswith(("I", "F")):
-                raise SampleError(f"{name} has mode {opened.mode}, not 8 bits per channel; convert it first")
-            opened.load()
-            upright = ImageOps.exif_transpose(opened)
+            if image_file.mode.startswith(("I", "F")):
+                raise SampleError(f"{name} has mode {image_file.mode}, not 8 bits per channel; convert it first")
+            image_file.load()
+            upright = ImageOps.exif_transpose(image_file)
         # Palettes with transparency lose it without a warning only on the way through RGBA.
         return (upright.convert("RGBA") if "transparency" in upright.info else upright).convert("RGB")
     except SampleError:

@@ -79,20 +79,8 @@ class Reader:
             raise SampleError(f"sample {row['id']!a}: {error}") from error
 
     def inputs(self, samples: list[Encoded]) -> Inputs:
-        """Join samples, padded on the right. The only place where answers are shifted: each is predicted one token before it."""
-        width = max(len(sample.tokens) for sample in samples)
-        places = [(number, column) for number, sample in enumerate(samples) for column in sample.answers]
-        names = samples[0].types
-        images = _joined([sample.images for sample in samples])
-        return Inputs(
-            tokens=_padded([sample.tokens for sample in samples], _padding_id(self.processor, self.format), "right"),
-            lengths=torch.tensor([len(sample.tokens) for sample in samples]),
-            predicts=torch.tensor([number * width + column - 1 for number, column in places], dtype=torch.long),
-            targets=torch.tensor([samples[number].tokens[column] for number, column in places], dtype=torch.long),
-            sample=torch.tensor([number for number, _ in places], dtype=torch.long),
-            media={"image": images} if images else {},
-            types={name: _padded([sample.types[name] for sample in samples], 0, "right") for name in names},
-        )
+        """Join samples: see `join`."""
+        return join(samples, _padding_id(self.processor, self.format))
 
     def prompts(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Conversations to be answered, padded on the left, with the beginning of an answer: what `generate` takes.
@@ -123,15 +111,15 @@ class Reader:
         """Open a row's images, process them, and tokenise its messages around what the processor writes for them."""
         if row.get("problem"):
             raise SampleError(row["problem"])
-        opened = [open_image(image, max_pixels=self.max_pixels) for image in row["images"]]
+        pictures = [open_image(image, max_pixels=self.max_pixels) for image in row["images"]]
         placeholders: list[str] = []
         images: Media = {}
-        if opened:
+        if pictures:
             call: Any = self.processor
             try:
                 processed = call(
-                    text=[self.format.image_token * len(opened)],
-                    images=[opened],
+                    text=[self.format.image_token * len(pictures)],
+                    images=[pictures],
                     text_kwargs={"return_tensors": None},
                     images_kwargs={"return_tensors": "pt"},
                     return_text_replacement_offsets=True,
@@ -168,6 +156,25 @@ class Reader:
         """The token types that the processor's model reads; none for most."""
         family = family_of_processor(self.processor)
         return family.token_types(input_ids, is_answer, self.format.image_token_id) if family else {}
+
+
+def join(samples: list[Encoded], padding: int) -> Inputs:
+    """Samples in rows that are padded on the right with `padding`.
+
+    The only place where answers are shifted against the positions that predict them: each is predicted one token before it.
+    """
+    width = max(len(sample.tokens) for sample in samples)
+    places = [(number, column) for number, sample in enumerate(samples) for column in sample.answers]
+    images = _joined([sample.images for sample in samples])
+    return Inputs(
+        tokens=_padded([sample.tokens for sample in samples], padding, "right"),
+        lengths=torch.tensor([len(sample.tokens) for sample in samples]),
+        predicts=torch.tensor([number * width + column - 1 for number, column in places], dtype=torch.long),
+        targets=torch.tensor([samples[number].tokens[column] for number, column in places], dtype=torch.long),
+        sample=torch.tensor([number for number, _ in places], dtype=torch.long),
+        media={"image": images} if images else {},
+        types={name: _padded([sample.types[name] for sample in samples], 0, "right") for name in samples[0].types},
+    )
 
 
 def _padded(rows: list[list[int]], filler: int, side: Literal["left", "right"]) -> Int[Tensor, "rows width"]:

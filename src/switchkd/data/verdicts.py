@@ -217,10 +217,10 @@ def _image_identity(image: dict[str, Any]) -> list[Any]:
     if image["bytes"] is not None:
         return [blake2b(image["bytes"], digest_size=16).hexdigest()]
     try:
-        found = os.stat(image["path"])
+        status = os.stat(image["path"])
     except (OSError, TypeError):  # TypeError: a refused path is not kept
         return [image["path"]]
-    return [image["path"], found.st_size, found.st_mtime_ns]
+    return [image["path"], status.st_size, status.st_mtime_ns]
 
 
 def _fingerprint(rows: Dataset) -> str:

@@ -143,13 +143,13 @@ def vocabulary(examined: Examined) -> Iterator[Finding]:
 def _image_token(name: str, pathway: Pathway, reader: Reader) -> Finding:
     geometry = pathway.family.geometry
     expected, actual = geometry.image_token_id, reader.format.image_token_id
-    named = _tokenizer(reader).convert_ids_to_tokens
+    name_of = _tokenizer(reader).convert_ids_to_tokens
     per = [(geometry.tokens_per_image, "visual tokens per image"), (geometry.tokens_per_tile, "visual tokens per tile")]
     counts = [f"{tokens} {label}" for tokens, label in per if tokens is not None]
     return Finding(
         "ok" if actual == expected else "failed",
         f"{name}'s image token",
-        f"id {expected} ({named(expected)!r}) for the model, id {actual} ({named(actual)!r}) from the processor; "
+        f"id {expected} ({name_of(expected)!r}) for the model, id {actual} ({name_of(actual)!r}) from the processor; "
         + (counts[0] if counts else "their number follows from the size of the image"),
     )
 
@@ -160,8 +160,8 @@ def _end_of_answers(examined: Examined) -> Finding:
     learned = [sample.tokens[place] for place in sample.answers]
     eos = examined.context.pair.student.model.generation_config.eos_token_id
     stops = set(torch.tensor([] if eos is None else eos).reshape(-1).long().tolist())
-    named = _tokenizer(examined.context.run.reader).convert_ids_to_tokens
-    detail = f"generation stops at {', '.join(f'{stop} ({named(stop)!r})' for stop in sorted(stops)) or 'nothing'}"
+    name_of = _tokenizer(examined.context.run.reader).convert_ids_to_tokens
+    detail = f"generation stops at {', '.join(f'{stop} ({name_of(stop)!r})' for stop in sorted(stops)) or 'nothing'}"
     if stops & set(learned):
         return Finding("ok", "end of answers", f"{detail}, which is learned as the end of answers")
     return Finding(

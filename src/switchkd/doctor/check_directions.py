@@ -40,7 +40,7 @@ def directions(examined: Examined) -> Iterator[Finding]:
                 "failed", "KL directions", f"`directions` names {name!r}, which is no term: {', '.join(missing)}"
             )
             continue
-        found = "forward" if missing[name] > surprised[name] else "reverse"
+        measured = "forward" if missing[name] > surprised[name] else "reverse"
         detail = (
             f"{name}: {missing[name]:.3g} nats where the student lacks what the teacher says, {surprised[name]:.3g} where it says "
             f"what the teacher does not, {equal[name]:.3g} where they are equal"
@@ -51,9 +51,9 @@ def directions(examined: Examined) -> Iterator[Finding]:
             yield Finding(
                 "failed", "KL directions", f"{detail}: it grows smaller when they differ, which is no divergence"
             )
-        elif found != direction:
+        elif measured != direction:
             equation = {"forward": "KL(p_T ‖ p_S)", "reverse": "KL(p_S ‖ p_T)"}
-            detail += f": that is the {found} {equation[found]}, and the method declares the {direction} {equation[direction]}"
+            detail += f": that is the {measured} {equation[measured]}, and the method declares the {direction} {equation[direction]}"
             yield Finding(
                 "failed", "KL directions", f"{detail}. Swap the arguments of its loss, or its word in `directions`"
             )

@@ -192,15 +192,15 @@ class _ChunkLoop:
             compared = {
                 name: self._compared(name, whole, slices[name][number], start, frozen[name]) for name in self.compared
             }
-            sums, found = self.loss(
+            sums, chunk_gradients = self.loss(
                 AnswerLogits(whole, self.targets[tokens], compared),
                 student=any(self.wanted[:3]),
                 switch=any(self.wanted[3:]),
             )
             total.add(sums)
-            if found.student is not None:
-                _collect(student, found.student, tokens, gradients)
-            for name, gradient in found.switch.items():
+            if chunk_gradients.student is not None:
+                _collect(student, chunk_gradients.student, tokens, gradients)
+            for name, gradient in chunk_gradients.switch.items():
                 into, source = gradients[places[name]], frozen[name]
                 if into is not None and source is not None:
                     into[slices[name][number]] = source.hidden_gradient(gradient)

@@ -3,7 +3,7 @@
 They give what torch gives: the same maxima, sums that differ in their rounding alone. Triton's interpreter tests them; they have not been
 measured on a GPU, so nothing uses them unasked.
 """
-# mypy: disallow-untyped-defs=False
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 
 import functools
 import os

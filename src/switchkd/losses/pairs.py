@@ -91,18 +91,18 @@ def row_kl(
     a, b = student.double(), teacher.double()
     places = torch.arange(a.shape[1], device=a.device)
     outside, no_row = places >= lengths[:, None], places >= lengths[:, None] - 1
-    ours, theirs = (-a).masked_fill(outside, -math.inf), (-b).masked_fill(outside, -math.inf)
-    log_s, log_t = (_after(x).masked_fill(no_row, 0) for x in (ours, theirs))
-    ours_by_row, theirs_by_row = ((-x).masked_fill(no_row, -math.inf) for x in (log_s, log_t))
+    minus_a, minus_b = (-a).masked_fill(outside, -math.inf), (-b).masked_fill(outside, -math.inf)
+    log_s, log_t = (_after(x).masked_fill(no_row, 0) for x in (minus_a, minus_b))
+    student_by_row, teacher_by_row = ((-x).masked_fill(no_row, -math.inf) for x in (log_s, log_t))
     g = b - a if reverse else a - b
     least = g.masked_fill(outside, math.inf).amin(dim=-1, keepdim=True)
     g = (g - least).masked_fill(outside, 0)  # a shift changes nothing but E_i, and g ≥ 0 has a logarithm
-    expected, normal = (ours, log_s) if reverse else (theirs, log_t)
+    expected, normal = (minus_a, log_s) if reverse else (minus_b, log_t)
     E = (_after(expected + g.log()) - normal).exp().masked_fill(no_row, 0)
     gap = log_t - log_s if reverse else log_s - log_t
     divergence = (E + least + gap).clamp(min=0).masked_fill(no_row, 0).sum(dim=-1)
-    C = (ours + _before(ours_by_row)).exp()
-    moved = ours + _before(ours_by_row + E.log()) if reverse else theirs + _before(theirs_by_row)
+    C = (minus_a + _before(student_by_row)).exp()
+    moved = minus_a + _before(student_by_row + E.log()) if reverse else minus_b + _before(teacher_by_row)
     gradient = moved.exp() - (g * C if reverse else C)
     rows = lengths - 1
     return divergence / rows, gradient / rows[:, None]

@@ -38,13 +38,13 @@ def fill(
             )
     missing, unexpected = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     if missing or unexpected:
-        found = [
+        wrong = [
             f"{len(names)} {kind} ({', '.join(map(called, names[:3]))}{', …' if len(names) > 3 else ''})"
             for kind, names in (("missing", missing), ("unexpected", unexpected))
             if names
         ]
         raise ValueError(
-            f"{len(tensors)} tensors where a {config.model_type} of this config has {len(expected)}: {', '.join(found)}. "
+            f"{len(tensors)} tensors where a {config.model_type} of this config has {len(expected)}: {', '.join(wrong)}. "
             "Config and weights belong to different models"
         )
     for name, shape in expected.items():

@@ -15,15 +15,15 @@ def repeated_layers(modules: Iterable[nn.Module]) -> list[nn.Module]:
         ValueError: if there is none.
     """
     modules = list(modules)
-    found: list[nn.Module] = [
+    layers: list[nn.Module] = [
         m for part in modules for m in part.modules() if isinstance(m, GradientCheckpointingLayer)
     ]
-    if not found:
+    if not layers:
         names = ", ".join(type(module).__name__ for module in modules)
         raise ValueError(
             f"{names} has no layers of transformers' GradientCheckpointingLayer: activations cannot be recomputed in it"
         )
-    return found
+    return layers
 
 
 def recompute(modules: Iterable[nn.Module]) -> None:

@@ -5,11 +5,9 @@ from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
-#: V(x) of one image, tile or pair of frames: [height, width in patches, channels], of student or teacher.
-Grid = Float[Tensor, "_ _ _"]
+from switchkd.models.families import FeatureGrid
 
 
 class Bridge(nn.Module):
@@ -36,7 +34,7 @@ class Bridge(nn.Module):
                 nn.init.orthogonal_(self.translate.weight, gain=math.sqrt(max(teacher_width / student_width, 1)))
             self.translate.bias.zero_()
 
-    def forward(self, grids: list[Grid], sizes: list[tuple[int, int]]) -> list[Grid]:
+    def forward(self, grids: list[FeatureGrid], sizes: list[tuple[int, int]]) -> list[FeatureGrid]:
         """The grids of as many images, each in the size (height, width) that the teacher's own encoder gives it."""
         return [
             self.translate(resample(grid.to(self.translate.weight.dtype), size))
@@ -44,7 +42,7 @@ class Bridge(nn.Module):
         ]
 
     @torch.no_grad()
-    def fit(self, examples: Iterable[tuple[list[Grid], list[Grid]]]) -> float:
+    def fit(self, examples: Iterable[tuple[list[FeatureGrid], list[FeatureGrid]]]) -> float:
         """Least squares: translate the student's grids into the teacher's of the same images.
 
         Args:
@@ -82,7 +80,7 @@ class Bridge(nn.Module):
         return 1 - unexplained
 
 
-def resample(grid: Grid, size: tuple[int, int]) -> Grid:
+def resample(grid: FeatureGrid, size: tuple[int, int]) -> FeatureGrid:
     """The grid at another size: bilinear, and averaging where it shrinks."""
     if grid.shape[:2] == size:
         return grid

@@ -48,8 +48,14 @@ def grid(
                     "main": column in (MEAN, TEN),
                 }
             )
-        named = other_model if other_model != baseline else None
-        rows.append({"name": model, "is_baseline": model == baseline, "against": named, "cells": cells})
+        rows.append(
+            {
+                "name": model,
+                "is_baseline": model == baseline,
+                "against": None if other_model == baseline else other_model,
+                "cells": cells,
+            }
+        )
     return {
         "columns": [{"name": name, "questions": counts.get(name), "main": name in (MEAN, TEN)} for name in columns],
         "rows": rows,

@@ -15,7 +15,7 @@ OVERALL = "all questions"
 
 
 @dataclass(frozen=True)
-class Comparison:
+class AccuracyTable:
     """Accuracies in percent: `rows` maps a kind (and `MEAN`, `OVERALL`) to one number per column; None: not asked.
 
     The last column is the difference in points where one was asked for.
@@ -26,7 +26,7 @@ class Comparison:
     has_difference: bool
 
 
-def compare(results: Mapping[str, Path], *, difference: tuple[str, str] | None = None) -> Comparison:
+def compare(results: Mapping[str, Path], *, difference: tuple[str, str] | None = None) -> AccuracyTable:
     """Read the results JSON files of `results` (name → file) and put them side by side.
 
     Args:
@@ -57,14 +57,14 @@ def compare(results: Mapping[str, Path], *, difference: tuple[str, str] | None =
         one, other = (columns.index(name) for name in difference)
         columns.append(f"{difference[0]} − {difference[1]}")
         rows = {kind: [*values, values[one] - values[other]] for kind, values in rows.items()}
-    return Comparison(tuple(columns), {kind: tuple(row) for kind, row in rows.items()}, difference is not None)
+    return AccuracyTable(tuple(columns), {kind: tuple(row) for kind, row in rows.items()}, difference is not None)
 
 
 def _cell(value: float | None, signed: bool) -> str:
     return "–" if value is None else f"{value:+.1f}" if signed else f"{value:.1f}"
 
 
-def _cells(comparison: Comparison) -> list[tuple[str, list[str]]]:
+def _cells(comparison: AccuracyTable) -> list[tuple[str, list[str]]]:
     last = len(comparison.columns) - 1
     return [
         (kind, [_cell(value, comparison.has_difference and column == last) for column, value in enumerate(values)])
@@ -72,7 +72,7 @@ def _cells(comparison: Comparison) -> list[tuple[str, list[str]]]:
     ]
 
 
-def rich_table(comparison: Comparison, *, title: str = "Exact match in percent") -> Table:
+def rich_table(comparison: AccuracyTable, *, title: str = "Exact match in percent") -> Table:
     """The comparison for a terminal. Names are shown as they are, never read as markup."""
     table = Table(title=Text(title), title_justify="left")
     table.add_column("kind")
@@ -86,7 +86,7 @@ def rich_table(comparison: Comparison, *, title: str = "Exact match in percent")
     return table
 
 
-def markdown_table(comparison: Comparison) -> str:
+def markdown_table(comparison: AccuracyTable) -> str:
     """The comparison in Markdown, for READMEs and model cards."""
     lines = [["kind", *comparison.columns], ["---", *("---:" for _ in comparison.columns)]]
     lines += [[kind, *cells] for kind, cells in _cells(comparison)]

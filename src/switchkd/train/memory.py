@@ -20,7 +20,8 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConfig
 from transformers.initialization import no_init_weights
 
-from switchkd.batch import TEACHER, Aligned, Batch, Inputs
+from switchkd.batch import TEACHER, Aligned, Batch, Inputs, Media
+from switchkd.data.reader import Encoded, join
 from switchkd.losses import AutogradTerms, ChunkLoss, CrossEntropyDBiLD
 from switchkd.losses.chunks import ChunkGradients, ChunkSums
 from switchkd.losses.projection import Sparse
@@ -307,35 +308,20 @@ def _largest(recipe: Recipe, stage: ResolvedStage, pair: Pair) -> Batch:
 
 def _inputs(pathway: Pathway, rows: int, length: int) -> Inputs:
     family = pathway.family
-    images = {name: _real(lambda t=tensor: torch.cat([t] * rows)) for name, tensor in family.blank().items()}
+    images: Media = _real(family.blank)
     with torch.no_grad():
-        seen = family.see(pathway.model, images)
-        count = len(family.tokens_of(family.project(pathway.model, seen, images))) // rows
+        count = len(family.tokens_of(family.project(pathway.model, family.see(pathway.model, images), images)))
     if count >= length:
         raise ValueError(
             f"{rows} images are {rows * count} visual tokens, but {rows} rows of {length} tokens hold {rows * length}: raise "
             "data.max_length"
         )
     image, word = family.image_token_id, 0 if family.image_token_id else 1
-    tokens = [image] * count + [word] * (length - count)
-    is_answer = [False] * count + [True] * (length - count)
-
-    def make() -> Inputs:
-        types = family.token_types(tokens, is_answer, image)
-        places = torch.arange(max(count - 1, 0), length - 1).repeat(rows) + length * torch.arange(
-            rows
-        ).repeat_interleave(length - 1 - max(count - 1, 0))
-        return Inputs(
-            tokens=torch.tensor([tokens] * rows),
-            lengths=torch.full((rows,), length),
-            predicts=places,
-            targets=torch.full_like(places, word),
-            sample=places // length,
-            media={},
-            types={name: torch.tensor([values] * rows) for name, values in types.items()},
-        )
-
-    return _real(make)._replace(media={"image": images})
+    tokens, answers = [image] * count + [word] * (length - count), list(range(max(count, 1), length))
+    types = family.token_types(tokens, [place >= count for place in range(length)], image)
+    sample = Encoded(tokens, answers, [None] * length, length, types, images)
+    inputs: Inputs = _real(lambda: join([sample] * rows, word))
+    return inputs
 
 
 def _real(make: Callable[[], Any]) -> Any:

@@ -29,10 +29,10 @@ def _options(doc: Doc) -> list[str] | None:
 def check(doc: Doc) -> str | None:
     """Whether the question names its images, and the answer is a letter of an option or a text."""
     text = f"{doc['question']} {doc['options']}"
-    named = [f"image_{number}" for number in _MARK.findall(text)] or [IMAGES[0]]
-    if unknown := [name for name in named if name not in IMAGES]:
+    images = [f"image_{number}" for number in _MARK.findall(text)] or [IMAGES[0]]
+    if unknown := [name for name in images if name not in IMAGES]:
         return f"names {unknown[0]}, and there are {IMAGES[0]} to {IMAGES[-1]}"
-    if problem := check_question(doc, *named):
+    if problem := check_question(doc, *images):
         return problem
     if not re.fullmatch(r"[^_]+_.+_\d+", str(doc["id"])):
         return f"`id` must look like validation_Subject_1, not {doc['id']!a}"

@@ -48,7 +48,8 @@ def _f1(samples: list[Judged]) -> float:
 
 
 def _accuracy(samples: list[Judged]) -> float:
-    return sum(one["given"] == one["expected"] for one in samples) / len(samples)
+    right: int = sum(one["given"] == one["expected"] for one in samples)
+    return right / len(samples)
 
 
 def _official(rule: Callable[[list[Judged]], float]) -> Callable[[list[Judged]], float]:
