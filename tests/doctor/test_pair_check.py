@@ -16,7 +16,8 @@ DIFFERENCES = {
 @pytest.mark.parametrize("level", DIFFERENCES)
 def test_only_what_cannot_be_trained_at_all_fails(level, monkeypatch):
     monkeypatch.setattr(
-        "switchkd.doctor.examine_pair.compare_checkpoints", lambda student, teacher: PairReport([DIFFERENCES[level]], 3)
+        "switchkd.doctor.pair_findings.compare_checkpoints",
+        lambda student, teacher: PairReport([DIFFERENCES[level]], 3),
     )
     findings, proposal = examine_pair("s", "t")
     assert [line.level for line in findings.lines] == [level]

@@ -3,9 +3,11 @@
 import json
 
 import pytest
+from test_trajectories import same_versions
 from trajectory import FILE, trajectory
 
 
+@same_versions
 def test_the_first_steps_of_the_command_line_are_the_pinned_ones(tmp_path):
     golden = json.loads(FILE.read_text())
     found = trajectory(tmp_path)

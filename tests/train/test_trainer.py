@@ -10,7 +10,7 @@ import torch
 from cases import open_tiny
 from ranks import run_on_two_ranks
 from safetensors.torch import load_file
-from steps import make_trainer, read_metrics, rows, train
+from steps import collate, make_trainer, read_metrics, rows, train
 from tiny_models import tiny_llava
 
 from switchkd.batch import TEACHER

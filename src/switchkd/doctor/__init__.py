@@ -16,7 +16,7 @@ from switchkd.doctor import (
     check_stage,
     check_switch,
 )
-from switchkd.doctor.examine_pair import examine_pair
+from switchkd.doctor.pair_findings import examine_pair
 from switchkd.doctor.findings import Finding, Findings, Level, Sample
 from switchkd.doctor.samples import Examined
 from switchkd.recipe.schema import Recipe
