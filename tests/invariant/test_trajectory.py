@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from test_trajectories import same_versions
+from trajectories import same_versions
 from trajectory import FILE, trajectory
 
 

@@ -16,8 +16,8 @@ from switchkd.doctor import (
     check_stage,
     check_switch,
 )
-from switchkd.doctor.pair_findings import examine_pair
 from switchkd.doctor.findings import Finding, Findings, Level, Sample
+from switchkd.doctor.pair_findings import examine_pair
 from switchkd.doctor.samples import Examined
 from switchkd.recipe.schema import Recipe
 from switchkd.train.stage import StageContext, open_run, open_stage

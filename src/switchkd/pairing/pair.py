@@ -1,6 +1,7 @@
 """A student and its frozen teacher: the visual switch, and what must agree before it can work."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int
@@ -82,37 +83,35 @@ class Pair(nn.Module):
         Raises:
             ValueError: for inputs that the two cannot be compared on, naming the sample.
         """
-        inputs, teacher_inputs = batch.student, self._teacher_inputs(batch)
+        inputs, reader = batch.student, self._reader(batch)
         seen = self.student.see(inputs)  # V_S(x)
-        with capture(self.student, seen, inputs, self.sites) as captured:
-            hidden = self.student.say(seen, inputs)  # L_S(P_S(V_S(x)), t)
-        student = FromHidden(hidden, self.student.head)
-        if self.teacher is None or teacher_inputs is None:
-            return Signals(student, inputs.targets, inputs.sample, batch.keys, {}, {})
-        if any("tokenizer" in site.alike for site in self.sites) and teacher_inputs is not inputs:
-            check_same_text(self.student, self.teacher, inputs, teacher_inputs, batch.keys)
+        student, captured = self._say(self.student, seen, inputs)  # L_S(P_S(V_S(x)), t)
+        logits = FromHidden(student, self.student.head)
+        signals = Signals(logits, inputs.targets, inputs.sample, batch.keys, compared={}, activations={})
+        if self.teacher is None or reader is None:
+            return signals
+        if any("tokenizer" in site.alike for site in self.sites) and reader is not inputs:
+            check_same_text(self.student, self.teacher, inputs, reader, batch.keys)
         with torch.no_grad():
-            teacher_seen = self.teacher.see(teacher_inputs)
-            with capture(self.teacher, teacher_seen, teacher_inputs, self.sites) as teacher_captured:
-                teacher = self.teacher.say(teacher_seen, teacher_inputs)
+            teacher, of_teacher = self._say(self.teacher, self.teacher.see(reader), reader)  # L_T(P_T(V_T(x)), t)
         switch = None
-        if (
-            "switch" in self.needs
-        ):  # L_T(P_T(V_S(x)), t): the visual switch, the teacher's answers about what the student sees
-            switch = self.teacher.say(self.cross(seen, batch), teacher_inputs)
-        activations = {}
-        if self.sites:
-            activations[TEACHER] = Activations(
-                of_samples(captured, self.sites),
-                of_samples(teacher_captured, self.sites),
-                self.shared.cut_student(self.student.head),
-                self.shared.cut_teacher(self.teacher.head),
-                batch.keys,
-            )
-        compared = {TEACHER: self._compared(teacher, switch, batch.shared[TEACHER])}
-        return Signals(student, inputs.targets, inputs.sample, batch.keys, compared, activations)
+        if "switch" in self.needs:  # the teacher's answers about what the student sees
+            switch = self.teacher.say(self.cross(seen, batch), reader)  # L_T(P_T(V_S(x)), t): the visual switch
+        signals = replace(signals, compared={TEACHER: self._compared(teacher, switch, batch.shared[TEACHER])})
+        if not self.sites:
+            return signals
+        heads = self.shared.cut_student(self.student.head), self.shared.cut_teacher(self.teacher.head)
+        return replace(signals, activations={TEACHER: Activations(captured, of_teacher, *heads, batch.keys)})
 
-    def _teacher_inputs(self, batch: Batch) -> Inputs | None:
+    def _say(
+        self, pathway: Pathway, seen: Features | None, inputs: Inputs
+    ) -> tuple[Tensor, dict[Site, list[Float[Tensor, "..."]]]]:
+        """What a pathway says about what is seen, and what the method looks at inside it."""
+        with capture(pathway, seen, inputs, self.sites) as captured:
+            hidden = pathway.say(seen, inputs)
+        return hidden, of_samples(captured, self.sites)
+
+    def _reader(self, batch: Batch) -> Inputs | None:
         """What the teacher reads; None where the method has no teacher."""
         if "teacher" not in self.needs:
             return None
