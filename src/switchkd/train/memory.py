@@ -308,7 +308,8 @@ def _largest(recipe: Recipe, stage: ResolvedStage, pair: Pair) -> Batch:
 
 def _inputs(pathway: Pathway, rows: int, length: int) -> Inputs:
     family = pathway.family
-    images: Media = _real(family.blank)
+    device = pathway.head.weight.device
+    images: Media = _real(lambda: {name: tensor.to(device) for name, tensor in family.blank().items()})
     with torch.no_grad():
         count = len(family.tokens_of(family.project(pathway.model, family.see(pathway.model, images), images)))
     if count >= length:
@@ -343,6 +344,7 @@ def _build(config: PretrainedConfig, chosen: Student | Teacher) -> Pathway:
     with torch.device("meta"), no_init_weights():
         config = copy.deepcopy(config)  # what is asked for here is written into it
         model = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation=attention)
+    model.tie_weights()
     return Pathway(cast(Any, model))
 
 
