@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Empty this to install the newest versions instead of the tested ones:  make env CONSTRAINTS=
 CONSTRAINTS ?= -c constraints.txt
 
-.PHONY: env demo test test-gpu check format package docs bench clean
+.PHONY: env demo test test-slow test-gpu check format package docs bench clean
 
 env: .venv/installed
 
@@ -29,10 +29,14 @@ PYTEST_FLAGS ?=
 test: env
 ifeq ($(CHROMIUM),)
 	@echo 'there is no Chromium (name one in CHROMIUM): the tests marked browser are left out'
-	$(BIN)/python -m pytest -n auto -m 'not gpu and not browser' $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -n auto -m 'not gpu and not slow and not browser' $(PYTEST_FLAGS)
 else
-	CHROMIUM=$(CHROMIUM) $(BIN)/python -m pytest -n auto -m 'not gpu' $(PYTEST_FLAGS)
+	CHROMIUM=$(CHROMIUM) $(BIN)/python -m pytest -n auto -m 'not gpu and not slow' $(PYTEST_FLAGS)
 endif
+
+# Minutes more: every recorded trajectory, every family's estimate of memory, the built package
+test-slow: env
+	$(BIN)/python -m pytest -n auto -m 'slow and not gpu' $(PYTEST_FLAGS)
 
 # Needs a CUDA device; all other tests hide it
 test-gpu: env

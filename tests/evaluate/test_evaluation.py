@@ -9,9 +9,9 @@ from tiny import IMAGE_SIZE, tiny_processor
 from tiny_models import tiny_llava
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from switchkd.data.collate import prompts
 from switchkd.data.errors import DataError
 from switchkd.data.formats import load_rows
+from switchkd.data.reader import Reader
 from switchkd.evaluate import evaluate_model, evaluation
 from switchkd.evaluate.generate import Answer, answers
 from switchkd.evaluate.questions import fingerprint, prompt, questions
@@ -96,7 +96,7 @@ def test_generation_is_greedy_whatever_the_checkpoint_prefers(data, model, proce
         (given,) = answers(model, processor, [row], max_new_tokens=6)
     finally:
         model.generation_config.update(do_sample=False, temperature=1.0, repetition_penalty=1.0, num_beams=1)
-    batch = dict(prompts(processor, [row]))
+    batch = Reader(processor).prompts([row])
     tokens = batch.pop("input_ids")
     start = tokens.shape[1]
     for _ in range(6):  # the slow definition: argmax, one token after another

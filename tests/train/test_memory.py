@@ -22,6 +22,11 @@ def models():
     return tiny_llava(hidden=48, **SHAPES), tiny_llava(hidden=64, depth=3, **SHAPES)
 
 
+#: One of each kind of vision encoder in the normal suite: an estimate takes seconds.
+SHORT = {"llava-siglip-qwen2", "qwen2_5_vl", "idefics3", "gemma3"}
+FAMILIES = [pytest.param(name, marks=[] if name in SHORT else pytest.mark.slow) for name in BUILDS]
+
+
 def recipe(parts=ALL, method=None, student=None, teacher=None, bridge="auto", **train):
     return Recipe(
         student=student or Student("student"),
@@ -94,7 +99,7 @@ def test_activations_are_what_autograd_keeps_in_a_real_step(models):
     assert kept_of(found(models, recipe(), batch)) == pytest.approx(kept_by_a_real_step(*models, batch), rel=0.1)
 
 
-@pytest.mark.parametrize("name", BUILDS)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_activations_of_every_family_are_what_autograd_keeps(name):
     models, batch = [tiny(name, hidden=hidden, depth=2) for hidden in (16, 24)], batch_for(name)
     memory = found(models, recipe(), batch)
@@ -102,7 +107,7 @@ def test_activations_of_every_family_are_what_autograd_keeps(name):
     assert memory.weights == sum(size(model.parameters()) + size(model.buffers()) for model in models)
 
 
-@pytest.mark.parametrize("name", BUILDS)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_the_largest_batch_of_every_family_is_estimated(name):
     student, teacher = (BUILDS[name].config(hidden, 2) for hidden in (16, 24))
     given = recipe()
