@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import logging
+from importlib.metadata import version
 
 import pytest
 import torch
@@ -131,7 +132,7 @@ def test_results_count_right(data, model, processor, monkeypatch, tmp_path):
     assert written["generation"]["max_new_tokens"] == 64
     assert written["generation"]["do_sample"] is False
     assert written["image_backend"].endswith("(pil)")
-    assert written["versions"]["torch"] == torch.__version__
+    assert written["versions"]["torch"] == version("torch")
     lines = (tmp_path / "out" / "sft.predictions.jsonl").read_text().splitlines()
     assert len(lines) == 5
     first = json.loads(lines[0])

@@ -140,9 +140,11 @@ def test_under_bf16_the_logits_stay_float32_and_the_losses_equal(tmp_path):
     float32(tmp_path / "fused", method=Recorded(window=32)).train()
     assert set(seen) == {(torch.float32, torch.float32, torch.float32, False)}
     float32(tmp_path / "plain", method=SwitchKD(window=32), loss="plain").train()
-    for a, b in zip(*(read_metrics(tmp_path / loss) for loss in ("fused", "plain")), strict=True):
-        for name in ("loss", "ce", "align", "switch", "knee_teacher"):
-            assert a[name] == pytest.approx(b[name], rel=0, abs=1e-3 * abs(b[name])), name
+    # Before the first update: gradients of bf16 hidden states are rounded, which moves a knee in a later step
+    fused, plain = (read_metrics(tmp_path / loss)[0] for loss in ("fused", "plain"))
+    for name in ("loss", "ce", "align", "switch", "knee_teacher", "knee_student", "knee_switch"):
+        assert fused[name] == pytest.approx(plain[name], rel=1e-5), name
+    assert fused["grad_norm"] == pytest.approx(plain["grad_norm"], rel=1e-2)
 
 
 @pytest.mark.parametrize("method", [AlignKD, LLaVAKD, FeatureKD])
