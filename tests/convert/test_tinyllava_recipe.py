@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from capabilities import BF16_ATTENTION
 from run_files import write_data
 from safetensors.torch import load_file
 from student_files import write_language, write_vision
@@ -33,6 +34,8 @@ def trained(tmp_path_factory):
         "train.per_device_train_batch_size": 2, "stages.0.per_device_train_batch_size": 2, "train.dataloader_num_workers": 0,
         "train.logging_steps": 1, "train.warmup_ratio": 0,  # whose first step has a rate of zero
     }  # fmt: skip
+    if not BF16_ATTENTION:
+        changes |= {"train.bf16": "false", "teacher.dtype": "float32"}
     flags = [str(word) for name, value in changes.items() for word in (f"--{name}", value)]
     assert cli.main(["train", str(RECIPE), *flags]) == 0
     return folder

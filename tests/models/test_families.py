@@ -9,6 +9,7 @@ from dataclasses import fields
 
 import pytest
 import torch
+from capabilities import BF16_ATTENTION
 from pairs import ALL, PARTS, compared, own_logits
 from steps import NoProcessor
 from tiny_families import BUILDS, IMAGE_TOKEN, SIZES, VOCABULARY, batch_for, inputs_for, tiny
@@ -202,6 +203,7 @@ def test_gradient_checkpointing_changes_no_gradient(name):
 
 
 @every_family
+@pytest.mark.skipif(not BF16_ATTENTION, reason="torch's bf16 attention fails where AVX512 is there and switched off")
 def test_a_bf16_teacher_and_a_float32_student_meet(name):
     pair, batch = make_pair(name), batch_for(name)
     exact = compared(pair, batch)

@@ -174,9 +174,9 @@ class _Measurements(TorchDataset[Verdict]):
     """The verdicts of rows by their numbers; picklable for worker processes."""
 
     def __init__(self, rows: Dataset, encoder: Encoder) -> None:
-        self.rows = _mapped_anew(rows)
+        self.rows = rows
         self.encoder = encoder
-        self._read = 0
+        self._read = _ROWS_PER_MAPPING  # each worker maps them for itself, at its first batch
 
     def __len__(self) -> int:
         return len(self.rows)
