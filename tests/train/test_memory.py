@@ -6,12 +6,13 @@ import pytest
 import torch
 from tiny_families import BUILDS, batch_for, tiny
 from tiny_models import IMAGE_TOKEN, make_inputs, read_alike, tiny_batch, tiny_llava
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from switchkd.methods import KD, SFT, AlignKD, FeatureKD, SwitchKD
 from switchkd.models import Pathway
 from switchkd.pairing import Pair
 from switchkd.recipe.schema import Data, LoRA, Pairing, Recipe, Stage, Student, Teacher, Train
-from switchkd.train.memory import estimate, forecast, left_out
+from switchkd.train.memory import _Live, estimate, forecast, left_out
 
 ALL = ("vision", "projector", "language")
 SHAPES = {"width": 64, "vocabulary": 2000, "image_size": 48}
@@ -114,6 +115,16 @@ def test_the_largest_batch_of_every_family_is_estimated(name):
     memory = estimate(given, given.resolved_stages()[0], student, teacher)
     assert min(memory.student_vision, memory.student_language, memory.switch) > 0
     assert 1 < memory.peak / (memory.weights + memory.optimizer + kept_of(memory) + memory.loss) < 1.2
+
+
+def test_products_of_bf16_that_add_in_float32_have_their_sizes():
+    """As the loss multiplies on a GPU; torch alone has no shapes for the last one."""
+    with FakeTensorMode(allow_non_fake_inputs=True), _Live() as live:
+        total, left, right = torch.empty(4, 3), torch.empty(4, 5).bfloat16(), torch.empty(5, 3).bfloat16()
+        before = live.bytes
+        assert torch.mm(left, right, out_dtype=torch.float32).dtype == torch.float32
+        torch.addmm(total, left, right, beta=1, out_dtype=torch.float32, out=total)
+        assert live.bytes == before
 
 
 def test_what_lowers_memory_lowers_the_estimate_where_it_belongs(models):
