@@ -46,17 +46,18 @@ def replace_folder(target: Path) -> Iterator[Path]:
         yield staging
         for path in (*staging.rglob("*"), staging):
             if not path.is_symlink():
-                _flush(path)
+                flush(path)
         if target.exists():
             os.rename(target, previous)
         os.rename(staging, target)
-        _flush(target.parent)
+        flush(target.parent)
         shutil.rmtree(previous, ignore_errors=True)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Have a file, or what a folder lists, on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

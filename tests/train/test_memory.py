@@ -117,6 +117,7 @@ def test_the_largest_batch_of_every_family_is_estimated(name):
     assert 1 < memory.peak / (memory.weights + memory.optimizer + kept_of(memory) + memory.loss) < 1.2
 
 
+@pytest.mark.skipif("dtype_out" not in torch.ops.aten.mm.overloads(), reason="torch 2.8 brought these products")
 def test_products_of_bf16_that_add_in_float32_have_their_sizes():
     """As the loss multiplies on a GPU; torch alone has no shapes for the last one."""
     with FakeTensorMode(allow_non_fake_inputs=True), _Live() as live:

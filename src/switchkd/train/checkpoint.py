@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import ProcessorMixin
 
+from switchkd.files import flush
 from switchkd.models import Pathway
 from switchkd.pairing.bridge import Bridge
 from switchkd.train import lora
@@ -139,12 +140,12 @@ def publish(run: str | Path, step: int) -> Path:
     manifest = {str(file.relative_to(staged)): _sha256(file) for file in _files(staged)}
     (staged / MANIFEST).write_text(json.dumps(manifest, indent=1))
     for path in [*_files(staged), staged]:
-        _flush(path)
+        flush(path)
     if target.exists():
         shutil.rmtree(target)
     os.rename(staged, target)
     staged.parent.rmdir()
-    _flush(target.parent)
+    flush(target.parent)
     return target
 
 
@@ -186,11 +187,3 @@ def _sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

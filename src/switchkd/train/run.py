@@ -18,6 +18,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from switchkd.files import replace_folder
 from switchkd.models.layers import compile_layers
 from switchkd.recipe.schema import Recipe, load_recipe, recipe_to_dict, save_recipe
 from switchkd.train import checkpoint
@@ -137,15 +138,10 @@ def save_result(context: StageContext, output: Path) -> Path:
     if state.is_main_process:
         newest = checkpoint.latest(context.directory)
         assert newest is not None, "a finished stage has a checkpoint"
-        staging = output / f".{STUDENT}"
-        for folder in (staging, target):
-            shutil.rmtree(folder, ignore_errors=True)
-        staging.mkdir()
-        for file in newest.iterdir():
-            if file.name in _TRAINING_STATE or file.name.startswith("rng_state"):
-                continue
-            shutil.copy2(file, staging / file.name)
-        os.rename(staging, target)
+        with replace_folder(target) as folder:
+            for file in newest.iterdir():
+                if file.name not in _TRAINING_STATE and not file.name.startswith("rng_state"):
+                    shutil.copy2(file, folder / file.name)
     state.wait_for_everyone()
     return target
 
