@@ -133,6 +133,7 @@ def test_fused_and_plain_loss_give_the_same_run(fresh, method):
         assert one == pytest.approx(other, rel=0, abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # what torch warns itself of while it traces
 def test_options_of_speed_and_memory_change_nothing(fresh, monkeypatch):
     here, flags = fresh

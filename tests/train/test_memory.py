@@ -23,8 +23,8 @@ def models():
     return tiny_llava(hidden=48, **SHAPES), tiny_llava(hidden=64, depth=3, **SHAPES)
 
 
-#: One of each kind of vision encoder in the normal suite: an estimate takes seconds.
-SHORT = {"llava-siglip-qwen2", "qwen2_5_vl", "idefics3", "gemma3"}
+#: Two in the normal suite: an estimate takes seconds.
+SHORT = {"qwen2_5_vl", "gemma3"}
 FAMILIES = [pytest.param(name, marks=[] if name in SHORT else pytest.mark.slow) for name in BUILDS]
 
 
@@ -128,6 +128,7 @@ def test_products_of_bf16_that_add_in_float32_have_their_sizes():
         assert live.bytes == before
 
 
+@pytest.mark.slow
 def test_what_lowers_memory_lowers_the_estimate_where_it_belongs(models):
     plain = found(models, recipe())
     student_less = found(models, recipe(gradient_checkpointing=True))

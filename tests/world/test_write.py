@@ -37,6 +37,7 @@ def test_rows_are_llava_json_with_kinds_and_pictures(tmp_path):
             assert (image.mode, image.size) == ("RGB", (48, 48))
 
 
+@pytest.mark.slow
 def test_no_scene_is_in_two_splits():
     found = {
         split: {scene.fingerprint() for seed in (0, 1) for scene, _, _ in islice(samples(seed, split, "easy"), 1000)}
