@@ -1,5 +1,6 @@
 """Bi-directional logits differences: BiLD, and its dynamic successor DBiLD, the loss of Switch-KD."""
 
+import mmap
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -192,4 +193,7 @@ def _zeros(rows: int, columns: int, like: Tensor) -> Float[Tensor, "rows columns
     """Zeros that, on a CPU, take memory only where they are written: for a gradient that is 0 nearly everywhere."""
     if like.device.type != "cpu" or rows * columns == 0:
         return like.new_zeros(rows, columns)
-    return torch.frombuffer(bytearray(rows * columns * like.itemsize), dtype=like.dtype).view(rows, columns)
+    pages = mmap.mmap(
+        -1, rows * columns * like.itemsize, access=mmap.ACCESS_COPY
+    )  # the system's own zeros, until they are written
+    return torch.frombuffer(pages, dtype=like.dtype).view(rows, columns)
