@@ -1,5 +1,6 @@
 """Results that were saved are loaded as they were, and files that hold something else are named with what is wrong."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -22,6 +23,16 @@ def test_results_with_and_without_their_predictions(tmp_path):
     assert Results.load(tmp_path / "b.json") == loaded
     (tmp_path / "a.predictions.jsonl").unlink()
     assert Results.load(tmp_path / "a.json").predictions == ()
+
+
+def test_an_answer_may_hold_every_character_that_ends_a_line(tmp_path):
+    write_results(tmp_path / "a.json", "111111")
+    results = Results.load(tmp_path / "a.json")
+    answer = "".join(f"{end}x" for end in "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029")
+    told = dataclasses.replace(results.predictions[0], got=answer)
+    changed = dataclasses.replace(results, predictions=(told, *results.predictions[1:]))
+    changed.save(tmp_path / "b.json")
+    assert Results.load(tmp_path / "b.json") == changed
 
 
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)

@@ -25,14 +25,16 @@ def read_json(path: Path, what: str) -> Any:
 def read_lines(path: Path, what: str) -> Iterator[tuple[str, Any]]:
     """Each line of a JSONL file, with what a message calls it (`FILE, line 3`).
 
+    Lines end at a line feed alone: an answer may hold any of the other characters that Unicode ends a line at.
+
     Raises:
         ValueError: naming the file, and the line where it is one.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read as {what}: {error}") from None
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(lines if lines != [""] else [], start=1):
         place = f"{path}, line {number}"
         try:
             yield place, json.loads(line)
