@@ -174,7 +174,7 @@ class _Measurements(TorchDataset[Verdict]):
     """The verdicts of rows by their numbers; picklable for worker processes."""
 
     def __init__(self, rows: Dataset, encoder: Encoder) -> None:
-        self.rows = rows
+        self.rows: Dataset = rows
         self.encoder = encoder
         self._read = _ROWS_PER_MAPPING  # each worker maps them for itself, at its first batch
 
@@ -184,8 +184,16 @@ class _Measurements(TorchDataset[Verdict]):
     def __getitems__(self, numbers: list[int]) -> list[Verdict]:
         self._read += len(numbers)
         if self._read > _ROWS_PER_MAPPING:
-            self.rows, self._read = _mapped_anew(self.rows), 0
+            self._map_anew()
         return [self._verdict(row) for row in self.rows.__getitems__(numbers)]
+
+    def _map_anew(self) -> None:
+        """Let go of the pages of the files that have been read, before the files are opened again: that touches many of them."""
+        self._read = 0
+        if self.rows.cache_files:
+            paths = pickle.dumps(self.rows)  # files travel as their paths
+            del self.rows
+            self.rows = pickle.loads(paths)
 
     def _verdict(self, row: dict[str, Any]) -> Verdict:
         key, images = row_key(row, self.encoder.fingerprint), len(row["images"])
@@ -195,14 +203,6 @@ class _Measurements(TorchDataset[Verdict]):
             return Verdict(key, 0, 0, 0, 0, images, str(error))
         except MemoryError:
             return Verdict(key, 0, 0, 0, 0, images, f"sample {row['id']!a}: {_NO_MEMORY}")
-
-
-def _mapped_anew(rows: Dataset) -> Dataset:
-    """The same rows, without the pages of their files that have been read."""
-    if not rows.cache_files:
-        return rows
-    copy: Dataset = pickle.loads(pickle.dumps(rows))  # files travel as their paths
-    return copy
 
 
 def row_key(row: dict[str, Any], fingerprint: str) -> str:
