@@ -1,7 +1,10 @@
 """A tiny student and its teacher, joined, and what both say."""
 
+from collections.abc import Iterable
+
+import torch
 from tiny_models import VOCABULARY, tiny_llava
-from torch import Tensor
+from torch import Tensor, nn
 
 from switchkd.batch import TEACHER, Batch, Inputs
 from switchkd.models import Pathway
@@ -29,3 +32,16 @@ def compared(pair: Pair, batch: Batch) -> ComparedLogits:
 def own_logits(pathway: Pathway, inputs: Inputs) -> Tensor:
     """What the pathway says about its own images."""
     return pathway.logits(pathway.say(pathway.see(inputs), inputs))
+
+
+def assert_gradient_on_exactly(parameters: Iterable[nn.Parameter], pair: Pair) -> None:
+    """That of all the pair's parameters these have a gradient, and that it is felt."""
+    expected = {id(parameter) for parameter in parameters if parameter.requires_grad}
+    assert expected
+    for name, parameter in pair.named_parameters():
+        if id(parameter) in expected:
+            assert parameter.grad is not None, name
+            # softmax does not see a constant added to every key: its bias has no effect, whatever the loss
+            assert "k_proj.bias" in name or torch.count_nonzero(parameter.grad) > 0, name
+        else:
+            assert parameter.grad is None, name
