@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-#: Plain lines are at least so far apart.
+#: Seconds between two plain lines, at least.
 SECONDS_BETWEEN_LINES = 5.0
 _T = TypeVar("_T")
 

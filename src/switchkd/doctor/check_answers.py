@@ -56,7 +56,10 @@ def answers(examined: Examined) -> Iterator[Finding]:
     yield Finding(level, "answer mask", f"{total:,} of {tokens:,} tokens ({share:.1%}) are answers and carry the loss")
     for name, _, inputs in examined.models(examined.batch()):
         problem = _wrong_targets(examined.rows, inputs)
-        detail = problem or "are the tokens that follow, on answers only: in every sample that was looked at"
+        detail = (
+            problem
+            or "each label is the token that follows, and only answers have labels, in every sample that was examined"
+        )
         yield Finding("failed" if problem else "ok", f"{name}'s targets", detail)
     yield from _learned_text(examined)
 

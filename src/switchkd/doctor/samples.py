@@ -17,7 +17,7 @@ from switchkd.losses import cross_entropy
 from switchkd.models import Pathway
 from switchkd.train.stage import StageContext
 
-#: Samples that are looked at; each is encoded with its own and with other images.
+#: How many samples the doctor examines; each is encoded with its own and with other images.
 SAMPLES = 8
 #: Where samples with images are looked for.
 SEARCHED = 1024

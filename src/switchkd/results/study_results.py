@@ -147,9 +147,9 @@ class StudyResults:
             ValueError: naming the file and what is wrong with it.
         """
         study = build(cls, read_json(path, "a study"), str(path), "study that this version can read")
-        named = {cell.arm for cell in study.cells} | {line.arm for line in study.table}
-        named |= {study.baseline, *study.baselines.values()}
-        if unknown := sorted(named - set(study.arms)):
+        mentioned = {cell.arm for cell in study.cells} | {line.arm for line in study.table}
+        mentioned |= {study.baseline, *study.baselines.values()}
+        if unknown := sorted(mentioned - set(study.arms)):
             raise ValueError(f"{path}: holds no study that this version can read: {unknown[0]} is not among its arms")
         return study
 
