@@ -9,12 +9,14 @@ CONSTRAINTS ?= -c constraints.txt
 env: .venv/installed
 
 # torch first and by itself: asked for together with its dependants, pip may choose a build of several gigabytes
-.venv/installed: pyproject.toml constraints.txt
+.venv/installed: pyproject.toml constraints.txt tests/lib/torchvision_operators.py
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"switchkd needs Python 3.11 or newer, and $(PYTHON) is {v[0]}.{v[1]}: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) torch
 	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) --editable ".[dev]"
 	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) --no-deps lmms-eval  # it names a hundred packages that scoring does not need
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) --no-deps torchvision num2words  # processors ask for them; torchvision's torch is another build
+	$(BIN)/python tests/lib/torchvision_operators.py
 	touch $@
 
 demo: env
