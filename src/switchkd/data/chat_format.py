@@ -8,8 +8,10 @@ breaks. (SentencePiece tokenizers may put their word-start mark at such a break.
 
 import logging
 import re
+from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import compress
 from typing import Any
 
 from jinja2 import TemplateError
@@ -46,6 +48,8 @@ class Tokens:
     is_answer: list[bool]
     covers: list[AnswerToken | None]
     images_end: int = 0
+    #: What the tokenizer does not know, in the order of the text.
+    unknown: tuple[str, ...] = ()
 
 
 class ChatFormat:
@@ -76,6 +80,8 @@ class ChatFormat:
         special |= {image_token: image_ids[0], self._visual_token: self.image_token_id}
         #: Ids that typed text must never become.
         self._special_ids = set(special.values())
+        #: What stands for characters that the tokenizer does not know: that is text, although the token counts as a special one.
+        self._unknown_id: int | None = tokenizer.unk_token_id
         self._special = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
         begins = tokenizer("").input_ids[:1]
         self._bos_ids: list[int] = begins if begins == [tokenizer.bos_token_id] else []
@@ -85,15 +91,19 @@ class ChatFormat:
     ) -> Tokens:
         """Render canonical `messages`, put one of `placeholders` (what the processor writes for it) for each image, tokenise.
 
-        The token that closes an answer counts as part of it, whether or not it stands inside the generation block.
+        The token that closes an answer counts as part of it, whether or not it stands inside the generation block. An answer whose message
+        has `learned` false is no answer, and neither is a token that stands for unknown characters.
         Raises `DataError` if the template does not mark and close the answers; `SampleError` if image or special
         tokens come out in another number than the template wrote.
         """
         broken, mark = _break_typed(messages, self._special)
         text, spans = self._render(broken, generation_prompt)
         answers = ["".join(part["text"] for part in m["content"]) for m in broken if m["role"] == "assistant"]
+        thinks = ["reasoning_content" in message for message in broken if message["role"] == "assistant"]
+        if True in thinks:
+            self._check_reasoning(text, broken, generation_prompt)
         if not generation_prompt:
-            self._check_spans(text, spans, answers)
+            self._check_spans(text, spans, answers, thinks)
         text, spans, images_end = _expand(text, spans, self.image_token, placeholders)
         prefix = [] if text.startswith(self.tokenizer.bos_token or "\0") else self._bos_ids
         input_ids, offsets = list(prefix), [(0, 0) for _ in prefix]
@@ -103,22 +113,46 @@ class ChatFormat:
             input_ids += encoded.input_ids
             offsets += [(begin + start, begin + end) for start, end in encoded.offset_mapping]
             begin += len(run) + len(mark)
-        written = len(prefix) + sum(len(self._special.findall(run)) for run in text.split(mark))
-        special_found = sum(token in self._special_ids for token in input_ids)
-        image_tokens = sum(placeholder.count(self._visual_token) for placeholder in placeholders)
-        images_found = input_ids.count(self.image_token_id)
-        if special_found != written or images_found != image_tokens:
-            raise SampleError(
-                f"{images_found} image tokens where the images need {image_tokens}, {special_found} special tokens where the "
-                f"template wrote {written}: the tokenizer reads some of the text as special tokens"
-            )
-        is_answer = _answer_mask(input_ids, offsets, spans, self._special_ids - {self.image_token_id})
+        is_unknown = [
+            index == self._unknown_id and text[start:end].strip() != self.tokenizer.unk_token and start < end
+            for index, (start, end) in zip(input_ids, offsets, strict=True)
+        ]
+        self._check_special(text.split(mark), prefix, input_ids, is_unknown)
+        closes = [
+            index in self._special_ids and index != self.image_token_id and not unknown
+            for index, unknown in zip(input_ids, is_unknown, strict=True)
+        ]
+        learned = [message.get("learned") is not False for message in messages if message["role"] == "assistant"]
+        kept = list(compress(spans, learned)) if len(spans) == len(learned) else spans
+        is_answer = [
+            answer and not unknown
+            for answer, unknown in zip(_answer_mask(offsets, kept, closes), is_unknown, strict=True)
+        ]
         covers: list[AnswerToken | None] = [None] * len(input_ids)
         if not generation_prompt:
-            closes = [index in self._special_ids for index in input_ids]
             covers = _covers(text, mark, spans, answers, offsets, is_answer, closes)
         before_end = [index for index, (start, _) in enumerate(offsets, start=1) if start < images_end]
-        return Tokens(input_ids, is_answer, covers, images_end=before_end[-1] if images_end else 0)
+        unknown = tuple(text[slice(*offset)].strip() for offset in compress(offsets, is_unknown))
+        return Tokens(input_ids, is_answer, covers, before_end[-1] if images_end else 0, unknown)
+
+    def _check_special(self, runs: list[str], prefix: list[int], input_ids: list[int], is_unknown: list[bool]) -> None:
+        """The special tokens must be those that the template wrote. Raises `SampleError` naming those that are not."""
+        names = [name for run in runs for name in self._special.findall(run)]
+        written = Counter([*prefix, *self.tokenizer.convert_tokens_to_ids(names)])
+        known = (index for index, unknown in zip(input_ids, is_unknown, strict=True) if not unknown)
+        found = Counter(index for index in known if index in self._special_ids)
+        if found != written:
+            differ = sorted(index for index in found.keys() | written.keys() if found[index] != written[index])
+            listed = ", ".join(
+                f"{found[index]} {self.tokenizer.convert_ids_to_tokens(index)!a} where {written[index]} are written"
+                for index in differ
+            )
+            raise SampleError(f"the tokenizer reads some of the text as special tokens: {listed}")
+        if True in is_unknown and self._unknown_id in written:
+            raise SampleError(
+                f"its tokenizer reads characters that it does not know as {self.tokenizer.unk_token}, which the chat template writes too: "
+                "give the tokenizer an unknown token of its own"
+            )
 
     @property
     def closing_id(self) -> int:
@@ -142,14 +176,25 @@ class ChatFormat:
         texts, spans = rendered
         return texts[0], spans[0] if spans else []
 
-    def _check_spans(self, text: str, spans: Spans, answers: list[str]) -> None:
-        """The template must have marked each assistant turn, in order, and nothing else."""
+    def _check_reasoning(self, text: str, messages: list[dict[str, Any]], generation_prompt: bool) -> None:
+        """The template must write the reasoning of the last turn that has some; it may leave out what earlier turns thought."""
+        last = [message["reasoning_content"] for message in messages if "reasoning_content" in message][-1].strip()
+        without = [{name: message[name] for name in ("role", "content")} for message in messages]
+        if text.count(last) == self._render(without, generation_prompt)[0].count(last):
+            raise SampleError(
+                "its answers have `reasoning_content`, which the chat template does not show, so it would be lost: choose a checkpoint "
+                "whose template writes it, write it into the answers, or leave it out"
+            )
+
+    def _check_spans(self, text: str, spans: Spans, answers: list[str], thinks: list[bool]) -> None:
+        """The template must have marked each assistant turn, in order, and nothing else; reasoning stands before the answer."""
         if answers and not spans:
             raise DataError("the chat template marks no answers: it needs {% generation %} blocks")
         if len(spans) != len(answers):
             raise DataError(f"the chat template marks {len(spans)} answers where the conversation has {len(answers)}")
-        for (start, end), answer in zip(spans, answers, strict=True):
-            if self._special.sub("", text[start:end]).strip() != answer.strip():
+        for (start, end), answer, with_reasoning in zip(spans, answers, thinks, strict=True):
+            marked = self._special.sub("", text[start:end]).strip()
+            if marked != answer.strip() and not (with_reasoning and marked.endswith(answer.strip())):
                 raise DataError(f"the chat template marks {text[start:end]!r} where the answer is {answer!r}")
 
 
@@ -197,9 +242,14 @@ def _warn_once(message: str) -> None:
 def _break_typed(messages: list[dict[str, Any]], special: re.Pattern[str]) -> tuple[list[dict[str, Any]], str]:
     """The messages with every typed special token broken after its first character, and the character that breaks."""
     texts = "".join(part["text"] or "" for message in messages for part in message["content"])
+    texts += "".join(message.get("reasoning") or "" for message in messages)
     mark = next((character for character in _BREAKS if character not in texts), None)
     if mark is None:
         raise SampleError("the text holds all of U+FDD0 to U+FDEF, which are not characters")
+
+    def split(text: str) -> str:
+        return special.sub(lambda match: match[0][0] + mark + match[0][1:], text)
+
     broken = []
     for message in messages:
         content: list[dict[str, str]] = []
@@ -214,8 +264,10 @@ def _break_typed(messages: list[dict[str, Any]], special: re.Pattern[str]) -> tu
                 content.append({"type": "text", "text": part["text"]})
         for part in content:
             if part["type"] == "text":
-                part["text"] = special.sub(lambda match: match[0][0] + mark + match[0][1:], part["text"])
+                part["text"] = split(part["text"])
         broken.append({"role": message["role"], "content": content})
+        if message.get("reasoning"):
+            broken[-1]["reasoning_content"] = split(message["reasoning"])
     return broken, mark
 
 
@@ -234,21 +286,26 @@ def _expand(text: str, spans: Spans, image_token: str, placeholders: list[str]) 
     return expanded, [(moved(start), moved(end)) for start, end in spans], moved(ends[-1]) if ends else 0
 
 
-def _answer_mask(input_ids: list[int], offsets: Spans, spans: Spans, closing_ids: set[int]) -> list[bool]:
+def _answer_mask(offsets: Spans, spans: Spans, closes: list[bool]) -> list[bool]:
     """Tokens that overlap an answer's span, and the special token that closes it."""
-    mask = [False] * len(input_ids)
+    mask = [False] * len(offsets)
+    begin = 0
     for start, end in spans:
-        # Tokenizers that trim offsets give a token of spaces no width: it lies where it ends.
-        inside = [
-            index
-            for index, (first, last) in enumerate(offsets)
-            if (first < end and last > start if first < last else start < last <= end)
-        ]
+        while begin < len(offsets) and offsets[begin][1] < start:  # both go forward through the text
+            begin += 1
+        inside = []
+        for index in range(begin, len(offsets)):
+            first, last = offsets[index]
+            if first > end:
+                break
+            # Tokenizers that trim offsets give a token of spaces no width: it lies where it ends.
+            if first < end and last > start if first < last else start < last <= end:
+                inside.append(index)
         if not inside:
             continue
         following = inside[-1] + 1
-        if not any(input_ids[index] in closing_ids for index in inside):
-            if following == len(input_ids) or input_ids[following] not in closing_ids:
+        if not any(closes[index] for index in inside):
+            if following == len(offsets) or not closes[following]:
                 raise DataError("the chat template does not close answers with a special token (eos or end-of-turn)")
             inside.append(following)
         for index in inside:
@@ -267,13 +324,15 @@ def _covers(
 ) -> list[AnswerToken | None]:
     """For each token what it covers of its answer; nothing where a template writes special tokens inside an answer."""
     covers: list[AnswerToken | None] = [None] * len(offsets)
+    index = 0
     ends = [*(start for start, _ in spans[1:]), len(text) + 1][: len(spans)]
-    for number, ((start, _), end, answer) in enumerate(zip(spans, ends, answers, strict=True)):
-        begin = text.find(answer.strip(), start, end)
+    for number, ((start, own_end), end, answer) in enumerate(zip(spans, ends, answers, strict=True)):
+        begin = text.rfind(answer.strip(), start, own_end)  # reasoning before it may hold it too
         if begin < 0:
             continue
         place = {"answer": number, "begin": begin, "end": begin + len(answer.strip())}
-        for index, offset in enumerate(offsets):
-            if is_answer[index] and start <= offset[0] < end:
-                covers[index] = locate(text, offset, mark=mark, closes=closes[index], **place)
+        while index < len(offsets) and offsets[index][0] < end:  # both go forward through the text
+            if is_answer[index] and start <= offsets[index][0]:
+                covers[index] = locate(text, offsets[index], mark=mark, closes=closes[index], **place)
+            index += 1
     return covers

@@ -1,5 +1,6 @@
 """What one model reads: canonical rows -> encoded samples -> tensors, padded right for training and left for generation."""
 
+import logging
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -17,8 +18,16 @@ from switchkd.data.fingerprint import processor_fingerprint
 from switchkd.data.images import MAX_PIXELS, open_image
 from switchkd.models.families import family_of_processor
 
+logger = logging.getLogger(__name__)
+
+#: A text of so many characters is tokenised in any case, and cut.
+_HARMLESS_CHARACTERS = 10_000
 #: What a processor makes of text; all else that it makes is the images'.
 _TEXT = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels")
+
+
+#: The first word that was warned of: in a script that a tokenizer lacks, every sample has new ones.
+_named_unknown: list[str] = []
 
 
 @dataclass(frozen=True)
@@ -71,8 +80,11 @@ class Reader:
             SampleError: naming the row, if it cannot be used.
         """
         try:
-            if any(not _text(message).strip() for message in row["messages"] if message["role"] == "assistant"):
+            answers = [message for message in row["messages"] if message["role"] == "assistant"]
+            if any(not _text(message).strip() for message in answers):
                 raise SampleError("has an empty answer")
+            if answers and all(message.get("learned") is False for message in answers):
+                raise SampleError("has no answer token: all its answers are marked as not to be learned")
             tokens, images = self._read(row)
             return self._cut(tokens, images)
         except DataError as error:
@@ -111,6 +123,7 @@ class Reader:
         """Open a row's images, process them, and tokenise its messages around what the processor writes for them."""
         if row.get("problem"):
             raise SampleError(row["problem"])
+        self._check_size(row["messages"])
         pictures = [open_image(image, max_pixels=self.max_pixels) for image in row["images"]]
         placeholders: list[str] = []
         images: Media = {}
@@ -129,7 +142,41 @@ class Reader:
             placeholders = [place["replacement"] for place in processed["text_replacement_offsets"][0]]
             images = {name: made for name, made in processed.items() if isinstance(made, Tensor) and name not in _TEXT}
         tokens = self.format.tokenize(row["messages"], placeholders, generation_prompt=generation_prompt)
+        if tokens.unknown:
+            self._name_unknown(tokens)
         return tokens, images
+
+    def _name_unknown(self, tokens: Tokens) -> None:
+        """Say which word the tokenizer does not know: once, and in an error where all that is learned is the end of an answer."""
+        special = self.format.tokenizer.unk_token
+        answers = {token for token, is_answer in zip(tokens.input_ids, tokens.is_answer, strict=True) if is_answer}
+        if answers and answers <= {self.format.closing_id}:
+            raise SampleError(
+                f"the tokenizer does not know {', '.join(map(ascii, dict.fromkeys(tokens.unknown)))[:200]}, and its answers hold "
+                "nothing else that can be learned"
+            )
+        if not _named_unknown:
+            _named_unknown.append(tokens.unknown[0])
+            logger.warning(
+                "the tokenizer does not know %a: models read %s in its place, and in answers it is not learned (said of the first "
+                "such word)",
+                tokens.unknown[0],
+                special,
+            )
+
+    @cached_property
+    def _most_characters(self) -> int:
+        """More of them are more than `max_length` tokens, whatever they say: each token has a longest one's characters and a space."""
+        return self.max_length * (1 + max(map(len, self.format.tokenizer.get_vocab())))
+
+    def _check_size(self, messages: list[dict[str, Any]]) -> None:
+        """Refuse a text that is far too long before it is rendered and tokenised, which takes a hundred times its memory."""
+        characters = sum(len(_text(message)) + len(message.get("reasoning") or "") for message in messages)
+        if characters > _HARMLESS_CHARACTERS and characters > self._most_characters:
+            raise SampleError(
+                f"has {characters:,} characters of text, and {self.max_length:,} tokens (max_length) are at most "
+                f"{self._most_characters:,}; shorten it or raise max_length"
+            )
 
     def _cut(self, tokens: Tokens, images: Media) -> Encoded:
         """Apply `max_length`: at the end only, never inside or before an image."""
