@@ -86,6 +86,15 @@ class Batch(NamedTuple):
         """The same in memory that a GPU copies from without waiting."""
         return self._with(Tensor.pin_memory)
 
+    def without_answers(self) -> "Batch":
+        """The same to read, and nothing of it to learn from: its loss is 0."""
+        student = _unanswered(self.student)
+        readers = {
+            name: student if reader is self.student else _unanswered(reader) for name, reader in self.readers.items()
+        }
+        shared = {name: Aligned(None, None, aligned.targets[:0]) for name, aligned in self.shared.items()}
+        return self._replace(student=student, readers=readers, shared=shared)
+
     def _with(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         student = _mapped(self.student, change)
         readers = {
@@ -98,6 +107,10 @@ class Batch(NamedTuple):
 def sample_id(key: str) -> str:
     """The id of the sample that a key belongs to, of a batch or of an index."""
     return key.rpartition("@")[0]
+
+
+def _unanswered(inputs: Inputs) -> Inputs:
+    return inputs._replace(predicts=inputs.predicts[:0], targets=inputs.targets[:0], sample=inputs.sample[:0])
 
 
 def _mapped(tree: _Tree, change: Callable[[Tensor], Tensor]) -> _Tree:

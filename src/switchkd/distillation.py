@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from accelerate import PartialState
-
 from switchkd.doctor import examine_stage
 from switchkd.evaluate import evaluate_model
+from switchkd.processes import processes
 from switchkd.recipe.schema import Recipe
 from switchkd.train.model_card import add_results
 from switchkd.train.run import claim, save_result, train_stage
@@ -32,12 +31,12 @@ def distill(recipe: Recipe, *, resume: bool = True) -> Path:
     for stage, folder, rows in indexed:
         context = open_stage(run, stage, folder, rows)
         findings = examine_stage(context)
-        if PartialState().is_main_process:
+        if processes().is_main_process:
             findings.print()
         findings.raise_if_failed()
         train_stage(context)
     student = save_result(context, output)
-    if recipe.evaluate and PartialState().is_main_process:
+    if recipe.evaluate and processes().is_main_process:
         settings = recipe.evaluate
         results = evaluate_model(
             student,

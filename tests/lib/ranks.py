@@ -12,7 +12,6 @@ def run_on_two_ranks(script: str, *arguments: object) -> None:
         **os.environ,
         "PYTHONPATH": os.pathsep.join(sys.path),
         "OMP_NUM_THREADS": "1",
-        "ACCELERATE_USE_CPU": "true",
     }
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += [str(Path(__file__).with_name(script)), *map(str, arguments)]

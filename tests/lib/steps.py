@@ -1,4 +1,6 @@
-"""A few training steps on tiny models, in this process or on several ranks: `torchrun … steps.py OUT BATCH ACCUMULATION [METHOD]`."""
+"""A few training steps on tiny models, in this process or on several ranks: `torchrun … steps.py OUT BATCH ACCUMULATION [METHOD]`.
+
+METHOD `uneven`: see `UNEVEN`."""
 
 import json
 import sys
@@ -15,6 +17,15 @@ from switchkd.pairing import Pair
 from switchkd.train.run import MetricsFile
 from switchkd.train.step import DistillationStep
 from switchkd.train.trainer import DistillationTrainer
+
+#: Two epochs of rows that do not fill the last step, of which few have an image, and an optimizer with a memory.
+UNEVEN = {"steps": -1, "num_train_epochs": 2.0, "optim": "adamw_torch", "weight_decay": 0.1, "learning_rate": 1e-3}
+
+
+def uneven_rows() -> list[dict]:
+    """Ten rows; only the first one has an image."""
+    made = rows(36)
+    return [made[0], *(row for row in made if row["pixels"] is None)]
 
 
 def rows(count: int = 16) -> list[dict]:
@@ -108,8 +119,9 @@ def make_trainer(
 def train(output: Path, batch_size: int, accumulation: int, name: str | None = None) -> None:
     """Train with the method of that name, and leave metrics and weights of the student and of what is learned beside it in `output`."""
     output.mkdir(parents=True, exist_ok=True)
-    method = METHODS[name]() if name else None
-    trainer = make_trainer(output, batch_size=batch_size, accumulation=accumulation, method=method)
+    method = METHODS[name]() if name in METHODS else None
+    settings = UNEVEN | {"data": uneven_rows()} if name == "uneven" else {}
+    trainer = make_trainer(output, batch_size=batch_size, accumulation=accumulation, method=method, **settings)
     trainer.train()
     if trainer.is_world_process_zero():
         torch.save(trainer.pair.student.state_dict(), output / "student.pt")

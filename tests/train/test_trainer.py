@@ -10,12 +10,13 @@ import torch
 from cases import open_tiny
 from ranks import run_on_two_ranks
 from safetensors.torch import load_file
-from steps import collate, make_trainer, read_metrics, rows, train
+from steps import UNEVEN, collate, make_trainer, read_metrics, rows, train, uneven_rows
 from tiny_models import tiny_llava
+from transformers import TrainerCallback
 
 from switchkd.batch import TEACHER
 from switchkd.losses import cross_entropy, dbild
-from switchkd.methods import SFT, AlignKD, SwitchKD
+from switchkd.methods import METHODS, SFT, AlignKD, SwitchKD
 from switchkd.models import Pathway
 from switchkd.signals import TokenTerm
 from switchkd.train import checkpoint, lora
@@ -58,6 +59,48 @@ def test_two_processes_are_the_same_step(whole, tmp_path, batch_size, accumulati
     """Rows alone in a batch are without an image now and then, while those of the other rank have one."""
     run_on_two_ranks("steps.py", tmp_path, batch_size, accumulation)
     assert_same_run(whole, tmp_path)
+
+
+def test_two_processes_learn_every_row_once_and_leave_alone_what_no_row_uses(tmp_path):
+    """Ten rows in steps of four: in the last one a rank has no row. In steps without an image, vision has no gradient and stays."""
+    trainer = make_trainer(tmp_path / "one", data=uneven_rows(), **UNEVEN)
+    seen = SeenImages(trainer.pair.student)
+    trainer.add_callback(seen)
+    trainer.train()
+    assert len(seen.steps) == 6
+    assert sum(seen.steps) == 2  # one in each epoch
+    run_on_two_ranks("steps.py", tmp_path / "two", 2, 1, "uneven")
+    assert_same_log(tmp_path / "one", tmp_path / "two", ("loss", "ce", "align", "switch"))
+    one, two = trainer.pair.student.state_dict(), torch.load(tmp_path / "two" / "student.pt")
+    assert max((one[name] - two[name]).abs().max() for name in one) < 1e-9
+
+
+class SeenImages(TrainerCallback):
+    """Notes of every step whether the vision encoder has a gradient."""
+
+    def __init__(self, student):
+        self.parameters = [p for p in student.part_parameters("vision").values() if p.requires_grad]
+        self.steps = []
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        self.steps.append(self.parameters[0].grad is not None)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("loss", ["fused", "plain"])
+def test_a_batch_without_answers_has_no_loss(tmp_path, name, loss):
+    """That of a rank for which no row is left: every parameter still has a gradient, of zero."""
+    trainer = make_trainer(tmp_path, method=METHODS[name](), loss=loss)
+    batch = collate(rows(2))
+    sums = trainer.step(batch.without_answers())
+    assert sums.loss == 0
+    assert sums.answers == 0
+    sums.loss.backward()
+    learning = [p for p in trainer.step.parameters() if p.requires_grad]
+    assert sum(p.grad is not None for p in learning) == len(learning)
+    assert not any(p.grad.any() for p in learning)
+    full = trainer.step(batch)
+    assert full.answers == len(batch.student.targets) > 0
 
 
 def test_two_processes_learn_the_same_maps(tmp_path):
@@ -131,7 +174,7 @@ def fresh_student(seed):
     return student
 
 
-class StopAt(__import__("transformers").TrainerCallback):
+class StopAt(TrainerCallback):
     """Ends training after a step, without a checkpoint of it."""
 
     def __init__(self, step):

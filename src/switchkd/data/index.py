@@ -14,13 +14,13 @@ from typing import NamedTuple
 
 import pyarrow.compute as pc
 import torch.distributed as dist
-from accelerate import PartialState
 from datasets import Dataset, concatenate_datasets
 
 from switchkd.batch import sample_id
 from switchkd.data.errors import DataError
 from switchkd.data.verdicts import Encoder, Measured, open_verdicts
 from switchkd.files import write_together
+from switchkd.processes import processes
 
 __all__ = ["BadRow", "Encoder", "Measured", "RowIndex", "TruncatedRow", "build_index"]
 
@@ -124,7 +124,7 @@ def _truncated_rows(verdicts: Dataset) -> tuple[TruncatedRow, ...]:
 @contextmanager
 def _local_main_first() -> Iterator[bool]:
     """The main process of each node goes in first, and is told so; the others follow when it has left, however long that takes."""
-    state = PartialState()
+    state = processes()
     if state.num_processes == 1:
         yield True
         return

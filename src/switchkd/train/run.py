@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from accelerate import PartialState
 from transformers import (
     PrinterCallback,
     ProgressCallback,
@@ -20,6 +19,7 @@ from transformers import (
 
 from switchkd.files import replace_folder
 from switchkd.models.layers import compile_layers
+from switchkd.processes import processes
 from switchkd.recipe.schema import Recipe, load_recipe, recipe_to_dict, save_recipe
 from switchkd.train import checkpoint
 from switchkd.train.model_card import model_card
@@ -125,7 +125,7 @@ def arguments(context: StageContext) -> TrainingArguments:
         logging_nan_inf_filter=False,
         train_sampling_strategy="group_by_length" if train.group_by_length else "random",
         ddp_find_unused_parameters=False,  # every rank runs every part, on a blank image where it has none (models/pathway.py)
-        use_cpu=PartialState().device.type == "cpu",  # without it the Trainer refuses bf16 there
+        use_cpu=processes().device.type == "cpu",  # without it the Trainer refuses bf16 there
         dataloader_pin_memory=context.pair.student.model.device.type == "cuda",
         **values,
     )
@@ -134,7 +134,7 @@ def arguments(context: StageContext) -> TrainingArguments:
 def save_result(context: StageContext, output: Path) -> Path:
     """Write the finished student to `<output>/student`, complete or not at all."""
     target = output / STUDENT
-    state = PartialState()
+    state = processes()
     if state.is_main_process:
         newest = checkpoint.latest(context.directory)
         assert newest is not None, "a finished stage has a checkpoint"

@@ -1,9 +1,12 @@
-"""Batches of rows of about one length, so that little of them is padding."""
+"""Which rows make a batch: rows of about one length, so that little is padding; on several ranks as many batches for each."""
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
-from torch.utils.data import Sampler
+from torch.utils.data import Dataset, Sampler
+
+from switchkd.batch import Batch
 
 #: Batches that are drawn together and sorted by length: enough to choose from, few enough to stay random.
 POOL = 50
@@ -43,3 +46,59 @@ class LengthGroupedSampler(Sampler[int]):
         order = [i for i in torch.randperm(len(batches), generator=generator).tolist() if i != longest]
         in_order = [batches[i] for i in [longest, *order]] if batches else []
         yield from torch.cat([*in_order, *last]).tolist()
+
+
+class Filler(NamedTuple):
+    """A place in a batch that no row is left for, and the row that is read there if the whole batch is such places."""
+
+    row: Any
+
+
+class FilledUp(Dataset[Any]):
+    """Rows, and as many fillers behind them as make them a multiple of the rows that all ranks take together.
+
+    Every rank has equally many batches then, and no row is learned twice where the last ones do not fill them all.
+    """
+
+    def __init__(self, rows: Any, multiple: int) -> None:
+        self.rows = rows
+        self.fillers = -len(rows) % multiple
+
+    def __len__(self) -> int:
+        return len(self.rows) + self.fillers
+
+    def __getitem__(self, index: int) -> Any:
+        """The row, or a filler."""
+        return self.rows[index] if index < len(self.rows) else Filler(self.rows[0])
+
+
+class FillersLast(Sampler[int]):
+    """The order of another sampler, and the fillers of its rows behind it."""
+
+    def __init__(self, sampler: Sampler[int], filled: FilledUp) -> None:
+        self.sampler = sampler
+        self.filled = filled
+
+    def __len__(self) -> int:
+        return len(self.filled)
+
+    def __iter__(self) -> Iterator[int]:
+        yield from self.sampler
+        yield from range(len(self.filled.rows), len(self.filled))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Of the other sampler, where its order depends on it."""
+        if hasattr(self.sampler, "set_epoch"):
+            self.sampler.set_epoch(epoch)
+
+
+class WithoutFillers:
+    """Collates the rows of a batch; one of fillers alone becomes a batch to read and not to learn from, for all ranks must run."""
+
+    def __init__(self, collate: Callable[[list[Any]], Batch]) -> None:
+        self.collate = collate
+
+    def __call__(self, places: list[Any]) -> Batch:
+        """The batch of these places."""
+        rows = [place for place in places if not isinstance(place, Filler)]
+        return self.collate(rows) if rows else self.collate([places[0].row]).without_answers()

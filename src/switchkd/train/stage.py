@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from datasets import Dataset
 from torch import nn
 from transformers import AutoConfig, AutoProcessor, ProcessorMixin, set_seed
@@ -27,6 +26,7 @@ from switchkd.pairing.compatibility import raise_if_incompatible
 from switchkd.pairing.pair_report import PairReport, compare_models
 from switchkd.pairing.reading import OwnInputs, SameInputs
 from switchkd.pairing.vocabulary import Ids
+from switchkd.processes import processes
 from switchkd.recipe.schema import Recipe, ResolvedStage
 from switchkd.train import lora
 from switchkd.train.parts import freeze
@@ -95,7 +95,7 @@ def open_run(recipe: Recipe) -> RunContext:
     _check_attention(recipe)
     set_seed(recipe.train.seed)
     processor = AutoProcessor.from_pretrained(recipe.student.path, trust_remote_code=False)
-    device = PartialState().device
+    device = processes().device
     mixed = "bfloat16" if recipe.train.bf16 else "float16" if recipe.train.fp16 else None
     student = load_pathway(
         recipe.student.path,
@@ -207,7 +207,7 @@ def index_rows(run: RunContext, stage: ResolvedStage, directory: Path) -> Datase
         rows,
         run.collator(stage.method),
         max_bad_fraction=recipe.data.max_bad_fraction,
-        report_path=directory / "rows.json" if PartialState().is_main_process else None,
+        report_path=directory / "rows.json" if processes().is_main_process else None,
     )
     if isinstance(run.teacher_reading, OwnInputs) and "teacher" in stage.method.needs:
         check_aligned(index.rows, recipe.pair.min_aligned)
@@ -280,5 +280,5 @@ def total_steps(context: StageContext) -> int:
     stage = context.stage
     if stage.max_steps > 0:
         return stage.max_steps
-    per_step: int = stage.per_device_train_batch_size * stage.gradient_accumulation_steps * PartialState().num_processes
+    per_step: int = stage.per_device_train_batch_size * stage.gradient_accumulation_steps * processes().num_processes
     return math.ceil(stage.num_train_epochs * math.ceil(len(context.rows) / per_step))

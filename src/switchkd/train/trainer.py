@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from accelerate.data_loader import SeedableRandomSampler
 from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import ProcessorMixin, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -14,7 +15,7 @@ from switchkd.batch import Batch, sample_id
 from switchkd.losses import SummedLoss
 from switchkd.train import checkpoint
 from switchkd.train.parts import set_rates
-from switchkd.train.sampler import LengthGroupedSampler
+from switchkd.train.sampler import FilledUp, FillersLast, LengthGroupedSampler, WithoutFillers
 from switchkd.train.step import DistillationStep
 
 _log = logging.getLogger(__name__)
@@ -46,6 +47,10 @@ class DistillationTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         callbacks = [StopOnNonFiniteGradient(), *kwargs.pop("callbacks", [])]
+        self._rows = kwargs["train_dataset"]
+        if args.world_size > 1:
+            kwargs["train_dataset"] = FilledUp(self._rows, args.per_device_train_batch_size * args.world_size)
+            kwargs["data_collator"] = WithoutFillers(kwargs["data_collator"])
         super().__init__(model=step, args=args, callbacks=callbacks, **kwargs)
         self.step = step
         self.pair = step.pair
@@ -56,6 +61,8 @@ class DistillationTrainer(Trainer):
         self._staging: str | None = None
         self._sums: dict[str, Tensor] = {}
         self._told = False
+        #: Whether a sample of the global batch has an image.
+        self._has_images = True
         #: The names of the method's terms, from the first batch on.
         self.terms: list[str] = []
 
@@ -97,11 +104,28 @@ class DistillationTrainer(Trainer):
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> Tensor | int:
         """The answer tokens of the global batch: of all ranks and all accumulation steps."""
-        count = sum(len(batch.student.targets) for batch in batch_samples)
-        if self.accelerator.num_processes == 1:
-            return count
-        total: Tensor = self.accelerator.reduce(torch.tensor(count, device=device), reduction="sum")
-        return total
+        learned = [batch.student for batch in batch_samples if len(batch.student.targets)]
+        count = sum(len(inputs.targets) for inputs in learned)
+        images = sum(inputs.images is not None for inputs in learned)
+        if self.accelerator.num_processes > 1:
+            both = self.accelerator.reduce(torch.tensor([count, images], device=device), reduction="sum")
+            count, images = both.tolist()
+        self._has_images = images > 0
+        return count
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """One micro-batch, forward and backward.
+
+        Where no sample of the global batch has an image, ranks still ran a blank one (models/pathway.py) and the vision encoder has a
+        gradient of zero: taken away, or momentum and weight decay would move what a single process leaves alone.
+        """
+        loss = super().training_step(*args, **kwargs)
+        if self.accelerator.sync_gradients and not self._has_images:
+            bridge = [] if self.pair.bridge is None else list(self.pair.bridge.parameters())
+            parts = [self.pair.student.part_parameters(name).values() for name in ("vision", "projector")]
+            for parameter in [*parts[0], *parts[1], *bridge]:
+                parameter.grad = None
+        return loss
 
     def _prepare_inputs(self, inputs: Batch) -> Batch:  # type: ignore[override]
         return inputs.to(self.args.device, non_blocking=True)
@@ -167,15 +191,18 @@ class DistillationTrainer(Trainer):
     # ---- rows
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
-        if self.args.train_sampling_strategy != "group_by_length":
-            return super()._get_train_sampler(train_dataset)
-        rows = self.train_dataset if train_dataset is None else train_dataset
-        return LengthGroupedSampler(
-            rows["length"],  # type: ignore[index]  # the index has it
-            self.args.per_device_train_batch_size * self.args.world_size,
-            seed=self.args.seed,
-            epoch=lambda: int(self.state.epoch or 0),
-        )
+        rows, sampler = self._rows, None
+        if self.args.train_sampling_strategy == "group_by_length":
+            sampler = LengthGroupedSampler(
+                rows["length"],  # the index has it
+                self.args.per_device_train_batch_size * self.args.world_size,
+                seed=self.args.seed,
+                epoch=lambda: int(self.state.epoch or 0),
+            )
+        if not isinstance(self.train_dataset, FilledUp):
+            return sampler or super()._get_train_sampler(train_dataset)
+        # that of a single process, which accelerate does not see behind another
+        return FillersLast(sampler or SeedableRandomSampler(rows, data_seed=self.args.seed), self.train_dataset)
 
     # ---- checkpoints
 
