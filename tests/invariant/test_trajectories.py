@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from trajectories import FILE, LOSSES, METHODS, PAIRS, STEPS, same_versions, trajectory, write
+import torch
+from trajectories import FILE, LOSSES, METHODS, PAIRS, RECORDED_ON, STEPS, same_versions, trajectory, write
 
 RECORDED = json.loads(FILE.read_text())
 #: That of the normal suite; the others take minutes.
@@ -22,6 +23,11 @@ def test_every_method_was_recorded():
     assert RECORDED.keys() >= SHORT
 
 
+#: transformers normalises and rotates in float32 whatever the model's precision. Vectors of another length add in another order, and the
+#: difference grows with the steps: 9e-5 of the switch's term at step 10 under ATEN_CPU_CAPABILITY=default.
+TOLERANCE = 1e-6 if torch.backends.cpu.get_cpu_capability() == RECORDED_ON else 1e-3
+
+
 @same_versions
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in SHORT else pytest.mark.slow) for n in RECORDED])
 def test_the_trajectory_is_the_recorded_one(files, name):
@@ -33,4 +39,4 @@ def test_the_trajectory_is_the_recorded_one(files, name):
     assert steps is not None
     assert len(steps) == len(recorded) == STEPS
     for number, (now, then) in enumerate(zip(steps, recorded, strict=True), start=1):
-        assert now == pytest.approx(then, rel=1e-6), f"step {number}"
+        assert now == pytest.approx(then, rel=TOLERANCE), f"step {number}"

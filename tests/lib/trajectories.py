@@ -23,6 +23,7 @@ LOSSES = ("fused", "plain")
 STEPS = 20
 #: With other versions the tiny models begin with other weights and tokenizers.
 RECORDED_WITH = {"torch": "2.13.0", "transformers": "5.23.0", "tokenizers": "0.23.3"}
+RECORDED_ON = "AVX2"
 INSTALLED = {package: version(package).split("+")[0] for package in RECORDED_WITH}
 same_versions = pytest.mark.skipif(
     INSTALLED != RECORDED_WITH, reason=f"recorded with {RECORDED_WITH}, and {INSTALLED} are installed"
