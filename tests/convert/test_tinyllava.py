@@ -210,7 +210,7 @@ WRONG = {
     "the authors' projector by its tensors": (
         lambda f: weights(f, lambda t: t.update({"projector.peg.peg.0.weight": torch.ones(3)})), r"its connector is LDPNetV2",
     ),
-    "another model": (lambda f: edit(f, model_type="phi", connector_type=None), r"model_type 'phi' is neither 'tinyllava'"),
+    "another model": (lambda f: edit(f, model_type="phi", connector_type=None), r"is a phi, a language model that sees no images"),
     "another strategy": (lambda f: edit(f, vision_feature_select_strategy="all"), r"select_strategy is 'all'; supported: patch"),
     "tiles": (lambda f: edit(f, image_aspect_ratio="anyres"), r"image_aspect_ratio is 'anyres'; supported: square, pad"),
     "adapters": (lambda f: (f / "adapter_config.json").write_text("{}"), r"holds LoRA adapters: merge them"),

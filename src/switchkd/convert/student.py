@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoProcessor,
     AutoTokenizer,
     CLIPVisionModel,
     LlavaConfig,
@@ -29,6 +28,7 @@ from switchkd.data.chat_format import choose_format
 from switchkd.models import Pathway, load_pathway
 from switchkd.models.families import family_of
 from switchkd.models.fill import fill
+from switchkd.models.refusals import load_processor, refuse_other_forms, refuse_unreadable, refuse_without_vocabulary
 
 #: `model_type` → the vision encoder alone.
 TOWERS: dict[str, type[PreTrainedModel]] = {
@@ -88,13 +88,19 @@ def init_student(start: Start, output: Path, *, seed: int = 0) -> None:
     Raises:
         ValueError: if the parts cannot be had or joined, by name.
     """
+    if start.teacher is not None:
+        refuse_unreadable(start.teacher)
+    for part in filter(None, (start.vision, start.language)):
+        refuse_other_forms(part)
+    if start.language is not None:
+        refuse_without_vocabulary(start.language)
     teacher = None if start.teacher is None else load_pathway(start.teacher)
-    if teacher is not None and not (start.vision or start.language):
+    if start.teacher is not None and teacher is not None and not (start.vision or start.language):
         layers = {"vision": start.vision_layers, "language": start.language_layers}
         config, tensors = cut(teacher, {part: kept for part, kept in layers.items() if kept is not None})
         model = fill(type(teacher.model), config, tensors)
         model.generation_config = teacher.model.generation_config
-        processor = AutoProcessor.from_pretrained(start.teacher, trust_remote_code=False)
+        processor = load_processor(start.teacher)
     else:
         model, processor = _join(start, teacher, seed)
     with complete_or_nothing(output) as folder:
@@ -217,9 +223,7 @@ def _grow(tensors: dict[str, Tensor], config: LlavaConfig, image_token: int) -> 
 
 def _processor(start: Start, config: LlavaConfig) -> LlavaProcessor:
     """The teacher's tokenizer, template and image processor where the student's parts read the same; else those of its parts."""
-    teacher_processor: Any = (
-        None if start.teacher is None else AutoProcessor.from_pretrained(start.teacher, trust_remote_code=False)
-    )
+    teacher_processor: Any = None if start.teacher is None else load_processor(start.teacher)
     tokenizer = (
         None if start.language is None else AutoTokenizer.from_pretrained(start.language, trust_remote_code=False)
     )

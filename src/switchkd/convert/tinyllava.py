@@ -14,7 +14,6 @@ from huggingface_hub import save_torch_state_dict, snapshot_download
 from torch import Tensor
 from transformers import (
     AutoConfig,
-    AutoProcessor,
     AutoTokenizer,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -28,6 +27,7 @@ from switchkd.models import load_pathway
 from switchkd.models.families import family_of
 from switchkd.models.families.llava import VICUNA
 from switchkd.models.fill import fill
+from switchkd.models.refusals import load_processor, refuse_unusable
 
 #: TinyLLaVA's prefixes → those of `LlavaForConditionalGeneration`. Every tensor has one of them.
 PREFIXES = {
@@ -134,7 +134,7 @@ def export_tinyllava(source: Path, target: Path, *, language: str | None = None,
     """
     model = load_pathway(source).model
     config = model.config
-    processor: Any = AutoProcessor.from_pretrained(source, trust_remote_code=False)
+    processor: Any = load_processor(source)
     if (
         config.projector_hidden_act != "gelu"
         or not config.multimodal_projector_bias
@@ -194,6 +194,7 @@ def _check(config: dict[str, Any], source: Path) -> None:
             f"{source}: its connector is {connector}, which pools visual tokens (576 to 144 in the Switch-KD authors' release). {_ONLY_MLP}"
         )
     if config.get("model_type") != "tinyllava" and connector is None:
+        refuse_unusable(source)  # with a better reason, where there is one
         raise ValueError(
             f"{source}: model_type {config.get('model_type')!r} is neither 'tinyllava', to import, nor 'llava', to export"
         )

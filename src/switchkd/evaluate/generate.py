@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoProcessor, GenerationConfig, PreTrainedModel, ProcessorMixin
+from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
 
 from switchkd.console import progress
 from switchkd.data.reader import Reader
 from switchkd.models import load_pathway
+from switchkd.models.refusals import load_processor
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ def load(path: str | Path) -> tuple[PreTrainedModel, ProcessorMixin]:
     if not Path(path).is_dir() and str(path).count("/") != 1:
         raise ValueError(f"{path}: no such folder, and not a name on the Hugging Face hub (OWNER/NAME)")
     model: Any = load_pathway(path).model  # Any: the hints of `to` are wrong
-    processor = AutoProcessor.from_pretrained(str(path), trust_remote_code=False)
+    processor = load_processor(path)
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
 
 

@@ -15,6 +15,7 @@ from switchkd.batch import Inputs, Media
 from switchkd.models.families import family_of
 from switchkd.models.families.family import Features
 from switchkd.models.quantize import Quantization, bits_and_bytes, keep_gradients
+from switchkd.models.refusals import check_loaded, refuse_other_tensors, refuse_unusable
 from switchkd.signals import Head, Sizes
 
 
@@ -192,8 +193,8 @@ def load_pathway(
         device: where the weights go; the CPU if not given.
 
     Raises:
-        ValueError: if the checkpoint lacks weights of its architecture, which transformers would draw at random, or its family is not
-            supported, or the attention asked for is not installed.
+        ValueError: if the checkpoint is of a kind that cannot be used, lacks weights of its architecture, which transformers would draw
+            at random, or its family is not supported, or the attention asked for is not installed.
     """
     if attn_implementation == "flash_attention_2" and not is_flash_attn_2_available():
         raise ValueError(
@@ -202,8 +203,10 @@ def load_pathway(
     if isinstance(path_or_model, PreTrainedModel):
         return Pathway(path_or_model)
     name = str(path_or_model)
-    if not Path(name).is_dir() and (Path(name).exists() or name.startswith((".", "/")) or name.count("/") != 1):
+    refuse_unusable(name)
+    if not Path(name).is_dir() and (name.startswith((".", "/")) or name.count("/") != 1):
         raise ValueError(f"{name} is neither a checkpoint directory nor the name of a model on the Hugging Face hub")
+    refuse_other_tensors(name)
     extra: dict[str, Any] = {}
     if quantization is not None:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
@@ -222,12 +225,7 @@ def load_pathway(
         **extra,
     )
     model, info = loaded
-    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if keys := sorted(map(str, info[problem])):
-            raise ValueError(
-                f"{path_or_model}: {len(keys)} {problem.replace('_', ' ')} for a {model.config.model_type}, {keys[0]} first: "
-                "its weights would be random in part. Save the checkpoint again with `save_pretrained`"
-            )
+    check_loaded(name, model.config.model_type, info)
     if quantization == "4bit":
         keep_gradients(model)
     return Pathway(model).to(device)

@@ -4,11 +4,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoProcessor, PretrainedConfig, ProcessorMixin
+from transformers import AutoConfig, PretrainedConfig, ProcessorMixin
 
 from switchkd.data.chat_format import choose_format
 from switchkd.data.errors import DataError
 from switchkd.models.families import family_of
+from switchkd.models.refusals import load_processor
 from switchkd.pairing.alignment import match_ids
 from switchkd.pairing.compatibility import ROWS, Difference, Verdict, compare
 from switchkd.pairing.vocabulary import Ids
@@ -57,8 +58,8 @@ def compare_checkpoints(student: str | Path, teacher: str | Path) -> PairReport:
     Raises:
         ValueError: for families that are not supported, or a processor without a chat format.
     """
+    processors = [load_processor(path) for path in (student, teacher)]
     configs = [AutoConfig.from_pretrained(path, trust_remote_code=False) for path in (student, teacher)]
-    processors = [AutoProcessor.from_pretrained(path, trust_remote_code=False) for path in (student, teacher)]
     return compare_models((configs[0], processors[0]), (configs[1], processors[1]))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from datasets import Dataset
 from torch import nn
-from transformers import AutoConfig, AutoProcessor, ProcessorMixin, set_seed
+from transformers import AutoConfig, ProcessorMixin, set_seed
 
 from switchkd.batch import TEACHER
 from switchkd.data.collate import Collator
@@ -20,6 +20,7 @@ from switchkd.models import Pathway, load_pathway
 from switchkd.models.capture import Site
 from switchkd.models.layers import recompute
 from switchkd.models.liger import use_liger
+from switchkd.models.refusals import load_processor, refuse_unreadable
 from switchkd.pairing import Pair
 from switchkd.pairing.bridge import Bridge
 from switchkd.pairing.compatibility import raise_if_incompatible
@@ -94,7 +95,10 @@ def open_run(recipe: Recipe) -> RunContext:
     """
     _check_attention(recipe)
     set_seed(recipe.train.seed)
-    processor = AutoProcessor.from_pretrained(recipe.student.path, trust_remote_code=False)
+    for model in (recipe.student, recipe.teacher):
+        if model is not None:
+            refuse_unreadable(model.path)
+    processor = load_processor(recipe.student.path)
     device = processes().device
     mixed = "bfloat16" if recipe.train.bf16 else "float16" if recipe.train.fp16 else None
     student = load_pathway(
@@ -133,7 +137,7 @@ def open_run(recipe: Recipe) -> RunContext:
         recompute(teacher.part("language"))
     reading: SameInputs | OwnInputs
     if report.separate_inputs:
-        teacher_processor = AutoProcessor.from_pretrained(recipe.teacher.path, trust_remote_code=False)
+        teacher_processor = load_processor(recipe.teacher.path)
         reading = OwnInputs(Reader(teacher_processor, **limits), report.vocabulary)
     else:
         assert isinstance(report.vocabulary, int)  # with other tokenizers, inputs are separate
@@ -153,7 +157,7 @@ def report_on_pair(recipe: Recipe, processor: ProcessorMixin) -> PairReport:
     assert recipe.teacher is not None
     student, teacher = recipe.student.path, recipe.teacher.path
     configs = [AutoConfig.from_pretrained(path, trust_remote_code=False) for path in (student, teacher)]
-    teacher_processor = AutoProcessor.from_pretrained(teacher, trust_remote_code=False)
+    teacher_processor = load_processor(teacher)
     report = compare_models((configs[0], processor), (configs[1], teacher_processor))
     raise_if_incompatible(
         report.differences, _needs(recipe), bridge=recipe.pair.bridge != "none", pair=f"{student} and {teacher}"

@@ -36,13 +36,18 @@ def family_of(config: PretrainedConfig) -> Family:
     Raises:
         ValueError: for a `model_type` that has no file here, or a vision encoder or language model that has not been tested.
     """
-    if config.model_type not in FAMILIES:
+    require_family(config.model_type)
+    return FAMILIES[config.model_type](config)
+
+
+def require_family(model_type: str) -> None:
+    """Raise ValueError, with what to write, for a `model_type` that has no file here."""
+    if model_type not in FAMILIES:
         raise ValueError(
-            f"model_type {config.model_type!r} is not supported yet (supported: {', '.join(sorted(FAMILIES))}). "
-            f"To add it, write src/switchkd/models/families/{config.model_type.replace('-', '_')}.py after the example of internvl.py "
+            f"model_type {model_type!r} is not supported yet (supported: {', '.join(sorted(FAMILIES))}). "
+            f"To add it, write src/switchkd/models/families/{model_type.replace('-', '_')}.py after the example of internvl.py "
             "and add it to FAMILIES; docs/families.md shows how in a page"
         )
-    return FAMILIES[config.model_type](config)
 
 
 def family_of_processor(processor: ProcessorMixin) -> type[Family] | None:
@@ -51,4 +56,14 @@ def family_of_processor(processor: ProcessorMixin) -> type[Family] | None:
     return next((family for family in FAMILIES.values() if name in family.processors), None)
 
 
-__all__ = ["FAMILIES", "LABELS", "Family", "FeatureGrid", "Features", "Geometry", "family_of", "family_of_processor"]
+__all__ = [
+    "FAMILIES",
+    "LABELS",
+    "Family",
+    "FeatureGrid",
+    "Features",
+    "Geometry",
+    "family_of",
+    "family_of_processor",
+    "require_family",
+]
