@@ -1,5 +1,6 @@
 """Talking with a model about an image, in the terminal."""
 
+import os
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ class Conversation:
         Raises:
             SampleError: no such file, not an image, or too large; the conversation stays as it was.
         """
-        image = {"bytes": None, "path": str(path)}
+        image = {"bytes": None, "path": os.path.realpath(path)}  # the user's own link may be followed
         open_image(image)
         self.images, self.messages = [image], []
 

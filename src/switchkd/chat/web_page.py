@@ -60,7 +60,7 @@ class Page:
         self.members = members
         self.max_new_tokens = max_new_tokens
         if picture is not None:
-            open_image({"bytes": None, "path": str(picture)})
+            open_image({"bytes": None, "path": os.path.realpath(picture)})
         with gr.Blocks(title="switchkd chat", analytics_enabled=False, delete_cache=(3600, 86400)) as self.blocks:
             gr.HTML(_HEADING)
             with gr.Row():

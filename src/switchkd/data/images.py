@@ -1,16 +1,17 @@
-"""No untrusted path is image_file and no untrusted picture decoded before it is checked."""
+"""No untrusted path is opened and no untrusted picture decoded before it is checked."""
 
 import os
 import re
 import stat
 import unicodedata
 import warnings
-from io import BytesIO
+from collections.abc import Callable, Sequence
+from io import BufferedReader, BytesIO
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from switchkd.data.errors import SampleError
 
@@ -18,6 +19,9 @@ from switchkd.data.errors import SampleError
 MAX_PIXELS = 50_000_000
 #: Raster formats only: Pillow would hand EPS files to Ghostscript, a program that runs what the file says.
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+
+#: A drive, a scheme and a slash, or a scheme that needs none; `frame12:30.png` is a name.
+_URL = re.compile(r"\s*([a-z]:|[a-z][a-z0-9+.-]*:/|(file|data|blob|https?|ftp|pipe|javascript|mailto):)", re.IGNORECASE)
 
 
 def image_path(root: Path, name: str) -> Path:
@@ -54,7 +58,7 @@ def _path_problem(name: str) -> str | None:
         return "holds control characters or broken Unicode"
     if "\\" in name:
         return "holds a backslash"
-    if re.match(r"\s*[A-Za-z][A-Za-z0-9+.-]*:", name):
+    if _URL.match(name):
         return "is a URL or names a drive"
     if name.lstrip().startswith(("/", "~")):
         return "is not relative"
@@ -64,40 +68,111 @@ def _path_problem(name: str) -> str | None:
 
 
 def open_image(image: dict[str, Any], *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The RGB image in `{"bytes": ..., "path": ...}` (bytes win), upright as its EXIF orientation says.
+    """The image in `{"bytes": ..., "path": ...}`: see `open_images`."""
+    return open_images([image], max_pixels=max_pixels)[0]
 
-    The header is read first; more than `max_pixels` pixels are refused without decoding. Paths are image_file as they
-    are: `formats.load_rows` has put them through `image_path`.
 
-    Raises `SampleError` for images that are missing, too large, corrupt, truncated, or not 8 bits per channel.
+def open_images(
+    images: Sequence[dict[str, Any]],
+    *,
+    max_pixels: int = MAX_PIXELS,
+    resized: Callable[[int, int], int] | None = None,
+    source: str | None = None,
+) -> list[Image.Image]:
+    """The RGB images of one row, each of `{"bytes": ..., "path": ...}` (bytes win), upright as its EXIF orientation says.
+
+    What is transparent is white. The headers are read first: as soon as the images have more than `max_pixels` pixels together, nothing
+    more is decoded. A path must lead where it led when it was written down (`formats.load_rows` has put it through `image_path`): the
+    file that is open is what is looked at, and it is not one that a symbolic link leads to.
+
+    Args:
+        images: of one row, in order.
+        max_pixels: of all of them together; also of what the processor makes of them.
+        resized: width and height → the pixels that the processor makes of them.
+        source: where the row stands, to name images that have no path.
+
+    Raises:
+        SampleError: for images that are missing, too large, corrupt, truncated, or not 8 bits per channel.
+        MemoryError: there is not enough for it.
     """
+    opened: list[Image.Image] = []
+    pixels = pixels_resized = 0
+    for number, image in enumerate(images, start=1):
+        name = _name(image, number, len(images), source)
+        try:
+            with _file(image, name) as file, warnings.catch_warnings():
+                # Pillow warns near its own limit; ours is checked below.
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                with Image.open(file, formats=IMAGE_FORMATS) as picture:
+                    width, height = picture.size
+                    pixels += width * height
+                    pixels_resized += resized(width, height) if resized else 0
+                    _check_pixels(name, width, height, pixels, pixels_resized, max_pixels)
+                    opened.append(_decoded(picture, name))
+        except (SampleError, MemoryError):
+            raise
+        except FileNotFoundError as error:
+            raise SampleError(f"{name} is missing") from error
+        except UnidentifiedImageError as error:
+            raise SampleError(
+                f"{name} cannot be read: it is no picture in one of {', '.join(IMAGE_FORMATS)}"
+            ) from error
+        except Exception as error:  # Pillow's decoders raise whatever broke inside them on corrupt data
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise SampleError(f"{name} cannot be read: {type(error).__name__}: {reason}") from error
+    return opened
+
+
+def _name(image: dict[str, Any], number: int, count: int, source: str | None) -> str:
+    if image.get("bytes") is None and image.get("path") is not None:
+        return f"image {_shown(str(image['path']))}"
+    return "embedded image" + (f" {number} of {count}" if count > 1 else "") + (f" ({source})" if source else "")
+
+
+def _file(image: dict[str, Any], name: str) -> BytesIO | BufferedReader:
+    """The image's content, opened once: what is checked is what is read."""
     content, path = image.get("bytes"), image.get("path")
-    name = "embedded image" if path is None else f"image {_shown(str(path))}"
-    if content is None and path is None:
+    if content is not None:
+        return BytesIO(content)
+    if path is None:
         raise SampleError("image has neither bytes nor a path")
-    try:
-        if content is None and not stat.S_ISREG(os.stat(str(path)).st_mode):
-            raise SampleError(f"{name} is not a regular file")
-        with warnings.catch_warnings():
-            # Pillow warns near its own limit; ours is checked two lines below.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image_file = Image.open(str(path) if content is None else BytesIO(content), formats=IMAGE_FORMATS)
-        with image_file:
-            width, height = image_file.size
-            if width * height > max_pixels:
-                raise SampleError(
-                    f"{name} declares {width} x {height} = {width * height:,} pixels, limit {max_pixels:,}"
-                )
-            if image_file.mode.startswith(("I", "F")):
-                raise SampleError(f"{name} has mode {image_file.mode}, not 8 bits per channel; convert it first")
-            image_file.load()
-            upright = ImageOps.exif_transpose(image_file)
-        # Palettes with transparency lose it without a warning only on the way through RGBA.
-        return (upright.convert("RGBA") if "transparency" in upright.info else upright).convert("RGB")
-    except SampleError:
-        raise
-    except FileNotFoundError as error:
-        raise SampleError(f"{name} is missing") from error
-    except Exception as error:  # Pillow's decoders raise whatever broke inside them on corrupt data
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise SampleError(f"{name} cannot be read: {type(error).__name__}: {reason}") from error
+    # a pipe must not be waited for
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        problem = "is not a regular file"
+    elif os.path.realpath(path) != os.path.abspath(path) or not os.path.samestat(status, os.lstat(path)):
+        problem = "leads elsewhere through a symbolic link that was not there when the data file was read"
+    else:
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    raise SampleError(f"{name} {problem}")
+
+
+def _check_pixels(name: str, width: int, height: int, pixels: int, pixels_resized: int, max_pixels: int) -> None:
+    declares = f"{name} declares {width} x {height}"
+    if width * height > max_pixels:
+        raise SampleError(f"{declares} = {width * height:,} pixels, limit {max_pixels:,}")
+    if pixels > max_pixels:
+        raise SampleError(
+            f"{declares}, and with the images before it in the row that is {pixels:,} pixels, limit {max_pixels:,} (data.max_pixels)"
+        )
+    if pixels_resized > max_pixels:
+        raise SampleError(
+            f"{declares}, and the processor makes {pixels_resized:,} pixels of the row's images up to it, limit {max_pixels:,} "
+            "(data.max_pixels): cut the picture, it is long and narrow"
+        )
+
+
+def _decoded(picture: Image.Image, name: str) -> Image.Image:
+    """Upright, RGB, on white; without a copy where it is that already."""
+    if picture.mode.startswith(("I", "F")):
+        raise SampleError(f"{name} has mode {picture.mode}, not 8 bits per channel; convert it first")
+    picture.load()
+    ImageOps.exif_transpose(picture, in_place=True)
+    if not picture.has_transparency_data:
+        return picture if picture.mode == "RGB" else picture.convert("RGB")
+    transparent = picture if picture.mode == "RGBA" else picture.convert("RGBA")
+    white = Image.new("RGB", picture.size, "white")
+    white.paste(transparent, mask=transparent)
+    return white

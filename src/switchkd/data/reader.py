@@ -2,7 +2,7 @@
 
 import logging
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import torch
@@ -15,7 +15,8 @@ from switchkd.data.answer_tokens import AnswerToken
 from switchkd.data.chat_format import ChatFormat, Tokens, choose_format
 from switchkd.data.errors import DataError, SampleError
 from switchkd.data.fingerprint import processor_fingerprint
-from switchkd.data.images import MAX_PIXELS, open_image
+from switchkd.data.images import MAX_PIXELS, open_images
+from switchkd.data.resizing import resized_pixels
 from switchkd.models.families import family_of_processor
 
 logger = logging.getLogger(__name__)
@@ -124,7 +125,12 @@ class Reader:
         if row.get("problem"):
             raise SampleError(row["problem"])
         self._check_size(row["messages"])
-        pictures = [open_image(image, max_pixels=self.max_pixels) for image in row["images"]]
+        pictures = open_images(
+            row["images"],
+            max_pixels=self.max_pixels,
+            resized=partial(resized_pixels, getattr(self.processor, "image_processor", None)),
+            source=row.get("source"),
+        )
         placeholders: list[str] = []
         images: Media = {}
         if pictures:
@@ -139,6 +145,10 @@ class Reader:
                 )
             except ValueError as error:  # too small, too long and narrow, …
                 raise SampleError(f"{type(self.processor).__name__} cannot process its images: {error}") from error
+            except RuntimeError as error:
+                if "allocate memory" in str(error):  # torch has no error of its own for that on a CPU
+                    raise MemoryError(str(error)) from error
+                raise
             placeholders = [place["replacement"] for place in processed["text_replacement_offsets"][0]]
             images = {name: made for name, made in processed.items() if isinstance(made, Tensor) and name not in _TEXT}
         tokens = self.format.tokenize(row["messages"], placeholders, generation_prompt=generation_prompt)

@@ -3,9 +3,11 @@
 import glob
 import json
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import DatasetDict, load_from_disk
 
@@ -15,6 +17,8 @@ from switchkd.data.json_list import read_json_list
 #: What a folder of files may hold, and a file's name need not show: formats are told from the content.
 _ENDINGS = (".parquet", ".json", ".jsonl")
 _ROWS_AT_A_TIME = 256
+#: The same of a row group with so many bytes that pictures must be in it.
+_PICTURES_AT_A_TIME, _LARGE_GROUP_BYTES = 8, 256 << 20
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -110,12 +114,39 @@ def _head(path: Path) -> bytes:
 
 
 def _parquet_rows(path: Path) -> Iterator[Any]:
+    done = 0
     try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=_ROWS_AT_A_TIME):
-                yield from batch.to_pylist()
-    except (OSError, ValueError) as error:  # pyarrow's own errors derive from these
-        raise DataError(f"{path}: not a readable Parquet file: {error}") from error
+        # Not all of a row group's bytes at once: it may hold gigabytes of pictures.
+        with pq.ParquetFile(path, pre_buffer=False) as file:
+            for group in range(file.num_row_groups):
+                yield from _group_rows(file, group)
+                done += file.metadata.row_group(group).num_rows
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise DataError(f"{path}, from row {done}: not a readable Parquet file: {error}") from error
+
+
+def _group_rows(file: pq.ParquetFile, group: int) -> Iterator[Any]:
+    """The rows of a row group, some at a time; one at a time where some are too large for Arrow.
+
+    Arrow's arrays of bytes hold two gigabytes, and it does not read more of them than that inside a list (`images`).
+    """
+    done = 0
+    for at_a_time in (_PICTURES_AT_A_TIME if _is_large(file, group) else _ROWS_AT_A_TIME, 1):
+        try:
+            batches = file.iter_batches(at_a_time, row_groups=[group])
+            for batch in islice(batches, done // at_a_time, None):
+                rows = batch.to_pylist()
+                yield from rows
+                done += len(rows)
+        except pa.ArrowNotImplementedError:
+            if at_a_time == 1:
+                raise
+        else:
+            return
+
+
+def _is_large(file: pq.ParquetFile, group: int) -> bool:
+    return bool(file.metadata.row_group(group).total_byte_size > _LARGE_GROUP_BYTES)
 
 
 def _saved_rows(path: Path) -> Iterator[Any]:
@@ -127,7 +158,9 @@ def _saved_rows(path: Path) -> Iterator[Any]:
         raise DataError(
             f"{path}: holds the splits {', '.join(saved)}; name one of them, such as {path / str(min(saved))}"
         )
-    for batch in saved.with_format("arrow").iter(batch_size=_ROWS_AT_A_TIME):  # Arrow storage: images stay undecoded
+    for batch in saved.with_format("arrow").iter(
+        batch_size=_PICTURES_AT_A_TIME
+    ):  # Arrow storage: images stay undecoded
         yield from batch.to_pylist()
 
 

@@ -28,7 +28,7 @@ from switchkd.data.cache_folder import cache_folder
 from switchkd.data.errors import DataError, SampleError
 
 #: To be raised when a verdict means something else: what is in the cache counts no longer.
-_VERSION = 1
+_VERSION = 2
 #: So many verdicts are written at a time, and so many rows are worth a process.
 _SHARD_ROWS = 2_000
 #: So many rows go to a process at a time.
@@ -228,7 +228,7 @@ def _fingerprint(rows: Dataset) -> str:
     if rows.cache_files:
         return str(rows._fingerprint)
     digest = blake2b(digest_size=16)
-    for batch in rows.with_format("arrow").iter(batch_size=1_000):
+    for batch in rows.with_format("arrow").iter(batch_size=_BATCH_ROWS):
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, batch.schema) as stream:
             stream.write_table(batch.combine_chunks())

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +27,23 @@ class Question:
 def questions(samples: Dataset) -> list[Question]:
     """Every question of the samples that has an answer to compare with, in order.
 
-    A sample with several questions gives them the ids `ID/1`, `ID/2` …
+    A sample with several questions gives them the ids `ID/1`, `ID/2` …; one that another question has gets `#` and the sample's number.
 
     Raises:
         DataError: a sample that cannot be used or asks nothing, an answer that no question precedes, an empty answer, or no
             samples. An evaluation leaves nothing out.
     """
     asked: list[Question] = []
+    names: set[str] = set()
     for number, sample in enumerate(samples.remove_columns("images")):
         if sample["problem"]:
             raise DataError(f"sample {sample['id']!a}: {sample['problem']}")
-        asked += _of_sample(sample, number)
+        for question in _of_sample(sample, number):
+            name = question.id
+            while name in names:
+                name = f"{name}#{number}"
+            names.add(name)
+            asked.append(replace(question, id=name))
     if not asked:
         raise DataError("there is no question to ask: the data has no rows")
     return asked
@@ -82,7 +88,8 @@ def fingerprint(samples: Sequence[dict[str, Any]] | Dataset) -> str:
     """SHA-256 of what is asked: ids, messages, kinds and the bytes of every image; not of paths or the file's format."""
     digest = hashlib.sha256()
     for sample in samples:
-        text = json.dumps([sample["id"], sample["messages"], sample["kinds"]], sort_keys=True)
+        said = [{name: message[name] for name in ("role", "content")} for message in sample["messages"]]
+        text = json.dumps([sample["id"], said, sample["kinds"]], sort_keys=True)
         digest.update(hashlib.sha256(text.encode()).digest())
         for image in sample["images"]:
             content = Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
