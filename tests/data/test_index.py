@@ -71,6 +71,12 @@ def test_five_percent_of_corrupt_images_are_skipped_and_listed(tmp_path, collato
     assert "checking samples: 1,000 of 1,000" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("corrupt", [{0}, {4}, {2}, {0, 1, 4}], ids=str)
+def test_the_good_rows_are_left_wherever_the_bad_ones_are(tmp_path, collator, corrupt):
+    kept = build_index(pictured(tmp_path, 5, corrupt), collator, max_bad_fraction=0.6).rows
+    assert kept["id"][:] == [f"s{number}" for number in range(5) if number not in corrupt]
+
+
 def test_more_bad_rows_than_allowed_stop_the_run_after_the_report(tmp_path, collator):
     rows = pictured(tmp_path, 40, corrupt={7, 31})
     report = tmp_path / "report.json"

@@ -42,7 +42,9 @@ def rows(sizes=SIZES) -> list[dict]:
         messages = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in turns]
         messages[0]["content"] = [{"type": "image", "text": None} for _ in of_row] + messages[0]["content"]
         images = [picture(*size, seed=10 * index + place) for place, size in enumerate(of_row)]
-        made.append({"id": f"row-{index}", "images": images, "messages": messages, "kinds": [], "problem": None})
+        made.append(
+            {"id": f"row-{index}", "source": None, "images": images, "messages": messages, "kinds": [], "problem": None}
+        )
     return made
 
 

@@ -107,7 +107,8 @@ def _usable(rows: Dataset, verdicts: Dataset) -> Dataset:
     columns = [column for column in rows.column_names if column not in ("problem", *_ADDED)]
     joined = concatenate_datasets([rows.select_columns(columns), verdicts.select_columns(_ADDED)], axis=1)
     usable = pc.indices_nonzero(pc.is_null(verdicts.data["reason"]))
-    return joined if len(usable) == len(rows) else joined.select(usable.to_numpy())
+    # `datasets` looks for neighbouring rows with the numbers that it gets, and unsigned ones become fractions there.
+    return joined if len(usable) == len(rows) else joined.select(usable.to_numpy().astype("int64"))
 
 
 def _bad_rows(verdicts: Dataset) -> tuple[BadRow, ...]:
