@@ -345,6 +345,17 @@ stages:
     assert {file.name for file in (here / "run" / "1-first").iterdir()} == {"rows.json"}
 
 
+@pytest.mark.parametrize("content", [None, "", "[]", '[{"id": "a"}]', '[{"id": "a", "conversations": []}]'])
+def test_questions_that_cannot_be_asked_stop_the_run_before_anything_is_read(fresh, monkeypatch, content):
+    here, flags = fresh
+    questions = here / "data" / "test.json"
+    questions.unlink() if content is None else questions.write_text(content)
+    monkeypatch.setattr("switchkd.distillation.open_run", None)
+    with pytest.raises(ValueError, match=r"test\.json|cannot be asked"):
+        distill(load_recipe(here / "recipe.yaml", flags))
+    assert not (here / "run").exists()
+
+
 @pytest.fixture
 def encoded(tmp_path, monkeypatch):
     """A line for every row that is encoded, from `start` on, also by workers: who asked for it."""

@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "chat": {"data", "evaluate", "models"},
     "report": {"data", "evaluate", "files", "losses", "methods", "models", "pairing", "recipe", "results", "train"},
     "distillation": {"doctor", "evaluate", "processes", "recipe", "train"},
-    "study": {"files", "recipe", "results", "world"},
+    "study": {"data", "files", "recipe", "results", "world"},
     "demonstration": {"distillation", "evaluate", "files", "methods", "recipe", "report", "world"},
     "commands": {
         "chat",

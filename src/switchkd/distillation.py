@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from switchkd.doctor import examine_stage
-from switchkd.evaluate import evaluate_model
+from switchkd.evaluate import evaluate_model, load_questions
 from switchkd.processes import processes
 from switchkd.recipe.schema import Recipe
 from switchkd.train.model_card import add_results
@@ -21,6 +21,8 @@ def distill(recipe: Recipe, *, resume: bool = True) -> Path:
         DataError, ValueError: what cannot be run, before anything is trained.
         FloatingPointError: if the loss or the gradient is not finite.
     """
+    if recipe.evaluate:  # what cannot be asked at the end must not show hours later
+        load_questions(recipe.evaluate.data, recipe.evaluate.image_root, recipe.evaluate.max_bad_fraction)
     output = claim(recipe, resume=resume)
     run = open_run(recipe)
     indexed = []
@@ -44,6 +46,7 @@ def distill(recipe: Recipe, *, resume: bool = True) -> Path:
             image_root=settings.image_root,
             batch_size=settings.batch_size,
             max_new_tokens=settings.max_new_tokens,
+            max_bad_fraction=settings.max_bad_fraction,
             output=output / "results.json",
         )
         add_results(student, results.percentages(), data=settings.data)

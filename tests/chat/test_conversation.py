@@ -3,6 +3,7 @@ import io
 import pytest
 from PIL import Image
 
+from switchkd import cli
 from switchkd.chat import conversation as chat
 from switchkd.chat.conversation import Conversation, talk
 from switchkd.data.errors import SampleError
@@ -31,7 +32,7 @@ def picture(tmp_path):
 @pytest.fixture
 def conversation(asked, picture, unchecked_shapes):
     conversation = Conversation(None, None, max_new_tokens=8)
-    conversation.show(picture)
+    conversation.show([picture])
     return conversation
 
 
@@ -45,9 +46,20 @@ def test_a_question_follows_up_on_those_before_it(conversation, asked, picture):
     assert parts(asked[0]) == [("user", ["image", "text"])]
     assert parts(asked[1]) == [("user", ["image", "text"]), ("assistant", ["text"]), ("user", ["text"])]
     assert asked[1]["images"] == [{"bytes": None, "path": str(picture)}]
-    conversation.show(picture)
+    conversation.show([picture])
     conversation.ask("Again?")
     assert parts(asked[2]) == [("user", ["image", "text"])]
+
+
+def test_several_images_stand_before_the_first_question_in_their_order(conversation, asked, picture):
+    other = picture.with_name("b.png")
+    Image.new("RGB", (8, 8)).save(other)
+    conversation.show([other, picture, other])
+    conversation.ask("Which differs?")
+    conversation.ask("And?")
+    assert parts(asked[0]) == [("user", ["image", "image", "image", "text"])]
+    assert asked[0]["images"] == [{"bytes": None, "path": str(path)} for path in (other, picture, other)]
+    assert asked[1]["images"] == asked[0]["images"]
 
 
 def test_an_answer_does_not_steer_the_terminal(conversation):
@@ -55,10 +67,10 @@ def test_an_answer_does_not_steer_the_terminal(conversation):
     assert conversation.ask("And?") == "answer 2[2J"
 
 
-def test_what_is_no_image_leaves_the_conversation_as_it_was(conversation, tmp_path):
+def test_what_is_no_image_leaves_the_conversation_as_it_was(conversation, picture, tmp_path):
     conversation.ask("What?")
     with pytest.raises(SampleError, match="missing"):
-        conversation.show(tmp_path / "none.png")
+        conversation.show([picture, tmp_path / "none.png"])
     assert len(conversation.messages) == 2
     assert len(conversation.images) == 1
 
@@ -76,3 +88,18 @@ def test_a_talk_in_the_terminal(conversation, asked, picture, monkeypatch, capsy
 def test_a_talk_ends_with_its_input(conversation, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     assert talk(conversation) is None
+
+
+def test_the_command_shows_every_image_that_it_is_given(asked, picture, unchecked_shapes, monkeypatch, capsys):
+    other = picture.with_name("b.png")
+    Image.new("RGB", (8, 8)).save(other)
+    monkeypatch.setattr("switchkd.evaluate.generate.load", lambda path: (None, None))
+    images = ["--image", str(picture), "--image", str(other)]
+    assert cli.main(["chat", "MODEL", *images, "--question", "Which?"]) == 0
+    assert [image["path"] for image in asked[0]["images"]] == [str(picture), str(other)]
+    assert parts(asked[0]) == [("user", ["image", "image", "text"])]
+    assert cli.main(["chat", "MODEL", "--image", str(picture), "--image", "none.png", "--question", "Which?"]) == 1
+    assert "none.png' is missing" in capsys.readouterr().err
+    assert cli.main(["chat", "MODEL", "--web", *images]) == 2
+    assert "begins with one image, not with 2" in capsys.readouterr().err
+    assert len(asked) == 1

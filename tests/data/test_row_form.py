@@ -231,5 +231,6 @@ def test_an_embedded_picture_that_cannot_be_read_is_named_by_file_row_and_id(fol
 
 def test_questions_have_ids_of_their_own_when_turns_are_told_apart_by_numbers(folder):
     two = {"conversations": talk()["conversations"] * 2, "id": "a"}
-    asked = questions(read(folder, talk(id="a/1"), two, talk(id="a/2")))
+    asked, bad = questions(read(folder, talk(id="a/1"), two, talk(id="a/2")))
+    assert bad == []
     assert [question.id for question in asked] == ["a/1", "a/1#1", "a/2", "a/2#2"]

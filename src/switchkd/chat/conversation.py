@@ -1,7 +1,8 @@
-"""Talking with a model about an image, in the terminal."""
+"""Talking with a model about images, in the terminal."""
 
 import os
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from switchkd.evaluate.generate import answers
 
 
 class Conversation:
-    """A model, the image it is shown, and what was said about it so far."""
+    """A model, the images it is shown, and what was said about them so far."""
 
     def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, *, max_new_tokens: int) -> None:
         self.model = model
@@ -25,21 +26,25 @@ class Conversation:
         self.images: list[dict[str, Any]] = []
         self.messages: list[dict[str, Any]] = []
 
-    def show(self, path: Path) -> None:
-        """Begin anew with the image in `path`.
+    def show(self, paths: Sequence[Path]) -> None:
+        """Begin anew with these images, in this order.
 
         Raises:
             SampleError: no such file, not an image, or too large; the conversation stays as it was.
         """
-        image = {"bytes": None, "path": os.path.realpath(path)}  # the user's own link may be followed
-        open_image(image)
-        self.images, self.messages = [image], []
+        images = [
+            {"bytes": None, "path": os.path.realpath(path)} for path in paths
+        ]  # the user's own links may be followed
+        for image in images:
+            open_image(image)
+        self.images, self.messages = images, []
 
     def ask(self, question: str) -> str:
         """The answer, greedily decoded, without control characters.
 
         Raises:
             SampleError: what cannot be asked; the conversation stays as it was.
+            FloatingPointError: what the model computes is not finite.
         """
         content: list[dict[str, Any]] = [{"type": "text", "text": question}]
         if not self.messages:
@@ -55,7 +60,9 @@ class Conversation:
 def talk(conversation: Conversation) -> None:
     """Ask and answer until `/quit` or the end of the input. Every question follows up on those before it."""
     console = Console()
-    console.print("Ask about the image. /image FILE shows another one and begins anew, /quit ends.")
+    console.print(
+        "Ask about the image, or about several together. /image FILE shows another one and begins anew, /quit ends."
+    )
     if not conversation.images:
         console.print("There is no image yet.")
     while True:
@@ -67,7 +74,7 @@ def talk(conversation: Conversation) -> None:
             return
         try:
             if typed.startswith("/image"):
-                conversation.show(Path(typed.removeprefix("/image").strip()).expanduser())
+                conversation.show([Path(typed.removeprefix("/image").strip()).expanduser()])
                 console.print("The model sees this image now.")
             elif typed.startswith("/"):
                 console.print(Text(f"{typed}: unknown; there are /image FILE and /quit"))

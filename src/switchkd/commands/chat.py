@@ -6,7 +6,7 @@ from pathlib import Path
 from threading import Event
 from typing import Annotated
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, UseAppendAction, arg
 
 from switchkd.commands.verb import Verb, fail, say
 
@@ -24,8 +24,8 @@ class Chat(Verb):
 
     #: A checkpoint directory, or a name on the Hugging Face hub; several with --web, as NAME=MODEL if they are to be called something.
     models: Annotated[Positional[tuple[str, ...]], arg(metavar="[NAME=]MODEL ...")]
-    #: The image to talk about.
-    image: Path | None = None
+    #: The image to talk about; several, shown to the model together, as --image A --image B (not with --web).
+    image: UseAppendAction[tuple[Path, ...]] = ()
     #: Ask only this, print the answer and end; with --web: what the page begins with.
     question: str | None = None
     #: Longer answers are cut.
@@ -40,6 +40,8 @@ class Chat(Verb):
         if not self.models:
             return fail("chat with which model? Name a checkpoint directory, or a model on the Hugging Face hub", 2)
         if self.web:
+            if len(self.image) > 1:
+                return fail(f"the page begins with one image, not with {len(self.image)}: give one --image", 2)
             return self._serve()
         if len(self.models) > 1:
             return fail(
@@ -51,8 +53,7 @@ class Chat(Verb):
         from switchkd.evaluate.generate import load
 
         conversation = Conversation(*load(self.models[0]), max_new_tokens=self.max_new_tokens)
-        if self.image is not None:
-            conversation.show(self.image)
+        conversation.show(self.image)
         if self.question is None:
             talk(conversation)
         else:
@@ -64,8 +65,9 @@ class Chat(Verb):
         from switchkd.chat.panel import load_models
         from switchkd.chat.web_page import Page
 
+        picture = self.image[0] if self.image else None
         page = Page(
-            load_models(self.models), max_new_tokens=self.max_new_tokens, picture=self.image, question=self.question
+            load_models(self.models), max_new_tokens=self.max_new_tokens, picture=picture, question=self.question
         )
         say(f"{page.open(self.port)} (Ctrl-C ends)")
         try:

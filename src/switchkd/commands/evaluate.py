@@ -35,6 +35,8 @@ class Evaluate(Verb):
     batch_size: int = 32
     #: Longer answers are cut, and counted; by default 64 for DATA, and what each benchmark says.
     max_new_tokens: int | None = None
+    #: Of DATA: stop when of more than this share of the rows something cannot be asked; by default 0.01. Fewer are skipped and counted.
+    max_bad_fraction: float | None = None
     #: The results JSON; the answers go into a file next to it; by default runs/evaluate/MODEL--DATA.json or MODEL--benchmarks.json.
     output: Path | None = None
 
@@ -50,6 +52,8 @@ class Evaluate(Verb):
             return fail(f"evaluate takes DATA ({self.questions}) or --benchmarks, not both; their folder is --data", 2)
         if self.image_root is not None:
             return fail("--image-root is for DATA; benchmarks hold their images inside", 2)
+        if self.max_bad_fraction is not None:
+            return fail("--max-bad-fraction is for DATA; the figures of benchmarks count every row", 2)
         return self._ask_benchmarks(self.benchmarks)
 
     def _output(self, what: str) -> Path:
@@ -62,10 +66,15 @@ class Evaluate(Verb):
         from switchkd.report.table import compare, rich_table
 
         output = self._output(slug(str(data.with_suffix(""))))
-        length = 64 if self.max_new_tokens is None else self.max_new_tokens
-        sizes: Any = {"batch_size": self.batch_size, "max_new_tokens": length}
-        evaluate_model(self.model, data, image_root=self.image_root, output=output, **sizes)
+        given = {"max_new_tokens": self.max_new_tokens, "max_bad_fraction": self.max_bad_fraction}
+        sizes: Any = {"batch_size": self.batch_size} | {k: v for k, v in given.items() if v is not None}
+        results = evaluate_model(self.model, data, image_root=self.image_root, output=output, **sizes)
         Console().print(rich_table(compare({self.model: output})))
+        if results.bad_rows:
+            say(
+                f"of {results.bad_rows} of {results.rows} rows something could not be asked: `skipped` in {output} says why"
+            )
+        _say_set_aside(results.generation_set_aside)
         say(f"results in {output}, answers in {output.with_suffix('.predictions.jsonl')}")
         return 0
 
@@ -79,5 +88,11 @@ class Evaluate(Verb):
         sizes: Any = {"batch_size": self.batch_size, "max_new_tokens": self.max_new_tokens}
         results = evaluate_benchmarks(self.model, parse_names(names), data=self.data, output=output, **sizes)
         Console().print(table(results))
+        _say_set_aside(results.generation_set_aside)
         say(f"results in {output}, answers in {answers_path(output)}")
         return 0
+
+
+def _say_set_aside(settings: dict[str, Any]) -> None:
+    if settings:
+        say(f"decoding was plain greedy; the checkpoint's own {', '.join(settings)} did not apply")

@@ -1,5 +1,8 @@
 """The two ways in which data can be unusable: a whole source, or one sample of it."""
 
+#: Training and evaluation go on without bad samples up to this share of them, unless told otherwise.
+MAX_BAD_FRACTION = 0.01
+
 
 class DataError(ValueError):
     """A data source, a processor or a whole run's data cannot be used. The message names the file and what to do."""

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from datasets import Dataset, concatenate_datasets
 
 from switchkd.batch import sample_id
-from switchkd.data.errors import DataError
+from switchkd.data.errors import MAX_BAD_FRACTION, DataError
 from switchkd.data.verdicts import Encoder, Measured, open_verdicts
 from switchkd.files import write_together
 from switchkd.processes import processes
@@ -59,7 +59,11 @@ class RowIndex:
 
 
 def build_index(
-    rows: Dataset, encoder: Encoder, *, max_bad_fraction: float = 0.01, report_path: str | Path | None = None
+    rows: Dataset,
+    encoder: Encoder,
+    *,
+    max_bad_fraction: float = MAX_BAD_FRACTION,
+    report_path: str | Path | None = None,
 ) -> RowIndex:
     """Measure every row, or read from the cache what has been measured.
 

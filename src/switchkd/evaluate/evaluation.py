@@ -8,14 +8,30 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedModel, ProcessorMixin
 
+from switchkd.data.errors import MAX_BAD_FRACTION, SampleError
 from switchkd.data.formats import load_rows
-from switchkd.evaluate.generate import Answer, answers, given_or_loaded, greedy, with_progress
-from switchkd.evaluate.questions import Question, fingerprint, prompt, questions
-from switchkd.results.question_results import Prediction, Results
+from switchkd.evaluate.generate import answers, given_or_loaded, greedy, reading_problems, set_aside, with_progress
+from switchkd.evaluate.kept_answers import kept_answers
+from switchkd.evaluate.questions import Bad, Question, check_share, fingerprint, prompt, questions
+from switchkd.results.question_results import Prediction, Results, Skipped, predictions_path
 from switchkd.results.score import is_right, score, score_by_kind
 from switchkd.versions import versions
 
 logger = logging.getLogger(__name__)
+
+
+def load_questions(
+    data: str | Path, image_root: str | Path | None = None, max_bad_fraction: float = MAX_BAD_FRACTION
+) -> tuple[Dataset, list[Question], list[Bad]]:
+    """The samples of `data`, every question that they ask, and those that cannot be used. No image is opened.
+
+    Raises:
+        DataError: there is no such data, none of it can be asked, or more than `max_bad_fraction` cannot.
+    """
+    samples = load_rows(data, image_root)
+    asked, bad = questions(samples)
+    check_share(bad, len(samples), max_bad_fraction)
+    return samples, asked, bad
 
 
 def evaluate_model(
@@ -26,11 +42,13 @@ def evaluate_model(
     image_root: str | Path | None = None,
     batch_size: int = 32,
     max_new_tokens: int = 64,
+    max_bad_fraction: float = MAX_BAD_FRACTION,
     output: Path | None = None,
 ) -> Results:
     """Exact match of `model` on every question of `data`, greedily decoded, per kind where the samples name one.
 
-    Each question is asked alone with all images of its sample: no earlier question or answer is shown.
+    Each question is asked alone with all images of its sample: no earlier question or answer is shown. Questions that cannot be asked are
+    skipped, never silently: each is logged and listed in the results with its reason, and what is counted is what was asked.
 
     Args:
         model: a checkpoint directory, a hub name, or a model in memory (then give its `processor`).
@@ -39,71 +57,98 @@ def evaluate_model(
         image_root: where image paths start; by default the folder of `data`.
         batch_size: questions at a time.
         max_new_tokens: an answer is cut after so many, and counted as truncated.
+        max_bad_fraction: the share of rows that is put up with of which something cannot be asked.
         output: where to write the results JSON; the predictions get a file of the same name, `.predictions.jsonl`.
 
     Raises:
-        ValueError: data that cannot be used, in whole or in one sample; a model that cannot be used. Whatever a generation
-            raises is passed on: an evaluation is complete or fails.
+        ValueError: data that cannot be used, in whole or in too many rows; a model that cannot be used. Whatever a generation raises is
+            passed on. The answers made until then are kept beside `output`.
+        OSError: `output` cannot be written; nothing has been asked then.
     """
     if batch_size < 1 or max_new_tokens < 1:
         raise ValueError(f"batch_size and max_new_tokens must be at least 1, got {batch_size} and {max_new_tokens}")
-    if output is not None and Path(output).suffix != ".json":
+    if not 0 <= max_bad_fraction < 1:
+        raise ValueError(f"max_bad_fraction must be at least 0 and less than 1, got {max_bad_fraction}")
+    output = None if output is None else Path(output)
+    if output is not None and output.suffix != ".json":
         raise ValueError(f"{output}: results are written as JSON, so the name must end in .json")
-    samples = load_rows(data, image_root)
-    asked = questions(samples)
-    loaded, processor, name = given_or_loaded(model, processor)
-    images: Any = processor.image_processor
-    begin = time.perf_counter()
-    given = _ask(loaded, processor, samples, asked, batch_size, max_new_tokens)
-    seconds = time.perf_counter() - begin
-    predictions = tuple(
-        Prediction(q.id, q.kind, q.text, q.expected, a.text, is_right(q.expected, a.text), a.truncated)
-        for q, a in zip(asked, given, strict=True)
-    )
-    right = [prediction.right for prediction in predictions]
-    kinds = score_by_kind([question.kind for question in asked], right)
-    accuracies = [kind.accuracy_percent for kind in kinds.values()]
-    total = score(right)
-    results = Results(
-        model=name,
-        data=str(data),
-        data_fingerprint=fingerprint(samples),
-        rows=len(samples),
-        questions=total.questions,
-        right=total.right,
-        accuracy_percent=total.accuracy_percent,
-        kinds=kinds,
-        mean_over_kinds_percent=sum(accuracies) / len(accuracies) if accuracies else None,
-        questions_without_kind=sum(question.kind is None for question in asked),
-        truncated=sum(answer.truncated for answer in given),
-        generation=greedy(loaded, max_new_tokens).to_diff_dict() | {"do_sample": False, "batch_size": batch_size},
-        image_backend=f"{type(images).__name__} ({images.backend})",
-        device=loaded.device.type,
-        dtype=str(loaded.dtype).removeprefix("torch."),
-        versions=versions("torch", "transformers", "tokenizers", "pillow"),
-        seconds=round(seconds, 3),
-        predictions=predictions,
-    )
+    with kept_answers(output, None if output is None else predictions_path(output)) as keep:
+        samples, asked, bad = load_questions(data, image_root, max_bad_fraction)
+        loaded, processor, name = given_or_loaded(model, processor)
+        images: Any = processor.image_processor
+        begin = time.perf_counter()
+        predictions: list[Prediction] = []
+        batches: list[list[Question]] = [asked[i : i + batch_size] for i in range(0, len(asked), batch_size)]
+        for batch in with_progress(batches, "Asking"):
+            given, unreadable = _ask(loaded, processor, samples, batch, max_new_tokens)
+            keep(given)
+            predictions += given
+            bad += unreadable
+            check_share(bad, len(samples), max_bad_fraction)
+        seconds = time.perf_counter() - begin
+        for one in bad:
+            logger.warning("skipped %s", one.reason)
+        total = score(prediction.right for prediction in predictions)
+        kinds = score_by_kind([p.kind for p in predictions], [p.right for p in predictions])
+        accuracies = [kind.accuracy_percent for kind in kinds.values()]
+        results = Results(
+            model=name,
+            data=str(data),
+            data_fingerprint=_fingerprint(samples, predictions, asked, bad),
+            rows=len(samples),
+            questions=total.questions,
+            right=total.right,
+            accuracy_percent=total.accuracy_percent,
+            kinds=kinds,
+            mean_over_kinds_percent=sum(accuracies) / len(accuracies) if accuracies else None,
+            questions_without_kind=sum(prediction.kind is None for prediction in predictions),
+            truncated=sum(prediction.truncated for prediction in predictions),
+            generation=greedy(loaded, max_new_tokens).to_diff_dict() | {"do_sample": False, "batch_size": batch_size},
+            image_backend=f"{type(images).__name__} ({images.backend})",
+            device=loaded.device.type,
+            dtype=str(loaded.dtype).removeprefix("torch."),
+            versions=versions("torch", "transformers", "tokenizers", "pillow"),
+            seconds=round(seconds, 3),
+            bad_rows=len({one.sample for one in bad}),
+            skipped=tuple(Skipped(one.id, one.reason) for one in bad),
+            generation_set_aside=set_aside(loaded),
+            predictions=tuple(predictions),
+        )
+        if output is not None:
+            results.save(output)
     if results.truncated:
-        logger.warning("%d of %d answers were cut at max_new_tokens=%d", results.truncated, len(given), max_new_tokens)
-    if output is not None:
-        results.save(output)
+        logger.warning(
+            "%d of %d answers were cut at max_new_tokens=%d", results.truncated, results.questions, max_new_tokens
+        )
     return results
 
 
 def _ask(
-    model: PreTrainedModel,
-    processor: ProcessorMixin,
-    samples: Dataset,
-    asked: list[Question],
-    batch_size: int,
-    max_new_tokens: int,
-) -> list[Answer]:
-    batches: list[list[Question]] = [asked[i : i + batch_size] for i in range(0, len(asked), batch_size)]
-    given: list[Answer] = []
-    for batch in with_progress(batches, "Asking"):
-        conversations: list[dict[str, Any]] = [prompt(samples[question.sample], question.turn) for question in batch]
-        given += answers(model, processor, conversations, max_new_tokens=max_new_tokens)
-    if len(given) != len(asked):
-        raise RuntimeError(f"{len(asked)} questions were asked and {len(given)} answers came back")
-    return given
+    model: PreTrainedModel, processor: ProcessorMixin, samples: Dataset, batch: list[Question], max_new_tokens: int
+) -> tuple[list[Prediction], list[Bad]]:
+    """The answers to the questions that can be read, and those that cannot."""
+    conversations: list[dict[str, Any]] = [prompt(samples[question.sample], question.turn) for question in batch]
+    bad: list[Bad] = []
+    try:
+        given = answers(model, processor, conversations, max_new_tokens=max_new_tokens)
+    except SampleError:
+        problems = reading_problems(processor, conversations)
+        bad = [Bad(q.id, q.sample, problem) for q, problem in zip(batch, problems, strict=True) if problem]
+        batch = [question for question, problem in zip(batch, problems, strict=True) if not problem]
+        conversations = [one for one, problem in zip(conversations, problems, strict=True) if not problem]
+        given = answers(model, processor, conversations, max_new_tokens=max_new_tokens) if conversations else []
+    if len(given) != len(batch):
+        raise RuntimeError(f"{len(batch)} questions were asked and {len(given)} answers came back")
+    predictions = [
+        Prediction(q.id, q.kind, q.text, q.expected, a.text, is_right(q.expected, a.text), a.truncated)
+        for q, a in zip(batch, given, strict=True)
+    ]
+    return predictions, bad
+
+
+def _fingerprint(samples: Dataset, given: list[Prediction], asked: list[Question], bad: list[Bad]) -> str:
+    """Of the samples of which something was asked; without what could not be."""
+    answered = {prediction.id for prediction in given}
+    kept = sorted({question.sample for question in asked if question.id in answered})
+    left_out = [one.id for one in bad if one.sample in set(kept)]
+    return fingerprint(samples if len(kept) == len(samples) else samples.select(kept), left_out)

@@ -1,14 +1,19 @@
 """Batched greedy generation from a Hugging Face model: the same question always gets the same answer."""
 
+import json
 from collections.abc import Iterable, Iterator, Sized
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel, ProcessorMixin
 
 from switchkd.console import progress
+from switchkd.data.errors import SampleError
 from switchkd.data.reader import Reader
 from switchkd.models import load_pathway
 from switchkd.models.refusals import load_processor
@@ -52,23 +57,27 @@ def given_or_loaded(
     return loaded, processor or saved, str(model)
 
 
+#: All that plain greedy decoding takes over from a checkpoint: which tokens begin, end and fill up a text.
+_KEPT = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
 def greedy(model: PreTrainedModel, max_new_tokens: int) -> GenerationConfig:
-    """Plain greedy decoding. A checkpoint's own sampling, beams and penalties do not apply; its stop tokens do."""
-    saved = model.generation_config
-    return GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        num_beams=1,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-        # Their neutral values: generate() takes over what is left unset from the checkpoint.
-        temperature=1.0,
-        top_k=50,
-        top_p=1.0,
-        eos_token_id=saved.eos_token_id,
-        pad_token_id=saved.pad_token_id,
-        bos_token_id=saved.bos_token_id,
-    )
+    """Plain greedy decoding: the checkpoint's own stop tokens apply, and nothing else that its generation config says."""
+    kept = {name: getattr(model.generation_config, name) for name in _KEPT}
+    return GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, **kept)
+
+
+def set_aside(model: PreTrainedModel) -> dict[str, Any]:
+    """What the checkpoint's generation config says besides, as far as it differs from what transformers does by itself."""
+    saved: GenerationConfig = model.generation_config
+    said: dict[str, Any] = json.loads(saved.to_json_string(use_diff=False, ignore_metadata=True))
+    # not in the defaults of transformers, because they are the model's: what its outputs hold is nothing that decoding reads
+    neutral = saved._get_default_generation_params() | {"output_attentions": False, "output_hidden_states": False}
+    return {
+        name: value
+        for name, value in said.items()
+        if name not in _KEPT and not name.startswith("_") and value is not None and value != neutral.get(name)
+    }
 
 
 @torch.inference_mode()
@@ -79,6 +88,7 @@ def answers(
 
     Raises:
         ValueError: a sample that cannot be asked, or a model and a processor without a token that ends an answer.
+        FloatingPointError: a logit that an answer was chosen by is not finite.
     """
     batch = {
         name: tensor.to(model.device, model.dtype if tensor.is_floating_point() else None)
@@ -95,19 +105,68 @@ def answers(
     ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     if config.pad_token_id is None:
         config.pad_token_id = ends[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    was_training = model.training
-    model.eval()
-    try:
+    logits = _FiniteLogits()
+    with _decoding_by(config, model):
         generate: Any = model.generate
-        sequences = generate(**batch, generation_config=config)
-    finally:
-        model.train(was_training)
+        sequences = generate(**batch, generation_config=config, logits_processor=LogitsProcessorList([logits]))
     new = sequences[:, batch["input_ids"].shape[1] :]
     if len(new) != len(samples):
         raise RuntimeError(f"{len(samples)} questions were asked and {len(new)} answers came back")
-    finished = torch.isin(new, torch.tensor(ends, device=new.device)).any(dim=1)
+    is_end = torch.isin(new, torch.tensor(ends, device=new.device))
+    lengths = torch.where(is_end.any(dim=1), is_end.int().argmax(dim=1) + 1, new.shape[1]).tolist()
+    logits.check(lengths, [sample["id"] for sample in samples])
     texts = tokenizer.batch_decode(new, skip_special_tokens=True)
-    return [Answer(text.strip(), not done) for text, done in zip(texts, finished.tolist(), strict=True)]
+    return [Answer(text.strip(), not done) for text, done in zip(texts, is_end.any(dim=1).tolist(), strict=True)]
+
+
+def reading_problems(processor: ProcessorMixin, samples: list[dict[str, Any]]) -> list[str | None]:
+    """Why each of the samples cannot be asked, in words; None for those that can."""
+    reader = Reader(processor)
+    problems: list[str | None] = []
+    for sample in samples:
+        try:
+            reader.prompts([sample])
+            problems.append(None)
+        except SampleError as error:
+            problems.append(str(error))
+    return problems
+
+
+@contextmanager
+def _decoding_by(config: GenerationConfig, model: PreTrainedModel) -> Iterator[None]:
+    """`config` in the place of the model's own, from which `generate` would take over all that is left unset; no dropout."""
+    saved, was_training = model.generation_config, model.training
+    model.generation_config = config
+    model.eval()
+    try:
+        yield
+    finally:
+        model.generation_config = saved
+        model.train(was_training)
+
+
+class _FiniteLogits(LogitsProcessor):
+    """Notes at which steps the logits of a sample are not finite: the largest of them is then no answer."""
+
+    def __init__(self) -> None:
+        self._finite: list[Bool[Tensor, " samples"]] = []
+
+    def __call__(
+        self, input_ids: Int[Tensor, "samples _"], scores: Float[Tensor, "samples vocab"]
+    ) -> Float[Tensor, "samples vocab"]:
+        self._finite.append(scores.isfinite().all(dim=-1))
+        return scores
+
+    def check(self, lengths: list[int], ids: list[str]) -> None:
+        """Raise FloatingPointError for the first sample whose answer, of so many tokens, met one that is not."""
+        steps = torch.stack(self._finite, dim=1).tolist()
+        for finite, length, name in zip(steps, lengths, ids, strict=True):
+            if not all(finite[:length]):
+                raise FloatingPointError(
+                    f"sample {name!a}: the logits of token {finite.index(False) + 1} of the answer are not finite (NaN or infinity), so "
+                    "there is no answer: weights of the model are not finite, or its numbers overflow in "
+                    "this precision. Look at its weights, or choose an earlier checkpoint"
+                )
 
 
 def with_progress(batches: Iterable[Any], what: str) -> Iterator[Any]:

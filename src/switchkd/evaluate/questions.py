@@ -24,32 +24,54 @@ class Question:
     kind: str | None
 
 
-def questions(samples: Dataset) -> list[Question]:
-    """Every question of the samples that has an answer to compare with, in order.
+@dataclass(frozen=True)
+class Bad:
+    """Why sample number `sample` cannot be asked, or its question `id`, where only that one cannot."""
 
-    A sample with several questions gives them the ids `ID/1`, `ID/2` …; one that another question has gets `#` and the sample's number.
+    id: str
+    sample: int
+    reason: str
 
-    Raises:
-        DataError: a sample that cannot be used or asks nothing, an answer that no question precedes, an empty answer, or no
-            samples. An evaluation leaves nothing out.
+
+def questions(samples: Dataset) -> tuple[list[Question], list[Bad]]:
+    """Every question of the samples that has an answer to compare with, in order; and the samples that cannot be used.
+
+    A sample with several questions gives them the ids `ID/1`, `ID/2` …; one that another question has gets `#` and the sample's
+    number. A sample that asks nothing, or has an answer that is empty or follows no
+    question, cannot be used.
     """
     asked: list[Question] = []
+    bad: list[Bad] = []
     names: set[str] = set()
     for number, sample in enumerate(samples.remove_columns("images")):
-        if sample["problem"]:
-            raise DataError(f"sample {sample['id']!a}: {sample['problem']}")
-        for question in _of_sample(sample, number):
+        try:
+            of_sample = _of_sample(sample, number)
+        except DataError as error:
+            bad.append(Bad(sample["id"], number, str(error)))
+            continue
+        for question in of_sample:
             name = question.id
             while name in names:
                 name = f"{name}#{number}"
             names.add(name)
             asked.append(replace(question, id=name))
-    if not asked:
-        raise DataError("there is no question to ask: the data has no rows")
-    return asked
+    return asked, bad
+
+
+def check_share(bad: Sequence[Bad], samples: int, max_bad_fraction: float) -> None:
+    """Raise DataError where more than this share of the samples is bad, or every one of them."""
+    count = len({one.sample for one in bad})
+    if count == samples or count > max_bad_fraction * samples:
+        examples = "; ".join(one.reason for one in bad[:3])
+        raise DataError(
+            f"{count} of {samples} rows ({count / max(samples, 1):.1%}) cannot be asked, more than the allowed {max_bad_fraction:.1%}. "
+            f"First: {examples}. Repair the data, or raise max_bad_fraction"
+        )
 
 
 def _of_sample(sample: dict[str, Any], number: int) -> list[Question]:
+    if sample["problem"]:
+        raise DataError(f"sample {sample['id']!a}: {sample['problem']}")
     turns = [index for index, message in enumerate(sample["messages"]) if message["role"] == "assistant"]
     if not turns:
         raise DataError(f"sample {sample['id']!a}: has no answer to compare with")
@@ -84,8 +106,13 @@ def prompt(sample: dict[str, Any], turn: int) -> dict[str, Any]:
     return {**sample, "messages": [*system, asked]}
 
 
-def fingerprint(samples: Sequence[dict[str, Any]] | Dataset) -> str:
-    """SHA-256 of what is asked: ids, messages, kinds and the bytes of every image; not of paths or the file's format."""
+def fingerprint(samples: Sequence[dict[str, Any]] | Dataset, left_out: Sequence[str] = ()) -> str:
+    """SHA-256 of what is asked: ids, messages, kinds and the bytes of every image; not of paths or the file's format.
+
+    Args:
+        samples: what is asked.
+        left_out: ids of questions of these samples that are not.
+    """
     digest = hashlib.sha256()
     for sample in samples:
         said = [{name: message[name] for name in ("role", "content")} for message in sample["messages"]]
@@ -94,4 +121,6 @@ def fingerprint(samples: Sequence[dict[str, Any]] | Dataset) -> str:
         for image in sample["images"]:
             content = Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
             digest.update(hashlib.sha256(content).digest())
+    for name in left_out:
+        digest.update(hashlib.sha256(name.encode()).digest())
     return digest.hexdigest()

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import yaml
 
+from switchkd.data.errors import MAX_BAD_FRACTION
 from switchkd.data.images import MAX_PIXELS
 from switchkd.methods import METHODS, Method
 from switchkd.models.capture import Vision
@@ -139,7 +140,7 @@ class Data:
     #: An image with more pixels is refused before it is decoded.
     max_pixels: int = MAX_PIXELS
     #: The run stops when more than this share of the rows cannot be used.
-    max_bad_fraction: float = 0.01
+    max_bad_fraction: float = MAX_BAD_FRACTION
 
     def __post_init__(self) -> None:
         _require(bool(self.train), "train must name a file or a folder")
@@ -288,10 +289,13 @@ class Evaluate:
     image_root: str | None = None
     batch_size: int = 32
     max_new_tokens: int = 64
+    #: The evaluation stops when of more than this share of the rows something cannot be asked; fewer are skipped and counted.
+    max_bad_fraction: float = MAX_BAD_FRACTION
 
     def __post_init__(self) -> None:
         _require(bool(self.data), "data must name a file or a folder")
         _at_least(self, 1, "batch_size", "max_new_tokens")
+        _share(self, "max_bad_fraction")
 
 
 @dataclass(frozen=True)

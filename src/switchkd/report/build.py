@@ -60,7 +60,8 @@ def _read_questions(models: Sequence[Model]) -> probe.Asked | None:
     if data is None:
         return None
     root = next((str(tree["image_root"]) for tree in recipes if tree.get("image_root")), None)
-    return probe.read_questions(data, root)
+    skipped = {one.id for model in models if model.results for one in model.results.skipped}
+    return probe.read_questions(data, root, skipped)
 
 
 def _computed(evidence: Evidence, asked: probe.Asked, count: int, attention: int, show: Sequence[str]) -> Evidence:

@@ -6,7 +6,7 @@ Nothing is trained. The expected answers are read along, so teacher, student and
 import io
 import itertools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -55,14 +55,15 @@ class Asked:
         return {**sample, "id": name, "messages": [*sample["messages"], answer] if answered else sample["messages"]}
 
 
-def read_questions(data: str | Path, image_root: str | Path | None = None) -> Asked:
-    """The questions of a data set.
+def read_questions(data: str | Path, image_root: str | Path | None = None, left_out: Collection[str] = ()) -> Asked:
+    """The questions of a data set, without those that an evaluation could not ask.
 
     Raises:
         DataError: if it cannot be read.
     """
     samples = load_rows(data, image_root)
-    return Asked(samples, {question.id: question for question in questions(samples)})
+    asked, _ = questions(samples)
+    return Asked(samples, {question.id: question for question in asked if question.id not in left_out})
 
 
 def spread(asked: Mapping[str, Question], count: int) -> list[str]:

@@ -70,6 +70,8 @@ class BenchmarkResults:
     dtype: str
     versions: dict[str, str]
     seconds: float
+    #: What the checkpoint's generation config says and decoding did not follow: see `generation`.
+    generation_set_aside: dict[str, Any] = field(default_factory=dict)
     #: Empty where the file with them was not kept.
     given: tuple[Given, ...] = ()
 

@@ -1,6 +1,6 @@
 """The result of an evaluation, and everything needed to judge or repeat it: one JSON file, and one line per question."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,14 @@ class Prediction:
 
 
 @dataclass(frozen=True)
+class Skipped:
+    """A row, or one question of a row, that could not be asked, and why."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Results:
     """The result of one model on one data set."""
 
@@ -30,7 +38,9 @@ class Results:
     data: str
     #: SHA-256 over ids, messages, kinds and image bytes: equal where the same was asked.
     data_fingerprint: str
+    #: Of the data, those that could not be asked included.
     rows: int
+    #: What was asked: everything below counts these.
     questions: int
     right: int
     #: Over all questions.
@@ -48,6 +58,11 @@ class Results:
     dtype: str
     versions: dict[str, str]
     seconds: float
+    #: Rows of which something could not be asked; and what.
+    bad_rows: int = 0
+    skipped: tuple[Skipped, ...] = ()
+    #: What the checkpoint's generation config says and decoding did not follow: see `generation`.
+    generation_set_aside: dict[str, Any] = field(default_factory=dict)
     #: Empty where the file with them was not kept.
     predictions: tuple[Prediction, ...] = ()
 
@@ -74,7 +89,7 @@ class Results:
             raise ValueError(f"{path}: results are written as JSON, so the name must end in .json")
         summary = asdict(self)
         del summary["predictions"]
-        write_together({_predictions_file(path): to_lines(self.predictions), path: to_json(summary)})
+        write_together({predictions_path(path): to_lines(self.predictions), path: to_json(summary)})
 
     @classmethod
     def load(cls, path: str | Path) -> "Results":
@@ -83,7 +98,7 @@ class Results:
         Raises:
             ValueError: naming the file, the line where it is one, and what is wrong with it.
         """
-        path, lines = Path(path), _predictions_file(Path(path))
+        path, lines = Path(path), predictions_path(Path(path))
         results = build(cls, read_json(path, "results"), str(path), "results of an evaluation")
         if not lines.exists():
             return results
@@ -92,5 +107,6 @@ class Results:
         return replace(results, predictions=predictions)
 
 
-def _predictions_file(path: Path) -> Path:
+def predictions_path(path: Path) -> Path:
+    """Where the predictions of the results in `path` are."""
     return path.with_suffix(".predictions.jsonl")

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
+from switchkd.data.errors import DataError
+from switchkd.data.sources import source_paths
 from switchkd.recipe.schema import build_recipe, recipe_to_dict, save_recipe
 from switchkd.results.question_results import Results
 from switchkd.results.study_results import ArmSummary, CellRecord
@@ -26,7 +28,7 @@ def run_study(study: Study, overrides: Sequence[str] = ()) -> tuple[ArmSummary, 
 
     Raises:
         RecipeError: a cell that cannot be run, before any is.
-        ValueError: if `output` is in use, or holds cells of another recipe.
+        ValueError: if `output` is in use, or the questions of a cell are missing, or it holds cells of another recipe.
         RuntimeError: at the end, if cells failed; with their logs.
     """
     output = Path(study.output)
@@ -39,6 +41,7 @@ def run_study(study: Study, overrides: Sequence[str] = ()) -> tuple[ArmSummary, 
         if study.world:
             write_world(study)
         open_cells = [cell for cell in planned if not cell.file("json").exists()]
+        _check_questions(open_cells)
         teachers = _teachers(study, planned)
         _log.info("%d cells, %d of them to run", len(planned), len(open_cells))
         jobs = [_teacher_job(cell, file) for file, cell in teachers.items() if not file.exists()]
@@ -78,6 +81,19 @@ def _check(cell: Cell) -> None:
         )
 
 
+def _check_questions(cells: Sequence[Cell]) -> None:
+    """Raise ValueError where a cell would ask in the end what is not there: it would be seen when it has been trained."""
+    asked: dict[str, Cell] = {}
+    for cell in cells:
+        assert cell.recipe.evaluate is not None
+        asked.setdefault(cell.recipe.evaluate.data, cell)
+    for data, cell in asked.items():
+        try:
+            source_paths(data)
+        except DataError as error:
+            raise ValueError(f"evaluate.data of the cell {cell}: {error}") from error
+
+
 def _job(cell: Cell) -> Job:
     recipe = cell.file("yaml")
     recipe.parent.mkdir(parents=True, exist_ok=True)
@@ -105,6 +121,7 @@ def _teacher_job(cell: Cell, file: Path) -> Job:
     file.parent.mkdir(parents=True, exist_ok=True)
     command = ["evaluate", teacher.path, settings.data, "--output", str(file)]
     command += ["--batch-size", str(settings.batch_size), "--max-new-tokens", str(settings.max_new_tokens)]
+    command += ["--max-bad-fraction", str(settings.max_bad_fraction)]
     command += ["--image-root", settings.image_root] if settings.image_root else []
     return Job(f"teacher {teacher.path} on {settings.data}", tuple(command), file.with_name("log"), resumed=False)
 

@@ -21,6 +21,7 @@ from PIL import ImageFile
 from switchkd.evaluate.benchmarks.benchmark import Benchmark, Doc
 from switchkd.evaluate.benchmarks.benchmark_samples import Samples
 from switchkd.evaluate.generate import Answer, with_progress
+from switchkd.results.benchmark_results import Given
 
 _TRUNCATED = ImageFile.LOAD_TRUNCATED_IMAGES
 import lmms_eval.api.metrics  # noqa: E402  (tasks find their metrics by name once this is imported)
@@ -94,6 +95,7 @@ class Model(lmms):
         answers: given samples and the most tokens of an answer, one answer for each sample.
         batch_size: samples at a time.
         max_new_tokens: longer answers are cut; by default what the task says.
+        keep: is given every answer as soon as it is made.
     """
 
     is_simple = False
@@ -104,16 +106,18 @@ class Model(lmms):
         answers: Callable[[list[dict[str, Any]], int], list[Answer]],
         batch_size: int,
         max_new_tokens: int | None,
+        keep: Callable[[list[Given]], None],
     ) -> None:
         super().__init__()
         self.task = task
         self.answers = answers
         self.batch_size = batch_size
+        self.keep = keep
         settings = task.config.generation_kwargs
         self.max_new_tokens = max_new_tokens or settings.get("max_new_tokens") or task.benchmark.max_new_tokens
         self.stops: list[str] = settings["until"]
         #: What was asked and answered, in order.
-        self.given: list[tuple[str, str, Answer]] = []
+        self.given: list[Given] = []
         self._digest = hashlib.sha256()
         self._stderr = sys.stderr  # for the progress, while what lmms-eval prints is kept from the terminal
 
@@ -129,7 +133,7 @@ class Model(lmms):
                     raise RuntimeError(f"{len(samples)} questions were asked and {len(given)} answers came back")
                 for sample, answer in zip(samples, given, strict=True):
                     self._note(sample, answer)
-        return [answer.text for _, _, answer in self.given]
+        return [given.answer for given in self.given]
 
     def _note(self, sample: dict[str, Any], answer: Answer) -> None:
         text = answer.text.strip()
@@ -137,7 +141,8 @@ class Model(lmms):
             text = text.split(stop)[0]
         parts = sample["messages"][0]["content"]
         prompt = "".join("<image>" if part["type"] == "image" else part["text"] for part in parts)
-        self.given.append((sample["id"], prompt, Answer(text.strip(), answer.truncated)))
+        self.given.append(Given(self.task.benchmark.name, sample["id"], prompt, text.strip(), answer.truncated))
+        self.keep(self.given[-1:])
         self._digest.update(hashlib.sha256(json.dumps(parts).encode()).digest())
         for image in sample["images"]:
             self._digest.update(hashlib.sha256(image["bytes"]).digest())

@@ -4,7 +4,7 @@ import contextlib
 import io
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,8 +14,9 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from switchkd.evaluate.benchmarks import BENCHMARKS
 from switchkd.evaluate.benchmarks.benchmark_samples import load as load_samples
-from switchkd.evaluate.generate import Answer, answers, given_or_loaded, greedy
-from switchkd.results.benchmark_results import BenchmarkResult, BenchmarkResults, Given
+from switchkd.evaluate.generate import Answer, answers, given_or_loaded, greedy, set_aside
+from switchkd.evaluate.kept_answers import kept_answers
+from switchkd.results.benchmark_results import BenchmarkResult, BenchmarkResults, Given, answers_path
 from switchkd.results.ten_way_mean import TEN, percent, ten_way_mean
 from switchkd.versions import versions
 
@@ -69,38 +70,55 @@ def evaluate_benchmarks(
     Raises:
         ValueError: data that cannot be used, in whole or in one sample; a model that cannot be used.
         ImportError: lmms-eval is not installed. Whatever a generation raises is passed on: an evaluation is complete or fails,
-            and writes nothing if it fails.
+            and writes no results if it fails. The answers made until then are kept beside `output`.
+        OSError: `output` cannot be written; nothing has been asked then.
     """
     if batch_size < 1 or (max_new_tokens is not None and max_new_tokens < 1):
         raise ValueError(f"batch_size and max_new_tokens must be at least 1, got {batch_size} and {max_new_tokens}")
     if output is not None and Path(output).suffix != ".json":
         raise ValueError(f"{output}: results are written as JSON, so the name must end in .json")
+    output = None if output is None else Path(output)
     begin = time.perf_counter()
-    tasks = _tasks(names, None if data is None else Path(data))
-    loaded, processor, name = given_or_loaded(model, processor)
-    scores: dict[str, BenchmarkResult] = {}
-    given: list[Given] = []
-    for task in tasks:
-        scores[task.benchmark.name], answered = _run(task, loaded, processor, batch_size, max_new_tokens)
-        given += answered
+    with kept_answers(output, None if output is None else answers_path(output)) as keep:
+        tasks = _tasks(names, None if data is None else Path(data))
+        loaded, processor, name = given_or_loaded(model, processor)
+        scores: dict[str, BenchmarkResult] = {}
+        given: list[Given] = []
+        for task in tasks:
+            scores[task.benchmark.name], answered = _run(task, loaded, processor, batch_size, max_new_tokens, keep)
+            given += answered
+        results = _results(loaded, processor, name, scores, given, batch_size, time.perf_counter() - begin)
+        if output is not None:
+            results.save(output)
+    return results
+
+
+def _results(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    name: str,
+    scores: dict[str, BenchmarkResult],
+    given: list[Given],
+    batch_size: int,
+    seconds: float,
+) -> BenchmarkResults:
+    """Everything that was measured, and how."""
     images: Any = processor.image_processor
-    results = BenchmarkResults(
+    return BenchmarkResults(
         model=name,
         benchmarks=scores,
         average=ten_way_mean({name: result.percent for name, result in scores.items()}),
         complete=all(result.samples == result.published_samples for result in scores.values()),
-        generation={k: v for k, v in greedy(loaded, 1).to_diff_dict().items() if k != "max_new_tokens"}
+        generation={k: v for k, v in greedy(model, 1).to_diff_dict().items() if k != "max_new_tokens"}
         | {"do_sample": False, "batch_size": batch_size},
         image_backend=f"{type(images).__name__} ({images.backend})",
-        device=loaded.device.type,
-        dtype=str(loaded.dtype).removeprefix("torch."),
+        device=model.device.type,
+        dtype=str(model.dtype).removeprefix("torch."),
         versions=versions("lmms-eval", "torch", "transformers", "tokenizers", "pillow"),
-        seconds=round(time.perf_counter() - begin, 3),
+        seconds=round(seconds, 3),
+        generation_set_aside=set_aside(model),
         given=tuple(given),
     )
-    if output is not None:
-        results.save(output)
-    return results
 
 
 def _tasks(names: Sequence[str], folder: Path | None) -> list["Task"]:
@@ -125,7 +143,12 @@ def _tasks(names: Sequence[str], folder: Path | None) -> list["Task"]:
 
 
 def _run(
-    task: "Task", model: PreTrainedModel, processor: ProcessorMixin, batch_size: int, max_new_tokens: int | None
+    task: "Task",
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    batch_size: int,
+    max_new_tokens: int | None,
+    keep: Callable[[list[Any]], None],
 ) -> tuple[BenchmarkResult, list[Given]]:
     """Ask one benchmark, and have it scored."""
     from switchkd.evaluate.benchmarks.adapter import Model
@@ -134,7 +157,7 @@ def _run(
         return answers(model, processor, samples, max_new_tokens=length)
 
     benchmark = task.benchmark
-    asked = Model(task, ask, batch_size, max_new_tokens)
+    asked = Model(task, ask, batch_size, max_new_tokens, keep)
     begin = time.perf_counter()
     metrics = _scored(task, asked)
     seconds = time.perf_counter() - begin
@@ -143,7 +166,7 @@ def _run(
     score = metrics[benchmark.metric] * benchmark.scale
     light = task.dataset[task.config.test_split]
     max_score = benchmark.max_score({name: light[name] for name in benchmark.columns})
-    cut = sum(answer.truncated for _, _, answer in asked.given)
+    cut = sum(answer.truncated for answer in asked.given)
     if cut:
         logger.warning(
             "%s: %d of %d answers were cut at max_new_tokens=%d",
@@ -161,7 +184,7 @@ def _run(
         truncated=cut,
         unparsable=None if unparsable is None else round(unparsable * len(task.samples)),
         metrics=metrics,
-        prompt=asked.given[0][1],
+        prompt=asked.given[0].prompt,
         prompt_settings=dict(task.config.lmms_eval_specific_kwargs["default"]),
         max_new_tokens=asked.max_new_tokens,
         data=task.samples.where,
@@ -169,9 +192,7 @@ def _run(
         paper=benchmark.paper,
         seconds=round(seconds, 3),
     )
-    return result, [
-        Given(benchmark.name, sample, prompt, answer.text, answer.truncated) for sample, prompt, answer in asked.given
-    ]
+    return result, asked.given
 
 
 def _scored(task: "Task", model: "Model") -> dict[str, float]:
