@@ -16,7 +16,7 @@ from switchkd.data.json_list import read_json_list
 
 #: What a folder of files may hold, and a file's name need not show: formats are told from the content.
 _ENDINGS = (".parquet", ".json", ".jsonl")
-_ROWS_AT_A_TIME = 256
+_ROWS_AT_A_TIME = 32
 #: The same of a row group with so many bytes that pictures must be in it.
 _PICTURES_AT_A_TIME, _LARGE_GROUP_BYTES = 8, 256 << 20
 _BOM = b"\xef\xbb\xbf"
