@@ -11,17 +11,20 @@ import torch
 from run_files import write_model, write_run
 from safetensors.torch import load_file
 from tiny import tiny_processor
+from tiny_families import BUILDS
+from tiny_processors import PROCESSORS
 from tiny_tokenizers import other_processor, sentencepiece_tokenizer, wordpiece_tokenizer
 from transformers import AutoModelForImageTextToText
 
 from switchkd import distill
 from switchkd.batch import TEACHER
+from switchkd.data.chat_format import choose_format
 from switchkd.methods import SFT
 from switchkd.models.families.chat_blocks import CHATML
 from switchkd.models.families.llava import VICUNA
 from switchkd.pairing.bridge import Bridge
 from switchkd.pairing.compatibility import Difference
-from switchkd.pairing.pair_report import PairReport, compare_checkpoints
+from switchkd.pairing.pair_report import PairReport, compare_checkpoints, compare_models
 from switchkd.recipe.schema import load_recipe
 from switchkd.train import checkpoint
 from switchkd.train.stage import open_run, open_stage
@@ -56,7 +59,7 @@ PAIRS = {
             "visual tokens per image": "bridge",
             "grid side": "bridge",
             "image size in pixels": "own inputs",
-            "image processor's size": "bridge",
+            "image processor's size": "own inputs",
         },
         True,
     ),
@@ -119,6 +122,23 @@ def test_every_setting_of_the_image_processors_that_changes_pixels_is_reported(w
     settings = [one for one in report.mismatches if one.what.startswith("image processor")]
     assert [one.what for one in settings] == ["image processor's image_mean", "image processor's image_std"]
     assert {one.verdict for one in settings} == {"own inputs"}
+
+
+def test_settings_of_processors_are_own_inputs_and_the_grids_they_make_a_bridge():
+    """Qwen-VL's grid follows the image's size, so the processor decides on it; its mean does not."""
+    config = BUILDS["qwen2_5_vl"].config(16, 2)
+
+    def against_usual(**settings):
+        student, teacher = PROCESSORS["qwen2_5_vl"](), PROCESSORS["qwen2_5_vl"]()
+        for name, value in settings.items():
+            setattr(student.image_processor, name, value)
+        config.image_token_id = choose_format(teacher).image_token_id
+        return {one.what: one.verdict for one in compare_models((config, student), (config, teacher)).mismatches}
+
+    mean = {"image processor's image_mean": "own inputs"}
+    assert against_usual(image_mean=[0.1] * 3) == mean
+    size = {"image processor's size": "own inputs", "grid of an image": "bridge"}
+    assert against_usual(image_mean=[0.1] * 3, size={"shortest_edge": 64, "longest_edge": 512}) == mean | size
 
 
 def test_a_recipe_says_what_is_not_a_default():

@@ -11,13 +11,17 @@ from switchkd.data.errors import DataError
 from switchkd.models.families import family_of
 from switchkd.models.refusals import load_processor
 from switchkd.pairing.alignment import match_ids
-from switchkd.pairing.compatibility import ROWS, Difference, Verdict, compare
+from switchkd.pairing.compatibility import ROWS, Difference, compare
 from switchkd.pairing.vocabulary import Ids
 
 #: Entries of an image processor's settings that change neither pixels nor their geometry. The numbers of tokens are the models' matter.
 _NOT_PIXELS = {
     "image_processor_type", "processor_class", "auto_map", "return_tensors", "data_format", "input_data_format", "device",
     "disable_grouping", "image_seq_length",
+}  # fmt: skip
+#: Entries that change the values of pixels and leave the size of an image as it is.
+_VALUES = {
+    "do_convert_rgb", "do_normalize", "do_rescale", "image_mean", "image_std", "offset", "resample", "rescale_factor",
 }  # fmt: skip
 
 
@@ -68,7 +72,7 @@ def compare_models(
 ) -> PairReport:
     """Compare config and processor of two models."""
     differences = compare(family_of(student[0]), family_of(teacher[0]))
-    fixed = any(d.what.startswith("visual tokens per") and d.verdict == "fits" for d in differences)
+    fixed = any(difference.what.startswith("visual tokens per") for difference in differences)
     tokens, vocabulary = _tokenizers(student[1], teacher[1])
     if tokens.verdict == "fits":
         differences = [_with_padding(difference, vocabulary) for difference in differences]
@@ -91,7 +95,13 @@ def _with_padding(difference: Difference, vocabulary: int | Ids) -> Difference:
 
 
 def _images(student: Any, teacher: Any, *, fixed: bool) -> list[Difference]:
-    """Every setting that differs. `fixed`: each picture becomes the same grid of features in both models, whatever its size."""
+    """Every setting that differs, and whether images become other grids by it.
+
+    Args:
+        student: its processor.
+        teacher: the other's.
+        fixed: the configs say how large the grid of an image or tile is, whatever the image's own size.
+    """
     settings = [
         {
             key: value
@@ -100,14 +110,22 @@ def _images(student: Any, teacher: Any, *, fixed: bool) -> list[Difference]:
         }
         for processor in (student, teacher)
     ]
-    verdict: Verdict = "own inputs" if fixed else "bridge"
-    detail = "each model gets its own pixels of an image"
-    differences = [
-        Difference(f"image processor's {key}", settings[0].get(key), settings[1].get(key), verdict, detail)
+    differing = [
+        key
         for key in sorted((settings[0] | settings[1]).keys() - _NOT_PIXELS)
         if settings[0].get(key) != settings[1].get(key)
     ]
-    return differences or [Difference("image processor", "one", "one", "fits")]
+    if not differing:
+        return [Difference("image processor", "one", "one", "fits")]
+    detail = "each model gets its own pixels of an image"
+    differences = [
+        Difference(f"image processor's {key}", settings[0].get(key), settings[1].get(key), "own inputs", detail)
+        for key in differing
+    ]
+    if not fixed and (geometric := [key for key in differing if key not in _VALUES]):
+        detail = f"by the {', '.join(geometric)} of the image processors; resampled to the teacher's grid"
+        differences.append(Difference("grid of an image", "its own", "its own", "bridge", detail))
+    return differences
 
 
 def _tokenizers(student: Any, teacher: Any) -> tuple[Difference, int | Ids]:
