@@ -12,7 +12,7 @@ from tinyllava_files import IMAGE_SIZE, IMAGE_TOKEN_INDEX, PATCH, ROWS, TURNS, R
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, LlavaForConditionalGeneration
 
 from switchkd.convert import convert, tinyllava
-from switchkd.data.chat_format import choose_format
+from switchkd.data.template_choice import choose_format
 from switchkd.models import load_pathway
 
 TOKENS = (IMAGE_SIZE // PATCH) ** 2 - 1  # the `patch` strategy drops the first, although SigLIP has no class token

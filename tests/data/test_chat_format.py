@@ -1,14 +1,17 @@
 import copy
+import json
 import logging
 import pickle
 
 import pytest
+from jinja2 import TemplateError
 from tiny import IMAGE_TOKENS, tiny_processor, tiny_tokenizer
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import LlavaProcessor, PreTrainedTokenizerFast
 
-from switchkd.data.chat_format import ChatFormat, choose_format
+from switchkd.data.chat_format import ChatFormat
 from switchkd.data.errors import DataError, SampleError
+from switchkd.data.template_choice import choose_format, use_format
 from switchkd.models.families.chat_blocks import CHATML
 from switchkd.models.families.llava import VICUNA
 
@@ -78,7 +81,7 @@ def test_mask_token_by_token():
 
 
 @pytest.mark.parametrize("template", [CHATML, VICUNA])
-def test_tokens_and_mask_are_those_of_the_library(template):
+def test_tokens_are_those_of_the_library(template):
     """On text without typed special tokens our path and `apply_chat_template` must agree exactly."""
     from PIL import Image
 
@@ -88,11 +91,8 @@ def test_tokens_and_mask_are_those_of_the_library(template):
     messages[1]["content"][0]["text"] = "  Ein Kätzchen 🐈,\n\n  klein. "
     tokens = choose_format(processor).tokenize(messages, [PLACEHOLDER])
     messages[0]["content"][0] = {"type": "image", "image": Image.new("RGB", (9, 9))}
-    expected = processor.apply_chat_template(
-        messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True, processor_kwargs={}
-    )
+    expected = processor.apply_chat_template(messages, tokenize=True, return_dict=True)
     assert tokens.input_ids == expected["input_ids"][0]
-    assert [int(answer) for answer in tokens.is_answer] == expected["assistant_masks"][0]
 
 
 @pytest.mark.parametrize("template", [CHATML, VICUNA])
@@ -195,57 +195,202 @@ def test_a_sentencepiece_style_tokenizer():
     assert shown == "▁No,▁<▁image>.</s>▁So.</s>"
 
 
-def test_the_own_template_is_used_when_it_marks_and_closes_answers():
-    own = CHATML.replace("\\n", " ")
-    assert choose_format(tiny_processor(own)).template == own
-
-
-def test_a_closing_token_outside_the_generation_block_still_counts():
-    own = (
-        "{% for m in messages %}{{ m['role'] + ':' }}{% if m['role'] == 'assistant' %}"
-        "{% generation %}{{ m['content'][0]['text'] }}{% endgeneration %}"
-        "{% else %}{{ m['content'][0]['text'] }}{% endif %}{{ eos_token }}{% endfor %}"
-    )
+def written_by(own, messages=TWO_TURNS, placeholders=(PLACEHOLDER,), **options):
+    """What a checkpoint with the template `own` learns, answers in brackets, images as one `*`."""
     processor = tiny_processor(own)
-    tokens = choose_format(processor).tokenize(TWO_TURNS[2:], [])
-    assert bracketed(processor.tokenizer, tokens) == "user:Sure?<|im_end|>assistant:[Yes.<|im_end|>]"
+    tokens = choose_format(processor, **options).tokenize(messages, list(placeholders))
+    return bracketed(processor.tokenizer, tokens).replace(PLACEHOLDER, "*")
 
 
-# A template as published with LLaVA 1.5 is: answers are marked but never closed.
+#: A template that tells nothing about itself; PART writes a part of a message.
+PART = "{% if part['type'] == 'image' %}{{ '<image>' }}{% else %}{{ part['text'] }}{% endif %}"
+PARTS = "{% for part in m['content'] %}" + PART + "{% endfor %}"
+OWN = (
+    "{{ 'Sees: ' }}{% for m in messages %}{{ '<|im_start|>' + m['role'] + ' ' }}"
+    + PARTS
+    + "{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant ' }}{% endif %}"
+)
+#: As published with LLaVA 1.5: answers are marked, and nothing closes them.
 UNCLOSED = (
-    "{% for m in messages %}{{ m['role'].upper() + ': ' }}{% if m['role'] == 'assistant' %}"
-    "{% generation %}{{ m['content'][0]['text'] + ' ' }}{% endgeneration %}"
-    "{% else %}{{ m['content'][0]['text'] + ' ' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+    "{% for m in messages %}{{ m['role'].upper() + ': ' }}"
+    "{% if m['role'] == 'assistant' %}{% generation %}"
+    + PARTS
+    + "{{ ' ' }}{% endgeneration %}{% else %}"
+    + PARTS
+    + "{{ ' ' }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
-UNMARKED = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }} {{ m['content'][0]['text'] }}<|im_end|>{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant {% endif %}"
+#: As published with many language models: contents are texts.
+OF_TEXTS = OWN.replace(PARTS, "{{ m['content'] }}")
+#: As published with LLaVA-OneVision: a conversation is not written as its answers are asked for.
+OTHER_PROMPT = OWN.replace("' ' }}" + PARTS, "' \\n' }}" + PARTS).replace("assistant ' }}", "assistant\\n' }}")
+#: As published with reasoning models: what was thought is written behind the last question only, and asked for.
+THINKS = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' }}"
+    "{% if m['role'] == 'assistant' and loop.last %}{{ '<think>\\n' + (m['reasoning_content'] or '') + '\\n</think>\\n' }}{% endif %}"
+    + PARTS + "{{ '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n<think>\\n' }}{% endif %}"
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("own", "learned"),
+    [
+        (
+            OWN,
+            "Sees: <|im_start|>user *What is it?<|im_end|><|im_start|>assistant[ A cat.<|im_end|>]"
+            "<|im_start|>user Sure?<|im_end|><|im_start|>assistant [Yes.<|im_end|>]",
+        ),
+        (UNCLOSED, "USER: *What is it? ASSISTANT:[ A cat.] USER: Sure? ASSISTANT:[ Yes.<|im_end|>]"),
+        (
+            OF_TEXTS,
+            "Sees: <|im_start|>user *\nWhat is it?<|im_end|><|im_start|>assistant[ A cat.<|im_end|>]"
+            "<|im_start|>user Sure?<|im_end|><|im_start|>assistant [Yes.<|im_end|>]",
+        ),
+        (
+            OTHER_PROMPT,
+            "Sees: <|im_start|>user \n*What is it?<|im_end|><|im_start|>assistant \n[A cat.<|im_end|>]"
+            "<|im_start|>user \nSure?<|im_end|><|im_start|>assistant\n[Yes.<|im_end|>]",
+        ),
+        (
+            THINKS,
+            "<|im_start|>user\n*What is it?<|im_end|>\n<|im_start|>assistant\n[A cat.<|im_end|>]\n"
+            "<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\n<think>\n[\n</think>\nYes.<|im_end|>]\n",
+        ),
+    ],
 )
-FOR_TEXT_ONLY = "{% for m in messages %}<|im_start|>{% generation %}{{ m['content'] }}{% endgeneration %}{% endfor %}"
+def test_answers_are_found_in_what_the_own_template_writes(own, learned):
+    assert written_by(own) == learned
+
+
+def test_a_template_of_texts_is_given_texts_and_otherwise_left_alone():
+    processor = tiny_processor(OF_TEXTS)
+    chat = choose_format(processor)
+    assert chat.template.endswith(OF_TEXTS)
+    assert chat.problem is None
+    use_format(processor, chat)
+    as_texts = [
+        {"role": m["role"], "content": "".join(part["text"] or "<image>\n" for part in m["content"])} for m in TWO_TURNS
+    ]
+    saved = processor.apply_chat_template(TWO_TURNS)
+    assert saved == tiny_processor(OF_TEXTS).apply_chat_template(as_texts) == processor.apply_chat_template(as_texts)
+
+
+def test_reasoning_and_tools_reach_the_template():
+    own = THINKS.replace("{% for m", "{% if tools %}{{ tools | tojson }}{% endif %}{% for m", 1)
+    messages = [user("Sure?"), assistant("Yes.") | {"reasoning_content": "It purrs.", "tool_calls": None}]
+    processor = tiny_processor(own)
+    tokens = choose_format(processor).tokenize(messages, [], tools=[{"name": "look <image>"}])
+    assert bracketed(processor.tokenizer, tokens) == (
+        '[{"name": "look <image>"}]'
+        "<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\n<think>\n[It purrs.\n</think>\nYes.<|im_end|>]\n"
+    )
+    assert processor.image_token_id not in tokens.input_ids
+
+
+@pytest.mark.parametrize("own", [OWN, UNCLOSED, OF_TEXTS, OTHER_PROMPT, THINKS, CHATML, VICUNA])
+@pytest.mark.parametrize("answer", ["Yes.", "\nYes.", "\n\n Yes", "  Yes\n", "?", "\tA\n\nB"])
+def test_a_prompt_begins_its_training_sequence_whatever_is_answered(own, answer):
+    chat = choose_format(tiny_processor(own))
+    for messages in (
+        [user(IMAGE, "Sure?"), assistant(answer)],
+        [user(IMAGE, "A"), assistant(answer), user("B"), assistant(answer)],
+    ):
+        learned = chat.tokenize(messages, [PLACEHOLDER])
+        asked = chat.tokenize(messages[:-1], [PLACEHOLDER], generation_prompt=True)
+        length = len(asked.input_ids)
+        assert learned.input_ids[:length] == asked.input_ids
+        assert learned.is_answer[:length] == asked.is_answer
+        assert learned.is_answer[length]
+        assert not any(chat.tokenize(messages[:1], [PLACEHOLDER], generation_prompt=True).is_answer)
+
+
+def merging(tokenizer):
+    """Let two line breaks be one token, as in Qwen's vocabulary."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state["model"]["vocab"]["ĊĊ"] = len(tokenizer)
+    state["model"]["merges"].append(["Ċ", "Ċ"])
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
+    words = pre_tokenizers.Split(Regex(r"\s*[\r\n]+|\S+|\s+"), "isolated")
+    tokenizer._tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+
+
+@pytest.mark.parametrize("trims", [False, True])
+def test_an_answer_that_begins_with_a_line_break_does_not_merge_with_the_prompt(trims):
+    processor = tiny_processor(CHATML)
+    merging(processor.tokenizer)
+    if trims:  # as Llama 3's: a token of spaces has an empty offset
+        processor.tokenizer._tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    assert len(processor.tokenizer("a\n\nYe").input_ids) == 4
+    chat = choose_format(processor)
+    messages = [user("Q"), assistant("\nYes."), user("Q"), assistant("\nNo.")]
+    assert bracketed(processor.tokenizer, chat.tokenize(messages[:2], [])).endswith("assistant\n[\nYes.<|im_end|>]\n")
+    # before the last answer the text stays as plain code writes it: the merged token belongs to the prompt, and is not learned
+    both = chat.tokenize(messages, [])
+    assert bracketed(processor.tokenizer, both).endswith(
+        "assistant\n\n[Yes.<|im_end|>]\n<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n[\nNo.<|im_end|>]\n"
+    )
+    asked = processor.apply_chat_template(messages[:3], add_generation_prompt=True, tokenize=True, return_dict=True)
+    assert both.input_ids[: len(asked["input_ids"][0])] == asked["input_ids"][0]
+
+
+def test_saved_templates_hold_no_marks_and_write_the_same():
+    for own in (
+        UNCLOSED,
+        UNCLOSED.replace("{% generation %}", "\n {%- generation %}\n ").replace("{% endg", " {%+ endg"),
+    ):
+        chat = choose_format(tiny_processor(own))
+        assert "generation %}" not in chat.saved
+        assert written_by(chat.saved) == written_by(own)
+        assert choose_format(tiny_processor(chat.saved)).saved == chat.saved
+
+
+def test_other_templates_of_a_processor_stay():
+    processor = tiny_processor({"default": OF_TEXTS, "tools": "{{ 1 }}"})
+    use_format(processor, choose_format(processor))
+    assert processor.chat_template["default"].endswith(OF_TEXTS)
+    assert processor.chat_template["tools"] == "{{ 1 }}"
+
+
+#: The answers are not in it; nor are the images.
+WITHOUT_ANSWERS = (
+    "{% for m in messages if m['role'] == 'user' %}{{ 'USER: ' }}" + PARTS + "{% endfor %}{{ 'ASSISTANT:' }}"
+)
+WITHOUT_IMAGES = OWN.replace("{{ '<image>' }}", "").replace(
+    "m['content'] %}", "m['content'] if m['content'] is not string %}"
+)
 
 
 @pytest.mark.parametrize(
     ("own", "replacement", "reason"),
     [
-        (UNCLOSED, VICUNA, "does not close answers"),
-        (UNMARKED, CHATML, "marks no answers"),
-        (FOR_TEXT_ONLY, CHATML, "marks 4 answers where the conversation has 2"),
+        (
+            WITHOUT_ANSWERS,
+            VICUNA,
+            "writes message 2, an answer, 0 times; the first token that differs is number 1, 'A' (36)",
+        ),
+        (WITHOUT_IMAGES, CHATML, "has 0 image marks for 1 images"),
+        ("{{ raise_exception('ASSISTANT: no') }}", VICUNA, "no; it writes nothing that could be compared"),
         (None, CHATML, "there is none"),
     ],
 )
-def test_ours_replaces_a_template_that_cannot_serve_and_the_log_says_so(caplog, own, replacement, reason):
-    from switchkd.data import chat_format as templates
+def test_ours_replaces_a_template_that_cannot_be_used_and_says_so(caplog, own, replacement, reason):
+    from switchkd.data import template_choice as templates
 
     templates._warn_once.cache_clear()
     with caplog.at_level(logging.WARNING):
-        assert choose_format(tiny_processor(own)).template == replacement
+        chat = choose_format(tiny_processor(own))
+    assert chat.template == replacement
     assert reason in caplog.text
+    assert reason in chat.described
 
 
-def test_a_template_that_marks_nothing_and_fits_none_of_ours_is_an_error():
-    own = "{% for m in messages %}[INST] {{ m['content'][0]['text'] }} [/INST]{% endfor %}"
-    with pytest.raises(DataError, match=r"marks no answers.*put {% generation %}"):
+def test_a_template_that_cannot_be_used_and_fits_none_of_ours_is_an_error():
+    own = "{% for m in messages %}[INST]{% endfor %}"
+    with pytest.raises(DataError, match=r"an answer, 0 times.* none of ours fits it; .*data.template: FILE"):
         choose_format(tiny_processor(own))
 
 
@@ -255,17 +400,39 @@ def test_a_processor_of_no_family_needs_a_template_of_its_own():
 
     processor = tiny_processor(None)
     processor.__class__ = OtherProcessor
-    with pytest.raises(DataError, match=r"\(there is none\) and none of ours fits it; put {% generation %}"):
+    with pytest.raises(DataError, match=r"\(there is none\) and none of ours fits it"):
         choose_format(processor)
     processor.chat_template = CHATML
     assert choose_format(processor).template == CHATML
 
 
-def test_a_template_that_marks_the_wrong_text_is_an_error():
-    own = CHATML.replace("{%- generation -%}", "{%- generation -%}Answer:")
-    chat = ChatFormat(tiny_processor(own), own)
-    with pytest.raises(DataError, match=r"marks 'Answer:A cat\.<\|im_end\|>' where the answer is 'A cat\.'"):
-        chat.tokenize(TWO_TURNS[:2], [PLACEHOLDER])
+def test_the_recipe_can_choose_another_template(tmp_path):
+    (tmp_path / "own.jinja").write_text(OWN)
+    assert choose_format(tiny_processor(CHATML), "llava").template == VICUNA
+    chat = choose_format(tiny_processor(CHATML), str(tmp_path / "own.jinja"))
+    assert chat.template == OWN
+    assert f"data.template is {tmp_path}" in chat.described
+    with pytest.raises(DataError, match=r"neither own nor llava, and no file that can be read: none\.jinja"):
+        choose_format(tiny_processor(CHATML), "none.jinja")
+    (tmp_path / "own.jinja").write_text("{{ 1 }}")
+    with pytest.raises(
+        DataError, match=r"and it cannot be used: the chat template writes message 2, an answer, 0 times"
+    ):
+        choose_format(tiny_processor(CHATML), str(tmp_path / "own.jinja"))
+
+
+def test_an_answer_without_an_end_is_an_error():
+    processor = tiny_processor(UNCLOSED)
+    processor.tokenizer.eos_token = None
+    with pytest.raises(DataError, match="no eos token: nothing would teach a model to stop"):
+        choose_format(processor).tokenize(TWO_TURNS, [PLACEHOLDER])
+
+
+def test_our_templates_refuse_parts_that_they_cannot_write():
+    film = {"role": "user", "content": [{"type": "video"}, text("What is it?")]}
+    for template in (CHATML, VICUNA, choose_format(tiny_processor(OF_TEXTS)).template):
+        with pytest.raises(TemplateError, match="a part of type 'video'"):
+            tiny_processor(template).apply_chat_template([film], tokenize=False)
 
 
 def test_a_template_that_refuses_a_conversation_is_reported():

@@ -248,8 +248,8 @@ def test_typed_image_tokens_stay_text(processors):
         assert reader.processor.tokenizer.convert_tokens_to_ids(reader.format.image_token) not in ids
 
 
-def test_an_unknown_template_without_marks_is_refused(processors):
+def test_an_unknown_template_that_cannot_be_used_is_refused(processors):
     processor = PROCESSORS["llava-siglip-qwen2"]()
-    processor.chat_template = "{% for m in messages %}{{ m['content'][0]['text'] }}{% endfor %}"
-    with pytest.raises(DataError, match="does not tell which tokens are answers"):
+    processor.chat_template = "{% for m in messages %}{{ m['role'] }}{% endfor %}"
+    with pytest.raises(DataError, match=r"cannot be used .* and none of ours fits it"):
         Reader(processor)

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from switchkd.data import reader as reading
-from switchkd.data.errors import SampleError
+from switchkd.data.errors import DataError, SampleError
 from switchkd.data.reader import Reader
 from switchkd.models.families.chat_blocks import CHATML
 from switchkd.models.families.llava import VICUNA
@@ -103,9 +103,7 @@ def test_unknown_characters_in_an_answer_are_not_learned_and_the_rest_is(tokeniz
 
 def test_an_unknown_token_that_closes_answers_too_is_refused():
     tokenizer = word_tokenizer("<|im_end|>")
-    with pytest.raises(
-        SampleError, match=r"reads characters that it does not know as <\|im_end\|>, which .* writes too"
-    ):
+    with pytest.raises(DataError, match=r"reads characters that it does not know as <\|im_end\|>, which .* writes too"):
         reader_with(tokenizer).encode(row("everything ?", "red ."))
 
 
@@ -128,8 +126,9 @@ def test_only_turns_that_are_to_be_learned_are_answers():
 
 
 SHOWS = CHATML.replace(
-    "{%- generation -%}",
-    "{%- generation -%}{%- if message.reasoning_content -%}<think>{{ message.reasoning_content }}</think>{%- endif -%}",
+    "message['role'] + '\\n' -}}",
+    "message['role'] + '\\n' -}}{%- if message.reasoning_content -%}<think>{{ message.reasoning_content }}</think>{%- endif -%}",
+    1,
 )
 
 

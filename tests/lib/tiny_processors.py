@@ -11,7 +11,7 @@ from tiny_families import BUILDS
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.models.pixtral import image_processing_pil_pixtral
 
-from switchkd.data.chat_format import choose_format
+from switchkd.data.template_choice import choose_format
 
 TILES = [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
 PINPOINTS = [[16, 32], [32, 16], [32, 32]]

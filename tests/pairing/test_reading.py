@@ -179,16 +179,13 @@ def test_a_row_without_a_common_answer_token_is_refused():
         collator.encode(long)
 
 
-def test_answers_that_one_template_hides_are_refused():
+def test_answers_that_one_template_rewrites_are_refused():
     """A template that writes a special token into the answer: its tokens cannot be placed in it."""
     collator = make(other_processor(tiny_processor().tokenizer, chat_template=CHATML))
     teacher_of(collator).format.template = CHATML.replace(
         "{{ part['text'] }}", "{{ part['text'][:2] }}<|im_start|>{{ part['text'][2:] }}"
     )
-    with pytest.raises(
-        SampleError,
-        match=r"'r': the student's chat template gives 2 answers and the teacher's 0 within max_length \(answer 0",
-    ):
+    with pytest.raises(SampleError, match=r"'r': .* writes what follows message 2 in another way for another answer"):
         collator.encode(ROWS[0])
 
 

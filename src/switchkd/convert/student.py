@@ -24,7 +24,8 @@ from transformers import (
 from switchkd.convert.checkpoint_files import complete_or_nothing
 from switchkd.convert.cut import SECTIONS, check_features, cut
 from switchkd.convert.processor import IMAGE_TOKEN, llava_processor, place_image_token
-from switchkd.data.chat_format import choose_format
+from switchkd.data.processor_files import save_processor
+from switchkd.data.template_choice import choose_format, use_format
 from switchkd.models import Pathway, load_pathway
 from switchkd.models.families import family_of
 from switchkd.models.fill import fill
@@ -43,10 +44,6 @@ _VISION, _PROJECTOR, _LANGUAGE, _HEAD = (
     "model.language_model.",
     "lm_head.",
 )
-_PROBE: Any = [
-    {"role": "user", "content": [{"type": "text", "text": "What is it?"}]},
-    {"role": "assistant", "content": [{"type": "text", "text": "A cat."}]},
-]
 _log = logging.getLogger(__name__)
 
 
@@ -105,7 +102,7 @@ def init_student(start: Start, output: Path, *, seed: int = 0) -> None:
         model, processor = _join(start, teacher, seed)
     with complete_or_nothing(output) as folder:
         model.save_pretrained(folder)
-        processor.save_pretrained(folder)
+        save_processor(processor, folder)
         student = load_pathway(folder)  # complete, and of a supported family
         if teacher is not None and start.vision_layers is not None:
             check_features(teacher, student)
@@ -240,7 +237,7 @@ def _processor(start: Start, config: LlavaConfig) -> LlavaProcessor:
     vision: Any = config.vision_config
     if teacher_processor is not None and processor.image_processor.size == teacher_processor.image_processor.size:
         processor.image_processor = teacher_processor.image_processor
-    processor.chat_template = choose_format(processor).template
+    use_format(processor, choose_format(processor))
     _log.info("an image is %d pixels wide; the tokenizer has %d tokens", vision.image_size, len(tokenizer))
     return processor
 
@@ -251,8 +248,6 @@ def _words(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
 
 def _end_answers(model: PreTrainedModel, processor: LlavaProcessor) -> None:
     """Generation stops at the token that closes an answer in the chat template."""
-    tokens = choose_format(processor).tokenize(_PROBE, [])
-    closing = max(index for index, is_answer in enumerate(tokens.is_answer) if is_answer)
     assert model.generation_config is not None
-    model.generation_config.eos_token_id = tokens.input_ids[closing]
+    model.generation_config.eos_token_id = choose_format(processor).closing_id
     model.generation_config.pad_token_id = processor.tokenizer.pad_token_id

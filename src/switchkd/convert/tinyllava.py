@@ -23,6 +23,7 @@ from transformers import (
 
 from switchkd.convert.checkpoint_files import complete_or_nothing, has_weights, read_weights, tensor_names
 from switchkd.convert.processor import llava_processor, place_image_token
+from switchkd.data.processor_files import save_processor
 from switchkd.models import load_pathway
 from switchkd.models.families import family_of
 from switchkd.models.families.llava import VICUNA
@@ -123,7 +124,7 @@ def import_tinyllava(source: Path, target: Path) -> None:
     processor = llava_processor(tokenizer, config, VICUNA, written.get("image_aspect_ratio") or "square")
     with complete_or_nothing(target) as folder:
         model.save_pretrained(folder)
-        processor.save_pretrained(folder)
+        save_processor(processor, folder)
 
 
 def export_tinyllava(source: Path, target: Path, *, language: str | None = None, vision: str | None = None) -> None:

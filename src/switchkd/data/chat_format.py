@@ -1,39 +1,36 @@
-"""Which tokens are answers: chat templates rendered to text with marked answers, then tokenised with offsets.
+"""Which tokens are answers: a chat template's rendering, tokenised with offsets.
 
-The marks come from the template's `{% generation %}` blocks. One mask serves the cross-entropy and every distillation
-term. Special tokens that somebody typed (`<image>`, `<|im_end|>`) are not control tokens: before rendering they are
-broken in two by a character that no text contains, and the rendered text is tokenised piece by piece around these
+The template is the checkpoint's own wherever it can be used; `answer_spans` finds the answers in what it writes. One mask serves the
+cross-entropy and every distillation term. Special tokens that somebody typed (`<image>`, `<|im_end|>`) are not control tokens: before
+rendering they are broken in two by a character that no text contains, and the rendered text is tokenised piece by piece around these
 breaks. (SentencePiece tokenizers may put their word-start mark at such a break.)
 """
 
-import logging
+import json
 import re
 from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import compress
-from typing import Any
+from functools import cached_property, partial
+from itertools import compress, groupby, pairwise
+from typing import Any, cast
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from switchkd.data.answer_tokens import AnswerToken, locate
+from switchkd.data.answer_spans import Message, Render, Rendering, Span, find_answered, find_asked
+from switchkd.data.answer_tokens import AnswerToken, answer_covers, answer_mask
 from switchkd.data.errors import DataError, SampleError
 from switchkd.models.families import family_of_processor
 
-logger = logging.getLogger(__name__)
-
 #: Unicode noncharacters: they never occur in text that is meant for exchange.
-_BREAKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
-Spans = list[tuple[int, int]]
-
-_PROBE = [
-    {"role": "user", "content": [{"type": "text", "text": "What is it?"}]},
-    {"role": "assistant", "content": [{"type": "text", "text": "A cat."}]},
-    {"role": "user", "content": [{"type": "text", "text": "Where?"}]},
-    {"role": "assistant", "content": [{"type": "text", "text": "On a mat."}]},
-]
+_NONCHARACTERS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
+#: How canonical messages call what templates know by another name.
+_FIELDS = {"reasoning": "reasoning_content"}
+#: What a part of a message looks like where a template writes it out as data.
+_WRITTEN_OUT = re.compile(r"""["']type["']: ?["'](text|image)["']""")
+_MARKS = re.compile(r"\{%([-+]?)\s*(?:end)?generation\s*([-+]?)%\}")
 
 
 @dataclass(frozen=True)
@@ -56,9 +53,17 @@ class ChatFormat:
     """A processor's tokenizer with one chat template: canonical messages -> tokens that know whether they are answers.
 
     Picklable. Raises `DataError` for processors without a fast tokenizer or an image token.
+
+    Args:
+        processor: the model's.
+        template: in Jinja; it takes the contents of messages as lists of parts.
+        name: what the template is called in messages.
+        problem: why it stands in the place of the processor's own; None for that one.
     """
 
-    def __init__(self, processor: ProcessorMixin, template: str) -> None:
+    def __init__(
+        self, processor: ProcessorMixin, template: str, *, name: str = "own", problem: str | None = None
+    ) -> None:
         tokenizer = getattr(processor, "tokenizer", None)
         if not isinstance(tokenizer, PreTrainedTokenizerBase) or not tokenizer.is_fast:
             raise DataError(
@@ -71,12 +76,19 @@ class ChatFormat:
             raise DataError(f"{type(processor).__name__}: {image_token!a} is no added token of its tokenizer")
         self.tokenizer: Any = tokenizer
         self.template = template
+        self.name = name
+        self.problem = problem
+        #: Conversations that it cannot write, and why: see `refusals`.
+        self.refused: dict[str, str] = {}
+        self._family = family_of_processor(processor)
         #: What a template writes for an image.
         self.image_token = image_token
         #: What stands for each visual token; another one in Gemma 3 and InternVL.
         self.image_token_id = int(processor.image_token_ids[0] or image_ids[0])
         self._visual_token = str(tokenizer.convert_ids_to_tokens(self.image_token_id))
         special = {token.content: index for index, token in added.items() if token.special}
+        if tokenizer.eos_token is not None:
+            special[tokenizer.eos_token] = tokenizer.eos_token_id
         special |= {image_token: image_ids[0], self._visual_token: self.image_token_id}
         #: Ids that typed text must never become.
         self._special_ids = set(special.values())
@@ -86,58 +98,155 @@ class ChatFormat:
         begins = tokenizer("").input_ids[:1]
         self._bos_ids: list[int] = begins if begins == [tokenizer.bos_token_id] else []
 
+    @property
+    def saved(self) -> str:
+        """The template as it is written into files: other engines cannot read `{% generation %}` marks."""
+        return _MARKS.sub(r"{#\1 \2#}", self.template)
+
+    @property
+    def described(self) -> str:
+        """Which template it is, and how answers end in it."""
+        which = "the checkpoint's own" if self.problem is None else f"{self.name}: {self.problem}"
+        if self.closing is not None:
+            return f"{which}; {self.closing} closes an answer"
+        return f"{which}; it writes nothing to close an answer: {self.ending} is learned behind the last one of a row"
+
+    @cached_property
+    def closing(self) -> str | None:
+        """The special token that the template writes behind an answer; None where it writes none."""
+        found = find_answered(self.render, PROBES["text"], _NONCHARACTERS[0], None, "")
+        place = found.spans[-1].text
+        behind = self._special.search(found.text, place[1] if place else len(found.text))
+        return behind[0] if behind else None
+
+    @property
+    def ending(self) -> str:
+        """The token that closes an answer: the template's, or the tokenizer's eos token where the template writes none.
+
+        Raises:
+            DataError: where there is neither.
+        """
+        ending = self.closing or self.tokenizer.eos_token
+        if ending is None:
+            raise DataError(
+                "the chat template closes answers with no special token, and the tokenizer has no eos token: nothing would teach a model "
+                "to stop. Set tokenizer.eos_token"
+            )
+        return str(ending)
+
+    @property
+    def closing_id(self) -> int:
+        """The id of the token that closes an answer."""
+        return int(self.tokenizer.convert_tokens_to_ids(self.ending))
+
     def tokenize(
-        self, messages: list[dict[str, Any]], placeholders: list[str], *, generation_prompt: bool = False
+        self,
+        messages: list[Message],
+        placeholders: list[str],
+        *,
+        tools: list[dict[str, Any]] | None = None,
+        generation_prompt: bool = False,
     ) -> Tokens:
         """Render canonical `messages`, put one of `placeholders` (what the processor writes for it) for each image, tokenise.
 
-        The token that closes an answer counts as part of it, whether or not it stands inside the generation block. An answer whose message
-        has `learned` false is no answer, and neither is a token that stands for unknown characters.
-        Raises `DataError` if the template does not mark and close the answers; `SampleError` if image or special
-        tokens come out in another number than the template wrote.
+        A conversation begins with what asks for its last answer, token for token. The token that closes an answer counts as part of it.
+        An answer whose message has `learned` false is no answer, and neither is a token that stands for unknown characters.
+        Raises `DataError` if the template cannot write the conversation or its answers are not found in it; `SampleError` if image
+        or special tokens come out in another number than the template wrote.
         """
-        broken, mark = _break_typed(messages, self._special)
-        text, spans = self._render(broken, generation_prompt)
-        answers = ["".join(part["text"] for part in m["content"]) for m in broken if m["role"] == "assistant"]
-        thinks = ["reasoning_content" in message for message in broken if message["role"] == "assistant"]
-        if True in thinks:
-            self._check_reasoning(text, broken, generation_prompt)
-        if not generation_prompt:
-            self._check_spans(text, spans, answers, thinks)
-        text, spans, images_end = _expand(text, spans, self.image_token, placeholders)
-        prefix = [] if text.startswith(self.tokenizer.bos_token or "\0") else self._bos_ids
-        input_ids, offsets = list(prefix), [(0, 0) for _ in prefix]
-        begin = 0
-        for run in text.split(mark):
-            encoded = self.tokenizer(run, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-            input_ids += encoded.input_ids
-            offsets += [(begin + start, begin + end) for start, end in encoded.offset_mapping]
-            begin += len(run) + len(mark)
+        mark, hole = _unused(messages, tools)
+        broken, broken_tools = (
+            self._broken(messages, mark),
+            None if tools is None else _in_strings(tools, self._break(mark)),
+        )
+        render = partial(self.render, tools=broken_tools)
+        if generation_prompt:
+            found = find_asked(render, broken, hole, self.closing)
+        else:
+            found = find_answered(render, broken, hole, self.closing, self.ending)
+        if any("reasoning_content" in message for message in broken):
+            _check_reasoning(render, broken, found.text, asked=generation_prompt)
+        found, images_end = _expand(found, self.image_token, placeholders)
+        input_ids, offsets = self._encode(found.text, mark, found.prompt)
         is_unknown = [
-            index == self._unknown_id and text[start:end].strip() != self.tokenizer.unk_token and start < end
+            index == self._unknown_id and found.text[start:end].strip() != self.tokenizer.unk_token and start < end
             for index, (start, end) in zip(input_ids, offsets, strict=True)
         ]
-        self._check_special(text.split(mark), prefix, input_ids, is_unknown)
-        closes = [
-            index in self._special_ids and index != self.image_token_id and not unknown
-            for index, unknown in zip(input_ids, is_unknown, strict=True)
-        ]
+        self._check_special(found.text, mark, input_ids, is_unknown)
         learned = [message.get("learned") is not False for message in messages if message["role"] == "assistant"]
-        kept = list(compress(spans, learned)) if len(spans) == len(learned) else spans
-        is_answer = [
-            answer and not unknown
-            for answer, unknown in zip(_answer_mask(offsets, kept, closes), is_unknown, strict=True)
-        ]
-        covers: list[AnswerToken | None] = [None] * len(input_ids)
-        if not generation_prompt:
-            covers = _covers(text, mark, spans, answers, offsets, is_answer, closes)
+        inside = answer_mask(found.text, list(compress(found.spans, learned)), offsets)
+        is_answer = [answer and not unknown for answer, unknown in zip(inside, is_unknown, strict=True)]
+        closes = [index in self._special_ids for index in input_ids]
+        covers = answer_covers(found, mark, offsets, is_answer, closes)
         before_end = [index for index, (start, _) in enumerate(offsets, start=1) if start < images_end]
-        unknown = tuple(text[slice(*offset)].strip() for offset in compress(offsets, is_unknown))
+        unknown = tuple(found.text[slice(*offset)].strip() for offset in compress(offsets, is_unknown))
         return Tokens(input_ids, is_answer, covers, before_end[-1] if images_end else 0, unknown)
 
-    def _check_special(self, runs: list[str], prefix: list[int], input_ids: list[int], is_unknown: list[bool]) -> None:
+    def render(self, messages: list[Message], asked: bool, tools: list[dict[str, Any]] | None = None) -> str:
+        """What the template writes, as the processor hands it to the tokenizer, with one image token for each image."""
+        arguments: dict[str, Any] = dict(self.tokenizer.special_tokens_map)
+        try:
+            rendered: Any = render_jinja_template(
+                conversations=[messages],
+                tools=cast(Any, tools),
+                chat_template=self.template,
+                add_generation_prompt=asked,
+                **arguments,
+            )
+        except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+            raise DataError(f"the chat template cannot render this conversation: {error}") from error
+        text: str = rendered[0][0]
+        if self._family is not None:
+            text = self._family.as_processed(text, self.image_token, self.tokenizer.bos_token or "", asked=asked)
+        return text
+
+    def _broken(self, messages: list[Message], mark: str) -> list[Message]:
+        """The messages as the template takes them, with every typed special token broken after its first character."""
+        broken = []
+        for message in messages:
+            rest = {_FIELDS.get(key, key): value for key, value in message.items() if value is not None}
+            for ours in ("content", "learned"):
+                rest.pop(ours, None)
+            parts = [{"type": "image"} if part["type"] == "image" else dict(part) for part in message["content"]]
+            for run in _runs(parts):  # searched as one: tokens may be typed in two parts
+                cuts = [match.start() + 1 for match in self._special.finditer("".join(part["text"] for part in run))]
+                begin = 0
+                for part in run:
+                    end = begin + len(part["text"])
+                    places = [0, *(cut - begin for cut in cuts if begin <= cut < end), len(part["text"])]
+                    pieces = [part["text"][first:last] for first, last in pairwise(places)]
+                    part["text"], begin = mark.join(pieces), end
+            broken.append({**_in_strings(rest, self._break(mark)), "content": parts})
+        return broken
+
+    def _break(self, mark: str) -> Any:
+        return lambda text: self._special.sub(lambda match: match[0][0] + mark + match[0][1:], text)
+
+    def _encode(self, text: str, mark: str, prompt: int) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids and offsets. Where a token would reach over the end of the prompt, the text is broken there: an answer begins anew."""
+        breaks = [match.span() for match in re.finditer(mark, text)]
+        input_ids, offsets = self._encode_runs(text, breaks)
+        if not any(last == prompt for _, last in offsets) or any(first < prompt < last for first, last in offsets):
+            input_ids, offsets = self._encode_runs(text, sorted([*breaks, (prompt, prompt)]))
+        return input_ids, offsets
+
+    def _encode_runs(self, text: str, breaks: list[tuple[int, int]]) -> tuple[list[int], list[tuple[int, int]]]:
+        input_ids = [] if text.startswith(self.tokenizer.bos_token or "\0") else list(self._bos_ids)
+        offsets = [(0, 0) for _ in input_ids]
+        begin = 0
+        for first, last in [*breaks, (len(text), len(text))]:
+            run = self.tokenizer(
+                text[begin:first], add_special_tokens=False, return_offsets_mapping=True, verbose=False
+            )
+            input_ids += run.input_ids
+            offsets += [(begin + start, begin + end) for start, end in run.offset_mapping]
+            begin = last
+        return input_ids, offsets
+
+    def _check_special(self, text: str, mark: str, input_ids: list[int], is_unknown: list[bool]) -> None:
         """The special tokens must be those that the template wrote. Raises `SampleError` naming those that are not."""
-        names = [name for run in runs for name in self._special.findall(run)]
+        names = [name for run in text.split(mark) for name in self._special.findall(run)]
+        prefix = [] if text.startswith(self.tokenizer.bos_token or "\0") else self._bos_ids
         written = Counter([*prefix, *self.tokenizer.convert_tokens_to_ids(names)])
         known = (index for index, unknown in zip(input_ids, is_unknown, strict=True) if not unknown)
         found = Counter(index for index in known if index in self._special_ids)
@@ -154,185 +263,117 @@ class ChatFormat:
                 "give the tokenizer an unknown token of its own"
             )
 
-    @property
-    def closing_id(self) -> int:
-        """The token that closes an answer."""
-        tokens = self.tokenize(_PROBE[:2], [])
-        return [index for index, closes in zip(tokens.input_ids, tokens.is_answer, strict=True) if closes][-1]
+    def refusals(self) -> dict[str, str]:
+        """Which of the probes the template does not serve, and why."""
+        refused = {}
+        for probe in PROBES:
+            try:
+                self.check(probe)
+            except DataError as error:
+                refused[probe] = str(error)
+        return refused
 
-    def _render(self, messages: list[dict[str, Any]], generation_prompt: bool) -> tuple[str, Spans]:
-        arguments: dict[str, Any] = dict(self.tokenizer.special_tokens_map)
-        marks = re.search(r"\{%-?\s*generation\s*-?%\}", self.template) is not None
-        try:
-            rendered: Any = render_jinja_template(
-                conversations=[messages],
-                chat_template=self.template,
-                return_assistant_tokens_mask=marks,
-                add_generation_prompt=generation_prompt,
-                **arguments,
+    def check(self, probe: str) -> None:
+        """Raise DataError unless the template serves one of the probes.
+
+        Every message must stand in what it writes, answers must be found and closed, and what asks for the last answer must be the
+        beginning of what is learned, token for token.
+        """
+        messages = PROBES[probe]
+        images = sum(part["type"] == "image" for message in messages for part in message["content"])
+        placeholders = [self._visual_token] * images
+        text = find_answered(self.render, messages, _NONCHARACTERS[0], self.closing, self.ending).text
+        if _WRITTEN_OUT.search(text):
+            raise DataError("the chat template writes the parts of a message out as data: it is one for text alone")
+        for message in messages:
+            for part in message["content"]:
+                if part["type"] == "text" and text.count(part["text"]) != 1:
+                    raise DataError(
+                        f"the chat template writes what the {message['role']} says {text.count(part['text'])} times"
+                    )
+        learned = self.tokenize(messages, placeholders)
+        asked = self.tokenize(messages[:-1], placeholders, generation_prompt=True)
+        if learned.input_ids[: len(asked.input_ids)] != asked.input_ids:
+            raise DataError(
+                f"the chat template asks for an answer by {self._shown(asked.input_ids)}, and what is learned begins with "
+                f"{self._shown(learned.input_ids[: len(asked.input_ids)])}"
             )
-        except (TemplateError, TypeError) as error:
-            raise DataError(f"the chat template cannot render this conversation: {error}") from error
-        texts, spans = rendered
-        return texts[0], spans[0] if spans else []
+        if any(learned.is_answer[: len(asked.input_ids)]) and "turns" not in probe:
+            raise DataError("the chat template marks a part of the question as an answer")
 
-    def _check_reasoning(self, text: str, messages: list[dict[str, Any]], generation_prompt: bool) -> None:
-        """The template must write the reasoning of the last turn that has some; it may leave out what earlier turns thought."""
-        last = [message["reasoning_content"] for message in messages if "reasoning_content" in message][-1].strip()
-        without = [{name: message[name] for name in ("role", "content")} for message in messages]
-        if text.count(last) == self._render(without, generation_prompt)[0].count(last):
-            raise SampleError(
-                "its answers have `reasoning_content`, which the chat template does not show, so it would be lost: choose a checkpoint "
-                "whose template writes it, write it into the answers, or leave it out"
-            )
-
-    def _check_spans(self, text: str, spans: Spans, answers: list[str], thinks: list[bool]) -> None:
-        """The template must have marked each assistant turn, in order, and nothing else; reasoning stands before the answer."""
-        if answers and not spans:
-            raise DataError("the chat template marks no answers: it needs {% generation %} blocks")
-        if len(spans) != len(answers):
-            raise DataError(f"the chat template marks {len(spans)} answers where the conversation has {len(answers)}")
-        for (start, end), answer, with_reasoning in zip(spans, answers, thinks, strict=True):
-            marked = self._special.sub("", text[start:end]).strip()
-            if marked != answer.strip() and not (with_reasoning and marked.endswith(answer.strip())):
-                raise DataError(f"the chat template marks {text[start:end]!r} where the answer is {answer!r}")
+    def _shown(self, ids: list[int]) -> str:
+        return f"…{self.tokenizer.decode(ids[-12:])!r} ({len(ids)} tokens, the last ones {ids[-4:]})"
 
 
-def choose_format(processor: ProcessorMixin) -> ChatFormat:
-    """The chat format to train and ask with: the processor's own template if it marks and closes answers, else its family's.
-
-    Save the one in use with the student, as `processor.chat_template = choose_format(processor).template`, so that it is asked as it was
-    trained.
-
-    Raises:
-        DataError: if neither fits, with what to do.
-    """
-    known = ChatFormat(processor, "")
-    own = getattr(processor, "chat_template", None) or known.tokenizer.chat_template
-    if isinstance(own, dict):
-        own = own.get("default")
-    own_problem = "there is none"
-    if own is not None:
-        own_format = ChatFormat(processor, own)
-        try:
-            own_format.tokenize(_PROBE, [])
-            return own_format
-        except DataError as error:
-            own_problem = str(error)
-    family = family_of_processor(processor)
-    added = {token.content for token in known.tokenizer.added_tokens_decoder.values()}
-    chosen = None if family is None else family.choose_template(own, added)
-    if chosen is None:
-        raise DataError(
-            f"the processor's chat template does not tell which tokens are answers ({own_problem}) and none of ours fits "
-            "it; put {% generation %} and {% endgeneration %} around each answer and its end-of-turn token"
-        )
-    name, template = chosen
-    family_format = ChatFormat(processor, template.replace("<image>", known.image_token))
-    family_format.tokenize(_PROBE, [])
-    _warn_once(f"using the {name} chat template of switchkd in place of the processor's own ({own_problem})")
-    return family_format
+def _said(role: str, *parts: str) -> Message:
+    content = [{"type": "image"} if part == "image" else {"type": "text", "text": part} for part in parts]
+    return {"role": role, "content": content}
 
 
-@lru_cache
-def _warn_once(message: str) -> None:
-    logger.warning(message)
+#: Conversations that templates are tried with; the first ones must be possible.
+PROBES: dict[str, list[Message]] = {
+    "text": [_said("user", "What is it?"), _said("assistant", "A cat.")],
+    "one image": [_said("user", "image", "What is it?"), _said("assistant", "A cat.")],
+    "several images": [_said("user", "image", "image", "Are they alike?"), _said("assistant", "Not at all.")],
+    "two turns": [
+        _said("user", "What is it?"),
+        _said("assistant", "A cat."),
+        _said("user", "Where is it?"),
+        _said("assistant", "On a mat."),
+    ],
+    "system": [_said("system", "Be brief."), _said("user", "What is it?"), _said("assistant", "A cat.")],
+}
+NEEDED = ("text", "one image")
 
 
-def _break_typed(messages: list[dict[str, Any]], special: re.Pattern[str]) -> tuple[list[dict[str, Any]], str]:
-    """The messages with every typed special token broken after its first character, and the character that breaks."""
-    texts = "".join(part["text"] or "" for message in messages for part in message["content"])
-    texts += "".join(message.get("reasoning") or "" for message in messages)
-    mark = next((character for character in _BREAKS if character not in texts), None)
-    if mark is None:
+def _unused(messages: list[Message], tools: Any) -> list[str]:
+    """Two characters that stand nowhere in a conversation."""
+    written = json.dumps([messages, tools], ensure_ascii=False, default=str)
+    unused = [character for character in _NONCHARACTERS if character not in written]
+    if len(unused) < 2:
         raise SampleError("the text holds all of U+FDD0 to U+FDEF, which are not characters")
-
-    def split(text: str) -> str:
-        return special.sub(lambda match: match[0][0] + mark + match[0][1:], text)
-
-    broken = []
-    for message in messages:
-        content: list[dict[str, str]] = []
-        for part in message["content"]:
-            if part["type"] == "image":
-                content.append({"type": "image"})
-            elif (
-                content and content[-1]["type"] == "text"
-            ):  # joined before the search: tokens may be typed in two parts
-                content[-1]["text"] += part["text"]
-            else:
-                content.append({"type": "text", "text": part["text"]})
-        for part in content:
-            if part["type"] == "text":
-                part["text"] = split(part["text"])
-        broken.append({"role": message["role"], "content": content})
-        if message.get("reasoning"):
-            broken[-1]["reasoning_content"] = split(message["reasoning"])
-    return broken, mark
+    return unused[:2]
 
 
-def _expand(text: str, spans: Spans, image_token: str, placeholders: list[str]) -> tuple[str, Spans, int]:
-    """Write the placeholders in the text and move the answer spans along; also where the last placeholder ends."""
-    first, *rest = text.split(image_token)
+def _runs(parts: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Parts of text that follow one another."""
+    return (list(run) for is_text, run in groupby(parts, key=lambda part: part["type"] == "text") if is_text)
+
+
+def _in_strings(value: Any, change: Callable[[str], str]) -> Any:
+    """A value with each string inside it changed."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: _in_strings(item, change) for key, item in value.items()}
+    return [_in_strings(item, change) for item in value] if isinstance(value, list) else value
+
+
+def _expand(found: Rendering, image_token: str, placeholders: list[str]) -> tuple[Rendering, int]:
+    """Write the placeholders in the text and move all places along; also where the last placeholder ends."""
+    first, *rest = found.text.split(image_token)
     if len(rest) != len(placeholders):
         raise SampleError(f"the rendered conversation has {len(rest)} image marks for {len(placeholders)} images")
-    ends = [match.end() for match in re.finditer(re.escape(image_token), text)]
+    ends = [match.end() for match in re.finditer(re.escape(image_token), found.text)]
     gained = [len(placeholder) - len(image_token) for placeholder in placeholders]
 
     def moved(position: int) -> int:
         return position + sum(gain for gain, end in zip(gained, ends, strict=True) if end <= position)
 
     expanded = first + "".join(placeholder + piece for placeholder, piece in zip(placeholders, rest, strict=True))
-    return expanded, [(moved(start), moved(end)) for start, end in spans], moved(ends[-1]) if ends else 0
+    spans = [
+        Span(moved(span.start), moved(span.end), span.text and (moved(span.text[0]), moved(span.text[1])))
+        for span in found.spans
+    ]
+    return Rendering(expanded, moved(found.prompt), spans), moved(ends[-1]) if ends else 0
 
 
-def _answer_mask(offsets: Spans, spans: Spans, closes: list[bool]) -> list[bool]:
-    """Tokens that overlap an answer's span, and the special token that closes it."""
-    mask = [False] * len(offsets)
-    begin = 0
-    for start, end in spans:
-        while begin < len(offsets) and offsets[begin][1] < start:  # both go forward through the text
-            begin += 1
-        inside = []
-        for index in range(begin, len(offsets)):
-            first, last = offsets[index]
-            if first > end:
-                break
-            # Tokenizers that trim offsets give a token of spaces no width: it lies where it ends.
-            if first < end and last > start if first < last else start < last <= end:
-                inside.append(index)
-        if not inside:
-            continue
-        following = inside[-1] + 1
-        if not any(closes[index] for index in inside):
-            if following == len(offsets) or not closes[following]:
-                raise DataError("the chat template does not close answers with a special token (eos or end-of-turn)")
-            inside.append(following)
-        for index in inside:
-            mask[index] = True
-    return mask
-
-
-def _covers(
-    text: str,
-    mark: str,
-    spans: Spans,
-    answers: list[str],
-    offsets: Spans,
-    is_answer: list[bool],
-    closes: list[bool],
-) -> list[AnswerToken | None]:
-    """For each token what it covers of its answer; nothing where a template writes special tokens inside an answer."""
-    covers: list[AnswerToken | None] = [None] * len(offsets)
-    index = 0
-    ends = [*(start for start, _ in spans[1:]), len(text) + 1][: len(spans)]
-    for number, ((start, own_end), end, answer) in enumerate(zip(spans, ends, answers, strict=True)):
-        begin = text.rfind(answer.strip(), start, own_end)  # reasoning before it may hold it too
-        if begin < 0:
-            continue
-        place = {"answer": number, "begin": begin, "end": begin + len(answer.strip())}
-        while index < len(offsets) and offsets[index][0] < end:  # both go forward through the text
-            if is_answer[index] and start <= offsets[index][0]:
-                covers[index] = locate(text, offsets[index], mark=mark, closes=closes[index], **place)
-            index += 1
-    return covers
+def _check_reasoning(render: Render, messages: list[Message], text: str, *, asked: bool) -> None:
+    """The template must write the reasoning of the last turn that has some; it may leave out what earlier turns thought."""
+    last = [message["reasoning_content"] for message in messages if "reasoning_content" in message][-1].strip()
+    without = [{name: message[name] for name in ("role", "content")} for message in messages]
+    if text.count(last) == render(without, asked).count(last):
+        raise SampleError(
+            "its answers have `reasoning_content`, which the chat template does not show, so it would be lost: choose a checkpoint "
+            "whose template writes it, write it into the answers, or leave it out"
+        )

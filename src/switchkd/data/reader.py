@@ -12,11 +12,12 @@ from transformers import ProcessorMixin
 
 from switchkd.batch import Inputs, Media
 from switchkd.data.answer_tokens import AnswerToken
-from switchkd.data.chat_format import ChatFormat, Tokens, choose_format
+from switchkd.data.chat_format import ChatFormat, Tokens
 from switchkd.data.errors import DataError, SampleError
 from switchkd.data.fingerprint import processor_fingerprint
 from switchkd.data.images import MAX_PIXELS, open_images
 from switchkd.data.resizing import resized_pixels
+from switchkd.data.template_choice import choose_format
 from switchkd.models.families import family_of_processor
 
 logger = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ class Reader:
 
     Args:
         processor: the model's.
+        template: which chat template: see `choose_format`.
         max_length: tokens of a sample, its visual tokens included: of a longer one, the last answers are cut, images never.
         max_pixels: an image with more is refused before it is decoded.
 
@@ -61,11 +63,18 @@ class Reader:
         DataError: at once, for processors that it cannot serve.
     """
 
-    def __init__(self, processor: ProcessorMixin, *, max_length: int = 2048, max_pixels: int = MAX_PIXELS) -> None:
+    def __init__(
+        self,
+        processor: ProcessorMixin,
+        *,
+        template: str = "own",
+        max_length: int = 2048,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
         self.processor = processor
         self.max_length = max_length
         self.max_pixels = max_pixels
-        self.format = choose_format(processor)
+        self.format = choose_format(processor, template)
         _padding_id(processor, self.format)
 
     @cached_property

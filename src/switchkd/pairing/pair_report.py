@@ -6,8 +6,8 @@ from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig, ProcessorMixin
 
-from switchkd.data.chat_format import choose_format
 from switchkd.data.errors import DataError
+from switchkd.data.template_choice import choose_format
 from switchkd.models.families import family_of
 from switchkd.models.refusals import load_processor
 from switchkd.pairing.alignment import match_ids
@@ -77,7 +77,7 @@ def compare_models(
     if tokens.verdict == "fits":
         differences = [_with_padding(difference, vocabulary) for difference in differences]
     differences += [*_images(student[1], teacher[1], fixed=fixed), tokens]
-    templates = [choose_format(processor).template for _, processor in (student, teacher)]
+    templates = [choose_format(processor).saved for _, processor in (student, teacher)]
     same = templates[0] == templates[1]
     differences.append(
         Difference("chat template", "one", "one", "fits")

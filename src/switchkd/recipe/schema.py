@@ -133,6 +133,8 @@ class Data:
     train: str
     #: Where image paths start; the data file's own folder if not given.
     image_root: str | None = None
+    #: The student's chat template: its `own` (one of ours only where it has none that can be used), `llava` (LLaVA 1.5's), or a file.
+    template: str = "own"
     #: Train on the first so many rows; on all of them if not given.
     rows: int | None = None
     #: Tokens of a row, its visual tokens included; of a longer row, the end of the last answer is cut off.

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import ProcessorMixin
 
+from switchkd.data.processor_files import save_processor
 from switchkd.files import flush
 from switchkd.models import Pathway
 from switchkd.pairing.bridge import Bridge
@@ -58,7 +59,7 @@ def save_student(
         )
     else:
         student.model.save_pretrained(directory, state_dict=state)
-    processor.save_pretrained(directory)
+    save_processor(processor, directory)
     (directory / "README.md").write_text(card, encoding="utf-8")
 
 

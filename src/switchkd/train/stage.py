@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from torch import nn
 from transformers import AutoConfig, ProcessorMixin, set_seed
@@ -15,6 +16,7 @@ from switchkd.data.collate import Collator
 from switchkd.data.formats import load_rows
 from switchkd.data.index import build_index
 from switchkd.data.reader import Reader
+from switchkd.data.template_choice import use_format
 from switchkd.methods import Method, Need
 from switchkd.models import Pathway, load_pathway
 from switchkd.models.capture import Site
@@ -117,11 +119,12 @@ def open_run(recipe: Recipe) -> RunContext:
     if recipe.train.gradient_checkpointing:
         student.model.activation_checkpointing_enable({"use_reentrant": False})
     limits: dict[str, Any] = {"max_length": recipe.data.max_length, "max_pixels": recipe.data.max_pixels}
-    reader = Reader(processor, **limits)
+    reader = Reader(processor, template=recipe.data.template, **limits)
+    use_format(processor, reader.format)  # the student is asked as it was trained
+    _stop_at(student, reader.format.closing_id)
     report = (
         report_on_pair(recipe, processor) if _has_teacher(recipe) else None
     )  # before the teacher's weights are loaded
-    processor.chat_template = reader.format.template  # the student is asked as it was trained
     if report is None or recipe.teacher is None:
         return RunContext(recipe, student, None, processor, reader)
     teacher = load_pathway(
@@ -146,6 +149,16 @@ def open_run(recipe: Recipe) -> RunContext:
     if recipe.pair.bridge == "always" or report.needs_bridge:
         bridge = Bridge(student.family.geometry.feature_width, teacher.family.geometry.feature_width).to(device)
     return RunContext(recipe, student, teacher, processor, reader, reading, report, bridge)
+
+
+def _stop_at(student: Pathway, token: int) -> None:
+    """Let generation stop at the token that is learned as the end of answers."""
+    config = student.model.generation_config
+    assert config is not None
+    stops = torch.tensor([] if config.eos_token_id is None else config.eos_token_id).reshape(-1).long().tolist()
+    if token not in stops:
+        _log.info("generation stops at %s in the student's generation config; from now on also at %d", stops, token)
+        config.eos_token_id = [*stops, token] if stops else token
 
 
 def report_on_pair(recipe: Recipe, processor: ProcessorMixin) -> PairReport:

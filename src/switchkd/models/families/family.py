@@ -96,7 +96,9 @@ class Family(ABC):
     padding_mask: ClassVar[bool] = False
     #: Class names of the processors that serve the family.
     processors: ClassVar[tuple[str, ...]] = ()
-    #: The chat template with marked answers that is used where the processor's own marks none. It writes `<image>` for the image token.
+    #: What stands for an image in a text, where a chat template takes texts alone; `<image>` is the image token.
+    image_text: ClassVar[str] = "<image>\n"
+    #: The chat template that is used where the processor has none that can be used. It writes `<image>` for the image token.
     template: ClassVar[str | None] = None
     template_name: ClassVar[str] = ""
 
@@ -114,13 +116,25 @@ class Family(ABC):
 
     @classmethod
     def choose_template(cls, own: str | None, special: set[str]) -> tuple[str, str] | None:
-        """Name and text of the chat template that replaces `own`, which marks no answers; None where the family has none that fits.
+        """Name and text of the chat template that replaces `own`, which cannot be used; None where the family has none that fits.
 
         Args:
             own: the processor's template; None where it has none.
             special: all tokens that were added to the tokenizer.
         """
         return None if cls.template is None else (cls.template_name, cls.template)
+
+    @classmethod
+    def as_processed(cls, text: str, image_token: str, bos_token: str, *, asked: bool) -> str:
+        """A rendered conversation as the family's processor hands it to the tokenizer, whose images are still one token each.
+
+        Args:
+            text: what the chat template wrote.
+            image_token: what it wrote for an image.
+            bos_token: the tokenizer's; empty where it has none.
+            asked: whether the conversation is to be answered.
+        """
+        return text
 
     @classmethod
     def token_types(cls, tokens: list[int], is_answer: list[bool], image_token_id: int) -> dict[str, list[int]]:

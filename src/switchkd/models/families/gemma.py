@@ -6,26 +6,20 @@ from switchkd.models.families.chat_blocks import content
 from switchkd.models.families.family import Family, Names
 from switchkd.models.families.llava import PARTS
 
-#: All images, then `<bos>`, question and line break, then the answer; PaliGemma has no template. Further turns follow in the same way.
+#: All images, question, line break, answer. What stands before and behind a question besides is the processor's work: `as_processed`.
 PALIGEMMA = """{%- for message in messages if message['content'] is not string -%}
 {%- for part in message['content'] if part['type'] == 'image' -%}{{ '<image>' }}{%- endfor -%}
 {%- endfor -%}
-{{- bos_token -}}
 {%- for message in messages -%}
-{%- if message['role'] == 'assistant' -%}
-{%- generation -%}CONTENT{{- eos_token -}}{%- endgeneration -%}
-{%- else -%}
-CONTENT{{- '\\n' -}}
-{%- endif -%}
+{%- if message['role'] == 'assistant' -%}{{- '\\n' -}}CONTENT{{- eos_token -}}{%- else -%}CONTENT{%- endif -%}
+{%- if message['role'] == 'system' -%}{{- '\\n' -}}{%- endif -%}
 {%- endfor -%}""".replace("CONTENT", content(""))
 
 #: What the system says stands at the beginning of the first user turn.
 GEMMA3 = """{{- bos_token -}}
 {%- for message in messages -%}
 {%- if message['role'] == 'assistant' -%}
-{{- '<start_of_turn>model\\n' -}}
-{%- generation -%}CONTENT{{- '<end_of_turn>' -}}{%- endgeneration -%}
-{{- '\\n' -}}
+{{- '<start_of_turn>model\\n' -}}CONTENT{{- '<end_of_turn>\\n' -}}
 {%- else -%}
 {%- if message['role'] == 'system' or loop.first or messages[loop.index0 - 1]['role'] != 'system' -%}
 {{- '<start_of_turn>user\\n' -}}
@@ -49,13 +43,20 @@ class PaliGemma(Family):
     one_tensor = True
     padding_mask = True
     processors = ("PaliGemmaProcessor",)
-    template, template_name = PALIGEMMA, "PaliGemma"
+    template, template_name, image_text = PALIGEMMA, "PaliGemma", "<image>"
 
     @classmethod
     def token_types(cls, tokens: list[int], is_answer: list[bool], image_token_id: int) -> dict[str, list[int]]:
         """1 from the first answer on."""
         first = is_answer.index(True) if any(is_answer) else len(tokens)
         return {"token_type_ids": [int(place >= first) for place in range(len(tokens))]}
+
+    @classmethod
+    def as_processed(cls, text: str, image_token: str, bos_token: str, *, asked: bool) -> str:
+        """Its processor puts `<bos>` behind the last image, and a line break behind a question."""
+        end = text.rfind(image_token)
+        end = 0 if end < 0 else end + len(image_token)
+        return text[:end] + bos_token + text[end:] + ("\n" if asked else "")
 
     @property
     def softcap(self) -> float | None:
@@ -77,7 +78,7 @@ class Gemma3(Family):
     tested: ClassVar[Names] = {"vision_config": ("siglip_vision_model",), "text_config": ("gemma3_text",)}
     one_tensor = True
     processors = ("Gemma3Processor",)
-    template, template_name = GEMMA3, "Gemma 3"
+    template, template_name, image_text = GEMMA3, "Gemma 3", "<image>"
 
     def sizes(self) -> dict[str, int]:
         """Every image has the same number of tokens."""

@@ -11,7 +11,7 @@ TEMPLATE = """{{- bos_token -}}
 {%- for message in messages -%}
 {%- if message['role'] == 'assistant' -%}
 {{- 'Assistant:' -}}
-{%- generation -%}{{- ' ' -}}CONTENT{{- '<end_of_utterance>' -}}{%- endgeneration -%}
+{{- ' ' -}}CONTENT{{- '<end_of_utterance>' -}}
 {%- else -%}
 {{- message['role'] | capitalize + ':' -}}
 {%- if message['content'] is string or message['content'][0]['type'] != 'image' -%}{{- ' ' -}}{%- endif -%}
@@ -34,7 +34,7 @@ class Idefics3(Family):
     image_inputs = ("pixel_values", "pixel_attention_mask")
     tested: ClassVar[Names] = {"text_config": ("llama",)}
     processors = ("Idefics3Processor",)
-    template, template_name = TEMPLATE, "Idefics3"
+    template, template_name, image_text = TEMPLATE, "Idefics3", "<image>"
 
     def picture_count(self, media: Media) -> int:
         """Tiles with pixels."""

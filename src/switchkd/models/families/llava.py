@@ -25,7 +25,7 @@ VICUNA = """{%- if messages[0]['role'] != 'system' -%}
 {%- for message in messages -%}
 {%- if message['role'] == 'assistant' -%}
 {{- 'ASSISTANT:' -}}
-{%- generation -%}{{- ' ' -}}CONTENT{{- eos_token -}}{%- endgeneration -%}
+{{- ' ' -}}CONTENT{{- eos_token -}}
 {%- else -%}
 {%- if message['role'] == 'user' -%}{{- 'USER: ' -}}{%- endif -%}
 CONTENT{{- ' ' -}}

@@ -14,7 +14,7 @@ from switchkd.models.families.llava import PARTS
 TEMPLATE = """{{- bos_token -}}
 {%- for message in messages -%}
 {%- if message['role'] == 'assistant' -%}
-{%- generation -%}CONTENT{{- eos_token -}}{%- endgeneration -%}
+CONTENT{{- eos_token -}}
 {%- elif message['role'] == 'system' -%}
 {{- '[SYSTEM_PROMPT]' -}}CONTENT{{- '[/SYSTEM_PROMPT]' -}}
 {%- else -%}
@@ -32,7 +32,7 @@ class Mistral3(Family):
     one_sequence = True
     tested: ClassVar[Names] = {"vision_config": ("pixtral",), "text_config": ("mistral",)}
     processors = ("PixtralProcessor",)
-    template, template_name = TEMPLATE, "Mistral3"
+    template, template_name, image_text = TEMPLATE, "Mistral3", "<image>"
 
     def enter(self, door: nn.Module, features: Features, media: Media) -> Tensor:
         """The projector must know the images' sizes to find neighbours."""

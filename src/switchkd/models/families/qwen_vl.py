@@ -40,7 +40,7 @@ class Qwen2VL(Family):
     image_types = ("mm_token_type_ids",)
     language_context = ("image_grid_thw", *image_types)
     processors = ("Qwen2VLProcessor",)
-    template, template_name = QWEN2_VL, "Qwen2-VL"
+    template, template_name, image_text = QWEN2_VL, "Qwen2-VL", "<|vision_start|><image><|vision_end|>"
 
     def pack(self, model: PreTrainedModel, projected: list[Tensor], media: Media) -> Projected:
         """In the order of the tokens, one tensor for each image."""
