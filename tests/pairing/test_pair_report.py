@@ -18,7 +18,7 @@ from transformers import AutoModelForImageTextToText
 
 from switchkd import distill
 from switchkd.batch import TEACHER
-from switchkd.data.chat_format import choose_format
+from switchkd.data.template_choice import choose_format
 from switchkd.methods import SFT
 from switchkd.models.families.chat_blocks import CHATML
 from switchkd.models.families.llava import VICUNA
