@@ -38,6 +38,19 @@ from switchkd.train.step import DistillationStep
 some_families = pytest.mark.parametrize("name", ["llava-siglip-qwen2", "idefics3", "qwen2_5_vl"])
 
 
+def test_ids_beyond_the_compared_ones_are_named(tmp_path):
+    """A tokenizer whose ids have a gap."""
+    opened = open_tiny(tmp_path)
+    assert not [line for line in data.vocabulary(Examined(opened)) if line.check == "ids beyond"]
+    tokenizer = opened.run.processor.tokenizer
+    ids = tokenizer.get_vocab()
+    tokenizer.get_vocab = lambda: ids | {"<far>": len(tokenizer) + 7}
+    (finding,) = [line for line in data.vocabulary(Examined(opened)) if line.check == "ids beyond"]
+    assert finding.level == "warning"
+    assert f"1 of {len(ids) + 1:,} tokens have ids beyond the {len(tokenizer):,} that are compared" in finding.detail
+    assert f"'<far>' ({len(tokenizer) + 7}) first" in finding.detail
+
+
 # ---- answer masks and targets
 
 

@@ -44,6 +44,16 @@ def test_modules_and_parameters_are_frozen_by_dotted_names_and_patterns():
     assert len(frozen) > 13
 
 
+@pytest.mark.parametrize("name", ["lm_head.weight", "lm_head", "model.language_model.embed_tokens.weight"])
+def test_tied_weights_are_frozen_by_each_of_their_names(name):
+    student = Pathway(tiny_llava(tied=True))
+    student.train_only(("vision", "projector", "language"))
+    everything = learning(student)
+    freeze(student, [name])
+    assert everything - learning(student) == {"model.language_model.embed_tokens.weight"}
+    assert not student.head.weight.requires_grad
+
+
 @pytest.mark.parametrize("name", ["vison", "model.language_model.layers.7", "layers.0", "*.gate"])
 def test_a_name_of_nothing_is_refused(name):
     with pytest.raises(

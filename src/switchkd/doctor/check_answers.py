@@ -136,11 +136,27 @@ def vocabulary(examined: Examined) -> Iterator[Finding]:
         f"{pair.vocabulary:,} token ids are compared; {heads}: the others are padding, or not the other's, and left out"
     )
     yield Finding("ok", "vocabulary", detail)
+    yield from _ids_beyond(examined)
     yield _image_token("student", pair.student, context.run.reader)
     reading = context.run.teacher_reading
     if isinstance(reading, OwnInputs) and pair.teacher is not None:
         yield _image_token("teacher", pair.teacher, reading.reader)
     yield _end_of_answers(examined)
+
+
+def _ids_beyond(examined: Examined) -> Iterator[Finding]:
+    """A tokenizer whose ids have gaps has some beyond the number of its tokens: nothing of a teacher reaches those."""
+    compared, teacher = examined.context.run.vocabulary, examined.context.pair.teacher
+    ids = _tokenizer(examined.context.run.reader).get_vocab()
+    beyond = sorted((index, token) for token, index in ids.items() if isinstance(compared, int) and index >= compared)
+    if beyond and teacher is not None:
+        first = ", ".join(f"{token!r} ({index})" for index, token in beyond[:3])
+        yield Finding(
+            "warning",
+            "ids beyond",
+            f"{len(beyond)} of {len(ids):,} tokens have ids beyond the {compared:,} that are compared, {first} first: the tokenizer's ids "
+            "have gaps. Answers with them are learned from the labels alone, never from the teacher",
+        )
 
 
 def _image_token(name: str, pathway: Pathway, reader: Reader) -> Finding:

@@ -20,8 +20,11 @@ def freeze(student: Pathway, names: Sequence[str]) -> None:
             for parameter in student.part_parameters(name).values():
                 parameter.requires_grad_(False)
             continue
-        modules = [module for path, module in student.model.named_modules() if fnmatchcase(path, name)]
-        parameters = [parameter for path, parameter in student.model.named_parameters() if fnmatchcase(path, name)]
+        # tied ones have several names
+        all_modules = student.model.named_modules(remove_duplicate=False)
+        all_parameters = student.model.named_parameters(remove_duplicate=False)
+        modules = [module for path, module in all_modules if fnmatchcase(path, name)]
+        parameters = [parameter for path, parameter in all_parameters if fnmatchcase(path, name)]
         if not modules and not parameters:
             raise ValueError(
                 f"student.freeze: nothing in the model is called {name!r}. It has the parts {', '.join(student.family.parts)}, and modules "
