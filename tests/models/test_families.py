@@ -77,6 +77,17 @@ def test_logits_of_samples_without_images_are_those_of_the_plain_model(name):
     torch.testing.assert_close(own_logits(pathway, inputs), plain_logits(model, inputs), rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("name", ["mistral3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_a_picture_of_one_token_alone_in_a_batch_is_read(name):
+    """transformers 5.23 takes the one token of Mistral 3 for a vector of numbers of tokens: the pathway prepares the model."""
+    pathway, inputs = Pathway(tiny(name).double()), inputs_for(name, sizes=[[(8, 8)]])
+    assert int((inputs.tokens == IMAGE_TOKEN).sum()) == 1
+    logits = own_logits(pathway, inputs)
+    assert logits.shape == (5, VOCABULARY)
+    assert Pathway(pathway.model).see(inputs) is not None  # prepared twice
+    torch.testing.assert_close(logits, plain_logits(pathway.model, inputs), rtol=0, atol=1e-10)
+
+
 @every_family
 def test_on_several_ranks_samples_without_images_run_every_layer_and_change_nothing(name, monkeypatch):
     pair, batch = make_pair(name), batch_for(name, sizes=TEXT_ONLY)

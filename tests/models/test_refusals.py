@@ -16,7 +16,8 @@ from switchkd.doctor import examine, examine_pair
 from switchkd.evaluate.generate import load
 from switchkd.methods import SwitchKD
 from switchkd.models import load_pathway
-from switchkd.models.refusals import load_processor, refuse_unusable
+from switchkd.models.opening import load_processor
+from switchkd.models.refusals import refuse_unusable
 from switchkd.recipe.schema import Data, Recipe, Student, Teacher, Train
 from switchkd.world.assets import student_path
 

@@ -29,7 +29,8 @@ from switchkd.data.template_choice import choose_format, use_format
 from switchkd.models import Pathway, load_pathway
 from switchkd.models.families import family_of
 from switchkd.models.fill import fill
-from switchkd.models.refusals import load_processor, refuse_other_forms, refuse_unreadable, refuse_without_vocabulary
+from switchkd.models.opening import load_processor
+from switchkd.models.refusals import refuse_other_forms, refuse_unreadable, refuse_without_vocabulary
 
 #: `model_type` → the vision encoder alone.
 TOWERS: dict[str, type[PreTrainedModel]] = {

@@ -28,7 +28,8 @@ from switchkd.models import load_pathway
 from switchkd.models.families import family_of
 from switchkd.models.families.llava import VICUNA
 from switchkd.models.fill import fill
-from switchkd.models.refusals import load_processor, refuse_unusable
+from switchkd.models.opening import load_processor
+from switchkd.models.refusals import refuse_unusable
 
 #: TinyLLaVA's prefixes → those of `LlavaForConditionalGeneration`. Every tensor has one of them.
 PREFIXES = {

@@ -15,6 +15,7 @@ from switchkd.doctor import (
     check_shift,
     check_stage,
     check_switch,
+    check_weights,
 )
 from switchkd.doctor.findings import Finding, Findings, Level, Sample
 from switchkd.doctor.pair_findings import examine_pair
@@ -30,6 +31,7 @@ Check = Callable[[Examined], Iterable[Finding]]
 LOOKING: dict[str, Check] = {
     "steps": check_stage.steps,
     "trainable parameters": check_stage.trainable,
+    "weights": check_weights.weights,
     "KL directions": check_directions.directions,
     "answers": check_answers.answers,
     "vocabulary": check_answers.vocabulary,

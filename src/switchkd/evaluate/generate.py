@@ -16,7 +16,7 @@ from switchkd.console import progress
 from switchkd.data.errors import SampleError
 from switchkd.data.reader import Reader
 from switchkd.models import load_pathway
-from switchkd.models.refusals import load_processor
+from switchkd.models.opening import load_processor
 
 
 @dataclass(frozen=True)

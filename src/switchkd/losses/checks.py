@@ -9,11 +9,15 @@ from torch import Tensor
 _LOGIT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
+class NotFiniteError(ValueError):
+    """Logits that hold a NaN or an infinite value."""
+
+
 def check_logits(name: str, logits: Tensor) -> None:
     """Refuse what is not a matrix of finite floating-point logits; `name` is how the message calls it.
 
     Raises:
-        ValueError: wrong shape, or a NaN or infinite logit (its position, token and value are named).
+        ValueError: wrong shape; a NaN or infinite logit, as `NotFiniteError` (its position, token and value are named).
         TypeError: a dtype other than float16, bfloat16, float32 or float64.
     """
     if logits.ndim != 2:
@@ -27,7 +31,7 @@ def check_logits(name: str, logits: Tensor) -> None:
     if not (torch.isfinite(lowest) & torch.isfinite(highest)):
         bad = (~torch.isfinite(logits)).nonzero()
         position, token = bad[0].tolist()
-        raise ValueError(
+        raise NotFiniteError(
             f"{name} must be finite: {logits[position, token].item()} at position {position}, token {token} "
             f"({len(bad)} of {logits.numel()} values are not finite). Leave masked vocabulary rows out of the "
             "comparison; if these come from a model, check its precision and its weights"

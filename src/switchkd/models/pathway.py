@@ -8,12 +8,13 @@ from typing import Any, cast
 import torch
 from jaxtyping import Float
 from torch import Tensor, distributed, nn
-from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
+from transformers import AutoModelForImageTextToText, PreTrainedModel
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from switchkd.batch import Inputs, Media
 from switchkd.models.families import family_of
 from switchkd.models.families.family import Features
+from switchkd.models.opening import CONFIG, WEIGHTS, check_files, load_config, naming
 from switchkd.models.quantize import Quantization, bits_and_bytes, keep_gradients
 from switchkd.models.refusals import check_loaded, refuse_other_tensors, refuse_unusable
 from switchkd.signals import Head, Sizes
@@ -32,6 +33,7 @@ class Pathway(nn.Module):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.family = family_of(model.config)
+        self.family.prepare(model)
         self.model = model
         self._attention = self._language.config._attn_implementation
 
@@ -204,25 +206,31 @@ def load_pathway(
         return Pathway(path_or_model)
     name = str(path_or_model)
     refuse_unusable(name)
+    check_files(name)
     if not Path(name).is_dir() and (name.startswith((".", "/")) or name.count("/") != 1):
         raise ValueError(f"{name} is neither a checkpoint directory nor the name of a model on the Hugging Face hub")
-    refuse_other_tensors(name)
+    config = load_config(name)
+    naming(name, (CONFIG, *WEIGHTS), lambda: refuse_other_tensors(name))
     extra: dict[str, Any] = {}
     if quantization is not None:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         own = dtype if dtype != "auto" else str(config.dtype or "float32").removeprefix("torch.")
         extra = {
             "quantization_config": bits_and_bytes(config, quantization, compute_dtype or own),
             "device_map": {"": device or torch.device("cpu")},
         }
-    loaded: Any = AutoModelForImageTextToText.from_pretrained(
+    family_of(config)  # refused before its weights are read
+    loaded: Any = naming(
         name,
-        dtype=dtype,
-        attn_implementation=None if attn_implementation == "auto" else attn_implementation,
-        trust_remote_code=False,
-        use_safetensors=True,
-        output_loading_info=True,
-        **extra,
+        (CONFIG, *WEIGHTS, "generation_config.json"),
+        lambda: AutoModelForImageTextToText.from_pretrained(
+            name,
+            dtype=dtype,
+            attn_implementation=None if attn_implementation == "auto" else attn_implementation,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+            **extra,
+        ),
     )
     model, info = loaded
     check_loaded(name, model.config.model_type, info)

@@ -9,7 +9,7 @@ from typing import Any
 
 import transformers
 from huggingface_hub import snapshot_download
-from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, AutoProcessor, ProcessorMixin
+from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
@@ -35,18 +35,6 @@ _OTHER_VOCABULARIES = {
 _TRANSFORMERS = "the same model as `save_pretrained` of transformers writes it (config.json, *.safetensors)"
 
 
-def load_processor(name: str | Path) -> ProcessorMixin:
-    """The processor of a checkpoint directory or hub name.
-
-    Raises:
-        ValueError: with the cause, for a checkpoint that cannot be used or lacks a part of its processor.
-        OSError: if there is no such checkpoint.
-    """
-    refuse_unreadable(name)
-    processor: ProcessorMixin = AutoProcessor.from_pretrained(str(name), trust_remote_code=False)
-    return processor
-
-
 def refuse_unreadable(name: str | Path) -> None:
     """Raise ValueError for a checkpoint that cannot be used, or that lacks its vocabulary or image processor."""
     refuse_unusable(name)
@@ -61,7 +49,7 @@ def refuse_unusable(name: str | Path) -> None:
     refuse_other_forms(name)
     folder = _folder(name)
     if folder is not None:
-        _check_format(name, _read(folder / "config.json"))
+        _check_format(name, read_object(folder / "config.json"))
 
 
 def refuse_other_forms(name: str | Path) -> None:
@@ -106,9 +94,11 @@ def refuse_other_tensors(name: str | Path) -> None:
     Headers are read, no weight is. Quantised tensors have shapes of their own and are left to transformers.
     """
     folder = Path(name)
-    if not folder.is_dir() or "quantization_config" in _read(folder / "config.json"):
+    if not folder.is_dir() or "quantization_config" in read_object(folder / "config.json"):
         return
-    shards = sorted(set(_read(folder / _INDEX).get("weight_map", {}).values())) if (folder / _INDEX).is_file() else []
+    shards = (
+        sorted(set(read_object(folder / _INDEX).get("weight_map", {}).values())) if (folder / _INDEX).is_file() else []
+    )
     if absent := [shard for shard in shards if not (folder / shard).is_file()]:
         raise ValueError(
             f"{folder / _INDEX} names {len(shards)} files of weights, and {len(absent)} are not there, {absent[0]} first: fetch them"
@@ -162,10 +152,11 @@ def _folder(name: str | Path) -> Path | None:
         return None
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read_object(file: Path) -> dict[str, Any]:
+    """The content of a JSON file. Raises ValueError, naming it, where that is no object."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not JSON ({error}): fetch it again") from error
     if not isinstance(content, dict):
         raise ValueError(f"{file} holds a {type(content).__name__} where a mapping is expected: fetch it again")
@@ -186,7 +177,7 @@ def _check_adapter(name: str | Path, folder: Path) -> None:
     settings = folder / "adapter_config.json"
     if not settings.is_file() and not any(folder.glob("adapter_model.*")):
         return
-    base = _read(settings).get("base_model_name_or_path") if settings.is_file() else None
+    base = read_object(settings).get("base_model_name_or_path") if settings.is_file() else None
     merged = " If its weights are merged already, remove adapter_config.json." if _weights(folder) else ""
     raise ValueError(
         f"{name} holds a LoRA adapter for {base or 'another model'}, not a model. Merge it first:\n"
@@ -267,7 +258,9 @@ def _check_weight_files(name: str | Path, folder: Path) -> None:
 
 def _check_image_processor(name: str | Path, folder: Path) -> None:
     nested = folder / "processor_config.json"
-    if (folder / "preprocessor_config.json").is_file() or (nested.is_file() and "image_processor" in _read(nested)):
+    if (folder / "preprocessor_config.json").is_file() or (
+        nested.is_file() and "image_processor" in read_object(nested)
+    ):
         return
     raise ValueError(
         f"{name} has no image processor (preprocessor_config.json, or processor_config.json with `image_processor`): fetch it"

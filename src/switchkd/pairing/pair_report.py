@@ -4,12 +4,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, PretrainedConfig, ProcessorMixin
+from transformers import PretrainedConfig, ProcessorMixin
 
 from switchkd.data.errors import DataError
 from switchkd.data.template_choice import choose_format
 from switchkd.models.families import family_of
-from switchkd.models.refusals import load_processor
+from switchkd.models.opening import load_config, load_processor
 from switchkd.pairing.alignment import match_ids
 from switchkd.pairing.compatibility import ROWS, Difference, compare
 from switchkd.pairing.vocabulary import Ids
@@ -63,7 +63,7 @@ def compare_checkpoints(student: str | Path, teacher: str | Path) -> PairReport:
         ValueError: for families that are not supported, or a processor without a chat format.
     """
     processors = [load_processor(path) for path in (student, teacher)]
-    configs = [AutoConfig.from_pretrained(path, trust_remote_code=False) for path in (student, teacher)]
+    configs = [load_config(path) for path in (student, teacher)]
     return compare_models((configs[0], processors[0]), (configs[1], processors[1]))
 
 

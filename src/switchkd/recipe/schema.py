@@ -72,7 +72,8 @@ class Student:
     """The model that is trained: a checkpoint directory or a name on the Hugging Face hub."""
 
     path: str
-    #: Of the weights while they are trained. float32 with `train.bf16` computes in bfloat16 and keeps small updates.
+    #: Of the weights as they are loaded. Parts that learn are float32 at least; those that are frozen keep this. `train.bf16` computes in
+    #: bfloat16 whatever this is.
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
     attn_implementation: Attention = "auto"
     lora: LoRA | None = None

@@ -81,7 +81,10 @@ def load_student(student: Pathway, directory: str | Path) -> None:
             )
         student.model.load_state_dict(learned, strict=False)
     else:
-        saved = type(student.model).from_pretrained(directory, dtype="auto", use_safetensors=True)
+        # in the widest precision that is trained: what the config names may be narrower than the weights that learned
+        floating = [p.dtype for p in student.model.parameters() if p.is_floating_point()]
+        widest = max(floating, key=lambda dtype: dtype.itemsize)
+        saved = type(student.model).from_pretrained(directory, dtype=widest, use_safetensors=True)
         student.model.load_state_dict(saved.state_dict())
 
 

@@ -36,6 +36,7 @@ from switchkd.recipe.schema import Recipe, ResolvedStage, Student, Teacher
 from switchkd.signals import AnswerLogits, Signals, TokenTerm
 from switchkd.train import lora
 from switchkd.train.parts import freeze
+from switchkd.train.precision import widen_learning
 from switchkd.train.step import DistillationStep
 
 
@@ -183,6 +184,7 @@ def _step(recipe: Recipe, stage: ResolvedStage, student: Pathway, teacher: Pathw
         student.model.activation_checkpointing_enable({"use_reentrant": False})
     student.train_only(stage.train)
     freeze(student, recipe.student.freeze)
+    widen_learning(student)
     bridge, learned = None, None
     if teacher is not None:
         if recipe.train.switch_checkpointing:

@@ -21,6 +21,7 @@ def model_card(
     methods: list[str],
     data: list[str],
     mismatches: Sequence[str] = (),
+    ran: Mapping[str, str] | None = None,
 ) -> str:
     """README.md of a checkpoint, in the form the Hugging Face hub reads.
 
@@ -31,6 +32,7 @@ def model_card(
         methods: names of the methods, stage by stage.
         data: what it was trained on.
         mismatches: in what student and teacher differ.
+        ran: what the last stage ran with (`what_ran`).
     """
     metadata = ModelCardData(
         library_name="transformers",
@@ -42,6 +44,8 @@ def model_card(
     )
     differ = "".join(f"\n- {line}" for line in mismatches)
     differ = f"\n## Where student and teacher differ\n{differ}\n" if differ else ""
+    lines = "".join(f"\n| {name} | {value} |" for name, value in (ran or {}).items())
+    measured = f"\n## What ran\n\n| | |\n|---|---|{lines}\n" if lines else ""
     origin = f"distilled from [{teacher}] " if teacher else "trained "
     return f"""---
 {metadata.to_yaml()}
@@ -58,7 +62,7 @@ A student trained with `switchkd`. It is a plain Hugging Face model: `AutoModelF
 | teacher | `{teacher or "none"}` |
 | method | {" → ".join(methods)} |
 | data | {", ".join(f"`{path}`" for path in data)} |
-{differ}
+{differ}{measured}
 ## Recipe
 
 ```yaml

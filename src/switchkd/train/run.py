@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import shutil
 from pathlib import Path
@@ -22,10 +23,12 @@ from switchkd.models.layers import compile_layers
 from switchkd.processes import processes
 from switchkd.recipe.schema import Recipe, load_recipe, recipe_to_dict, save_recipe
 from switchkd.train import checkpoint
+from switchkd.train.launch import check_accelerator
 from switchkd.train.model_card import model_card
 from switchkd.train.progress import Progress
 from switchkd.train.stage import StageContext, total_steps
 from switchkd.train.trainer import DistillationTrainer
+from switchkd.train.what_ran import what_ran
 
 STUDENT = "student"
 _log = logging.getLogger(__name__)
@@ -79,11 +82,13 @@ def train_stage(context: StageContext) -> None:
         arguments(context),
         rates=context.stage.learning_rates.given(),
         processor=context.run.processor,
-        card=_card(context),
+        card="",
         train_dataset=context.rows,
         data_collator=context.collator,
         callbacks=[MetricsFile(context.directory / "metrics.jsonl")],
     )
+    check_accelerator(trainer.accelerator, train)
+    trainer.card = _card(context, what_ran(trainer, context.pair.student, stage=context.stage.name, steps=steps))
     trainer.add_callback(Progress(context.stage.name, trainer.terms))
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
@@ -117,9 +122,10 @@ def arguments(context: StageContext) -> TrainingArguments:
         )
     }  # fmt: skip
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(context.directory / "tensorboard")
-    return TrainingArguments(
+    made = TrainingArguments(
         output_dir=str(context.directory),
-        warmup_steps=train.warmup_ratio,
+        # a warm-up begins at a rate of 0: the last step is never part of it, or a single one would train nothing
+        warmup_steps=min(math.ceil(train.warmup_ratio * total_steps(context)), total_steps(context) - 1),
         report_to=list(train.report_to),
         remove_unused_columns=False,
         logging_nan_inf_filter=False,
@@ -129,6 +135,8 @@ def arguments(context: StageContext) -> TrainingArguments:
         dataloader_pin_memory=context.pair.student.model.device.type == "cuda",
         **values,
     )
+    made._n_gpu = min(made.n_gpu, 1)  # or the Trainer spreads larger batches than the recipe's over all GPUs
+    return made
 
 
 def save_result(context: StageContext, output: Path) -> Path:
@@ -158,7 +166,7 @@ _TRAINING_STATE = {
 }
 
 
-def _card(context: StageContext) -> str:
+def _card(context: StageContext, ran: dict[str, str]) -> str:
     recipe = context.run.recipe
     stages = recipe.resolved_stages()
     return model_card(
@@ -170,6 +178,7 @@ def _card(context: StageContext) -> str:
         mismatches=[f"{difference}: {difference.verdict}" for difference in context.run.pair_report.mismatches]
         if context.run.pair_report
         else [],
+        ran=ran,
     )
 
 

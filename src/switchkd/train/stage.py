@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import nn
-from transformers import AutoConfig, ProcessorMixin, set_seed
+from transformers import ProcessorMixin, set_seed
 
 from switchkd.batch import TEACHER
 from switchkd.data.collate import Collator
@@ -22,7 +22,8 @@ from switchkd.models import Pathway, load_pathway
 from switchkd.models.capture import Site
 from switchkd.models.layers import recompute
 from switchkd.models.liger import use_liger
-from switchkd.models.refusals import load_processor, refuse_unreadable
+from switchkd.models.opening import check_files, load_config, load_processor
+from switchkd.models.refusals import refuse_unreadable
 from switchkd.pairing import Pair
 from switchkd.pairing.bridge import Bridge
 from switchkd.pairing.compatibility import raise_if_incompatible
@@ -32,7 +33,9 @@ from switchkd.pairing.vocabulary import Ids
 from switchkd.processes import processes
 from switchkd.recipe.schema import Recipe, ResolvedStage
 from switchkd.train import lora
+from switchkd.train.launch import check_launch
 from switchkd.train.parts import freeze
+from switchkd.train.precision import widen_learning
 from switchkd.train.step import DistillationStep
 
 _log = logging.getLogger(__name__)
@@ -95,11 +98,13 @@ def open_run(recipe: Recipe) -> RunContext:
         ValueError: if a model's family is unknown, its weights are incomplete, or teacher and student do not read the same tokens and
             pixels.
     """
+    check_launch(recipe)
     _check_attention(recipe)
     set_seed(recipe.train.seed)
     for model in (recipe.student, recipe.teacher):
         if model is not None:
             refuse_unreadable(model.path)
+            check_files(model.path)
     processor = load_processor(recipe.student.path)
     device = processes().device
     mixed = "bfloat16" if recipe.train.bf16 else "float16" if recipe.train.fp16 else None
@@ -169,7 +174,7 @@ def report_on_pair(recipe: Recipe, processor: ProcessorMixin) -> PairReport:
     """
     assert recipe.teacher is not None
     student, teacher = recipe.student.path, recipe.teacher.path
-    configs = [AutoConfig.from_pretrained(path, trust_remote_code=False) for path in (student, teacher)]
+    configs = [load_config(path) for path in (student, teacher)]
     teacher_processor = load_processor(teacher)
     report = compare_models((configs[0], processor), (configs[1], teacher_processor))
     raise_if_incompatible(
@@ -241,6 +246,11 @@ def open_stage(run: RunContext, stage: ResolvedStage, directory: Path, rows: Dat
     rows = index_rows(run, stage, directory) if rows is None else rows
     run.student.train_only(stage.train)
     freeze(run.student, recipe.student.freeze)
+    if widened := widen_learning(run.student):
+        _log.info("the student's %s learn in float32, from half-precision weights", " and ".join(widened))
+    set_seed(
+        recipe.train.seed
+    )  # what a stage draws does not depend on what ran before it, which a resumed run leaves out
     pair = Pair(
         run.student,
         run.teacher,

@@ -2,18 +2,22 @@
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.data_loader import SeedableRandomSampler
 from torch import Tensor
 from torch.utils.data import Sampler
-from transformers import ProcessorMixin, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import ProcessorMixin, Trainer, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
 
 from switchkd.batch import Batch, sample_id
 from switchkd.losses import SummedLoss
+from switchkd.losses.checks import NotFiniteError
+from switchkd.models.finite import describe, not_finite
 from switchkd.train import checkpoint
+from switchkd.train.explain import explain
 from switchkd.train.parts import set_rates
 from switchkd.train.sampler import FilledUp, FillersLast, LengthGroupedSampler, WithoutFillers
 from switchkd.train.step import DistillationStep
@@ -46,12 +50,11 @@ class DistillationTrainer(Trainer):
         card: str,
         **kwargs: Any,
     ) -> None:
-        callbacks = [StopOnNonFiniteGradient(), *kwargs.pop("callbacks", [])]
         self._rows = kwargs["train_dataset"]
         if args.world_size > 1:
             kwargs["train_dataset"] = FilledUp(self._rows, args.per_device_train_batch_size * args.world_size)
             kwargs["data_collator"] = WithoutFillers(kwargs["data_collator"])
-        super().__init__(model=step, args=args, callbacks=callbacks, **kwargs)
+        super().__init__(model=step, args=args, **kwargs)
         self.step = step
         self.pair = step.pair
         self.rates = rates or {}
@@ -63,6 +66,8 @@ class DistillationTrainer(Trainer):
         self._told = False
         #: Whether a sample of the global batch has an image.
         self._has_images = True
+        #: Keys of the micro-batches of the step that is being made, and its number.
+        self._batches: tuple[int, list[tuple[str, ...]]] = (0, [])
         #: The names of the method's terms, from the first batch on.
         self.terms: list[str] = []
 
@@ -79,11 +84,15 @@ class DistillationTrainer(Trainer):
         now = self.state.global_step + 1
         if not num_items_in_batch:
             raise ValueError(f"step {now}: the global batch has no answer token, so there is nothing to learn from")
+        if self._batches[0] != now:
+            self._batches = (now, [])
+        self._batches[1].append(inputs.keys)
         progress = now / max(self.state.max_steps, 1)
         try:
             sums: SummedLoss = model(inputs, progress, dropped_mass=now % self.args.logging_steps == 0)
         except (ValueError, IndexError, RuntimeError) as error:
-            error.args = (f"step {now}, samples {_named(inputs)}: {error}",)
+            where = f"; {self._explain(str(error))}" if isinstance(error, NotFiniteError) else ""
+            error.args = (f"step {now}, samples {_named(inputs)}: {error}{where}",)
             raise
         if not torch.isfinite(sums.loss):
             raise FloatingPointError(self._not_finite(sums, inputs, now))
@@ -95,12 +104,31 @@ class DistillationTrainer(Trainer):
     def _not_finite(self, sums: SummedLoss, batch: Batch, now: int) -> str:
         """What is said of a loss that is not finite: its terms, and the samples that it comes from."""
         terms = ", ".join(f"{name} {value.item():.4g}" for name, value in sums.terms.items())
-        where = f"samples {_named(batch)}"
+        where, blamed = f"samples {_named(batch)}", {}
         if self.accelerator.num_processes == 1:  # with sharded weights, other ranks would have to take part
             blamed = self.step.not_finite(batch)
             each = "; ".join(f"{name!a} ({', '.join(pathways)})" for name, pathways in blamed.items())
             where = f"logits are not finite in {each}" if each else f"all logits are finite; {where}"
-        return f"step {now}: the loss is not finite ({terms}); {where}; stopped before the update"
+        message = f"the loss is not finite ({terms}); {where}; stopped before the update"
+        return f"step {now}: {message}; {self._explain(message, sums.terms, blamed)}"
+
+    def _explain(
+        self, reason: str, terms: Mapping[str, Tensor] | None = None, pathways: Mapping[str, list[str]] | None = None
+    ) -> str:
+        """Write what explains a stop, and say where."""
+        now = self.state.global_step + 1
+        rank = f"-process-{self.args.process_index}" if self.args.world_size > 1 else ""
+        file = explain(
+            Path(self._run) / f"not-finite-step-{now}{rank}.json",
+            reason=reason,
+            step=now,
+            pair=self.pair,
+            batches=self._batches[1],
+            terms=terms or {},
+            pathways=pathways or {},
+            rates=[] if self.optimizer is None else [group["lr"] for group in self.optimizer.param_groups],
+        )
+        return f"its samples, terms and norms are in {file}"
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> Tensor | int:
         """The answer tokens of the global batch: of all ranks and all accumulation steps."""
@@ -126,6 +154,17 @@ class DistillationTrainer(Trainer):
             for parameter in [*parts[0], *parts[1], *bridge]:
                 parameter.grad = None
         return loss
+
+    def _clip_grad_norm(self, model: torch.nn.Module) -> Any:
+        """Raise before a gradient that is not finite is clipped, which would spoil all others too, and applied.
+
+        Under fp16 the loss scaler skips such steps by design.
+        """
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        if not self.args.fp16 and not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
+            message = "the gradient is not finite; stopped before the update"
+            raise FloatingPointError(f"step {self.state.global_step + 1}: {message}; {self._explain(message)}")
+        return super()._clip_grad_norm(model)
 
     def _prepare_inputs(self, inputs: Batch) -> Batch:  # type: ignore[override]
         return inputs.to(self.args.device, non_blocking=True)
@@ -208,9 +247,19 @@ class DistillationTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         if self.args.should_save:
+            self._check_weights(self.step.state_dict() if state_dict is None else state_dict)
             directory = output_dir or self._run
             checkpoint.save_student(self.pair.student, self.processor, self.card, directory, state_dict)
             checkpoint.save_auxiliary(self.pair.auxiliary_modules, directory, state_dict)
+
+    def _check_weights(self, state: Mapping[str, Tensor]) -> None:
+        """Refuse to save weights that are not finite, which no row of the last steps may have felt."""
+        learned = {
+            name.removeprefix("pair."): tensor for name, tensor in state.items() if not name.startswith("pair.teacher.")
+        }
+        if bad := not_finite(learned):
+            message = f"after step {self.state.global_step}, {describe(learned, bad)}. They are not saved: an earlier checkpoint is sound"
+            raise FloatingPointError(f"{message}; {self._explain(message)}")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         checkpoint.load_student(self.pair.student, resume_from_checkpoint)
@@ -235,20 +284,6 @@ class DistillationTrainer(Trainer):
             checkpoint.publish(run, self.state.global_step)
             rotate_checkpoints(output_dir=run, save_total_limit=limit)
         self.accelerator.wait_for_everyone()
-
-
-class StopOnNonFiniteGradient(TrainerCallback):
-    """Raise before the optimizer applies a gradient that is not finite. Under fp16 the loss scaler skips such steps by design."""
-
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Check the norm of all gradients."""
-        gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
-        if not args.fp16 and not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
-            raise FloatingPointError(
-                f"step {state.global_step + 1}: the gradient is not finite; stopped before the update"
-            )
 
 
 def _named(batch: Batch) -> str:

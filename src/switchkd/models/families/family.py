@@ -148,6 +148,9 @@ class Family(ABC):
 
     # ---- the three parts
 
+    def prepare(self, model: PreTrainedModel) -> None:  # noqa: B027  # a family may leave it as it is
+        """Make a model ready to be a pathway, once; nothing has to be done in most families."""
+
     def part(self, model: PreTrainedModel, name: str) -> list[nn.Module]:
         """The modules of one part of `model`."""
         return [operand for operand in self._operands(model, name) if isinstance(operand, nn.Module)]

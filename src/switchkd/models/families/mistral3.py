@@ -4,6 +4,7 @@ from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from switchkd.batch import Media
 from switchkd.models.families.chat_blocks import content
@@ -34,9 +35,14 @@ class Mistral3(Family):
     processors = ("PixtralProcessor",)
     template, template_name, image_text = TEMPLATE, "Mistral3", "<image>"
 
+    def prepare(self, model: PreTrainedModel) -> None:
+        """transformers drops the first dimension of what is projected where it is 1, which one token alone is: now it always is."""
+        for door in self.doors(model):
+            door.register_forward_hook(lambda module, inputs, output: output.reshape(1, -1, output.shape[-1]))
+
     def enter(self, door: nn.Module, features: Features, media: Media) -> Tensor:
         """The projector must know the images' sizes to find neighbours."""
-        return cast(Tensor, door(features, media["image_sizes"]))
+        return cast(Tensor, door(features, media["image_sizes"]))[0]
 
     def grid_shapes(self, media: Media) -> list[tuple[int, int]]:
         """As `image_sizes` says."""
@@ -44,8 +50,8 @@ class Mistral3(Family):
         return [(height // patch, width // patch) for height, width in media["image_sizes"].tolist()]
 
     def blank(self) -> Media:
-        """Four visual tokens: transformers 5.23 fails on an image of one."""
-        side = one(self.config.vision_config.patch_size) * self.config.spatial_merge_size * 2
+        """One visual token."""
+        side = one(self.config.vision_config.patch_size) * self.config.spatial_merge_size
         return {"pixel_values": torch.ones(1, 3, side, side), "image_sizes": torch.tensor([[side, side]])}
 
     def sizes(self) -> dict[str, int]:

@@ -1,0 +1,33 @@
+"""What really ran, read off the trainer and not off the recipe, for the model card."""
+
+from importlib.metadata import version
+
+import torch
+from transformers import Trainer
+
+from switchkd.models import Pathway
+
+_PACKAGES = ("torch", "transformers", "accelerate")
+
+
+def what_ran(trainer: Trainer, student: Pathway, *, stage: str, steps: int) -> dict[str, str]:
+    """Row of a table → what it says about a stage."""
+    args, accelerator = trainer.args, trainer.accelerator
+    count = accelerator.num_processes
+    rows, accumulated = args.per_device_train_batch_size, args.gradient_accumulation_steps
+    learning = {p.dtype for p in student.parameters() if p.requires_grad}
+    computed = {"bf16": "bfloat16 (autocast)", "fp16": "float16 (autocast)"}.get(accelerator.mixed_precision)
+    precision = computed or "their own precision"
+    if args.device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32:
+        precision += ", float32 products in TF32"
+    warmup = args.get_warmup_steps(steps)
+    return {
+        "stage": stage,
+        "weights that learn": " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in learning)),
+        "computed in": precision,
+        "processes": f"{count} on {args.device.type} ({accelerator.distributed_type.value})",
+        "rows of a step": f"{rows * accumulated * count}: {rows} × {accumulated} accumulated × {count} processes",
+        "steps": f"{steps}, {warmup} of them warm-up, then {args.lr_scheduler_type} from {args.learning_rate:g}",
+        "optimizer": f"{args.optim}, weight decay {args.weight_decay:g}, gradients clipped at {args.max_grad_norm:g}, seed {args.seed}",
+        "software": ", ".join(f"{package} {version(package)}" for package in _PACKAGES),
+    }
