@@ -1,6 +1,7 @@
 """The command line: `switchkd demo | train | evaluate | report | chat | doctor | study | init | convert | data | models`.
 
-The commands are in `switchkd.commands`. Exit codes: 0 done, 1 failed, 2 the command or its recipe cannot be understood, 130 interrupted.
+The commands are in `switchkd.commands`. Exit codes: 0 done, 1 failed, 2 the command or its recipe cannot be understood, 130, 143
+or 129 ended by Ctrl-C, SIGTERM or SIGHUP.
 """
 
 import logging
@@ -39,10 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if fields and not verb.takes_fields:
         return fail(f"{fields[0]}: only train, doctor and study take fields of a recipe", 2)
     try:
-        _quiet()
-        return verb.run(fields)
-    except KeyboardInterrupt:
-        return fail("interrupted", 130)
+        from switchkd.interrupts import ended_by_signals
+
+        with ended_by_signals():
+            _quiet()
+            return verb.run(fields)
+    except KeyboardInterrupt as stop:
+        return fail(str(stop) or "interrupted", getattr(stop, "code", 130))
     except Exception as error:
         if os.environ.get("SWITCHKD_DEBUG") == "1":
             raise

@@ -7,23 +7,34 @@ from switchkd.evaluate import evaluate_model, load_questions
 from switchkd.processes import processes
 from switchkd.recipe.schema import Recipe
 from switchkd.train.model_card import add_results
-from switchkd.train.run import claim, save_result, train_stage
+from switchkd.train.output import open_output
+from switchkd.train.run import save_result, train_stage
 from switchkd.train.stage import index_rows, open_run, open_stage
 
 
-def distill(recipe: Recipe, *, resume: bool = True) -> Path:
+def distill(recipe: Recipe, *, resume: bool = True, accept_changes: bool = False) -> Path:
     """Distil the recipe's student, and return the folder of the finished model: `<output>/student`.
 
     `<output>` also holds `recipe.yaml` (resolved), for each stage a folder with checkpoints, `metrics.jsonl` and TensorBoard files, and
     `results.json` where the recipe evaluates.
 
+    Args:
+        recipe: everything the run depends on.
+        resume: go on from the last checkpoint in `<output>`, if there is one.
+        accept_changes: go on even where rows, teacher, start weights or processes are others than those of that checkpoint.
+
     Raises:
+        Interrupted: a signal came during training, which has been saved.
         DataError, ValueError: what cannot be run, before anything is trained.
         FloatingPointError: if the loss or the gradient is not finite.
     """
     if recipe.evaluate:  # what cannot be asked at the end must not show hours later
         load_questions(recipe.evaluate.data, recipe.evaluate.image_root, recipe.evaluate.max_bad_fraction)
-    output = claim(recipe, resume=resume)
+    with open_output(recipe, resume=resume) as output:
+        return _distill(recipe, output, accept_changes=accept_changes)
+
+
+def _distill(recipe: Recipe, output: Path, *, accept_changes: bool) -> Path:
     run = open_run(recipe)
     indexed = []
     for number, stage in enumerate(recipe.resolved_stages(), start=1):
@@ -36,7 +47,7 @@ def distill(recipe: Recipe, *, resume: bool = True) -> Path:
         if processes().is_main_process:
             findings.print()
         findings.raise_if_failed()
-        train_stage(context)
+        train_stage(context, accept_changes=accept_changes)
     student = save_result(context, output)
     if recipe.evaluate and processes().is_main_process:
         settings = recipe.evaluate

@@ -1,7 +1,10 @@
 """Files and folders that are complete or not there at all."""
 
+import errno
+import hashlib
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +21,7 @@ def write_together(texts: Mapping[Path, str], errors: str = "backslashreplace") 
     try:
         for target, staging in staged.items():
             target.parent.mkdir(parents=True, exist_ok=True)
-            with staging.open("w", encoding="utf-8", errors=errors) as file:
+            with naming_full_disks(target), staging.open("w", encoding="utf-8", errors=errors) as file:
                 file.write(texts[target])
                 file.flush()
                 os.fsync(file.fileno())
@@ -43,7 +46,8 @@ def replace_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(leftover, ignore_errors=True)
     staging.mkdir()
     try:
-        yield staging
+        with naming_full_disks(target):
+            yield staging
         for path in (*staging.rglob("*"), staging):
             if not path.is_symlink():
                 flush(path)
@@ -54,6 +58,51 @@ def replace_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(previous, ignore_errors=True)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+#: What a disk says that takes no more: it is full, a quota is, it was mounted or has become read-only.
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
+
+
+@contextmanager
+def naming_full_disks(target: Path) -> Iterator[None]:
+    """Have an error of a disk that takes no more name `target`, and say what to do: the system names no file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise OSError(cannot_write(target, error.strerror or str(error))) from error
+
+
+def cannot_write(target: Path, reason: str) -> str:
+    """What is said of a file or folder that could not be written, with the room on its disk."""
+    there = next(folder for folder in (target, *target.absolute().parents) if folder.exists())
+    free_mib = shutil.disk_usage(there).free / 2**20
+    return (
+        f"{target} cannot be written: {reason}; {free_mib:.0f} MiB are free on that disk. What was complete before is still there: "
+        "make room, or choose another folder, and run the same command again"
+    )
+
+
+#: (device, inode, size, times) of a file → its checksum.
+_CHECKSUMS: dict[tuple[int, ...], str] = {}
+#: A file that changed less than this ago could change again without another time: clocks of file systems are coarse.
+_SETTLED_NS = 10**9
+
+
+def checksum(path: Path) -> str:
+    """The SHA-256 of a file. It is read again by the same process only if the file has changed."""
+    stat = path.stat()
+    key = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    if key not in _CHECKSUMS:
+        settled = time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > _SETTLED_NS
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if not settled:
+            return digest
+        _CHECKSUMS[key] = digest
+    return _CHECKSUMS[key]
 
 
 def flush(path: Path) -> None:

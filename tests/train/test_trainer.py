@@ -279,7 +279,7 @@ def test_checkpoints_hold_the_student_only(tmp_path):
     folder = tmp_path / "checkpoint-1"
     files = {file.name for file in folder.iterdir()}
     assert files == {
-        "README.md", "config.json", "generation_config.json", "manifest.json", "model.safetensors", "optimizer.pt",
+        "README.md", "config.json", "generation_config.json", "log.json", "manifest.json", "model.safetensors", "optimizer.pt",
         "processor_config.json", "rng_state.pth", "scheduler.pt", "trainer_state.json",
     }  # fmt: skip
     student = sum(p.numel() for p in trainer.pair.student.parameters())

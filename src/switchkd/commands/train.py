@@ -25,6 +25,8 @@ class Train(Verb):
     dry_run: bool = False
     #: Go on from the last checkpoint in the recipe's output folder, if there is one.
     resume: bool = True
+    #: Go on even where rows, teacher, start weights or the number of processes are others than when the checkpoint was saved.
+    accept_changes: bool = False
 
     takes_fields: ClassVar[bool] = True
 
@@ -36,7 +38,7 @@ class Train(Verb):
             return 0
         from switchkd.distillation import distill
 
-        student = distill(recipe, resume=self.resume)
+        student = distill(recipe, resume=self.resume, accept_changes=self.accept_changes)
         say(f"the student is in {student}")
         return 0
 

@@ -12,6 +12,7 @@ import yaml
 
 from switchkd.data.errors import MAX_BAD_FRACTION
 from switchkd.data.images import MAX_PIXELS
+from switchkd.files import write_together
 from switchkd.methods import METHODS, Method
 from switchkd.models.capture import Vision
 from switchkd.models.quantize import Quantization
@@ -399,5 +400,5 @@ def _plain_values(value: Any) -> Any:
 
 
 def save_recipe(recipe: Recipe, path: str | Path) -> None:
-    """Write the resolved recipe; `load_recipe` reads the equal recipe back."""
-    Path(path).write_text(yaml.safe_dump(recipe_to_dict(recipe), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    """Write the resolved recipe, whole or not at all; `load_recipe` reads the equal recipe back."""
+    write_together({Path(path): yaml.safe_dump(recipe_to_dict(recipe), sort_keys=False, allow_unicode=True)})

@@ -1,12 +1,13 @@
 """Checkpoints: the student alone, as plain Hugging Face files; complete or not there at all."""
 
-import hashlib
-import json
 import logging
 import os
+import pickle
 import re
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
@@ -15,15 +16,20 @@ from transformers import ProcessorMixin
 
 from switchkd.data.processor_files import save_processor
 from switchkd.files import flush
+from switchkd.manifest import MANIFEST, absent_files, find_damage, read_manifest, write_manifest
 from switchkd.models import Pathway
 from switchkd.pairing.bridge import Bridge
 from switchkd.train import lora
 
-MANIFEST = "manifest.json"
 _STAGING = ".saving"
+_REMOVED = ".removed"
+#: What the name of a checkpoint begins with that was passed over.
+_ASIDE = "passed-over-"
 _LORA = "lora.safetensors"
 #: What learns with the student (`Pair.auxiliary_modules`) → its file in a checkpoint.
 AUXILIARY = {"bridge": "bridge.safetensors", "learned": "learned.safetensors"}
+#: What resuming needs, whatever it is sharded by.
+_NEEDED = ("trainer_state.json", "config.json", "*.safetensors", "*optim*", "*scheduler*", "rng_state*")
 _NAME = re.compile(r"checkpoint-(\d+)")
 _log = logging.getLogger(__name__)
 
@@ -127,10 +133,11 @@ def staging(run: str | Path) -> str:
 
 
 def clear_staging(run: str | Path) -> None:
-    """Make the staging folder empty: a killed save may have left files there."""
+    """Make the staging folder empty: a killed save, or a killed removal, may have left files."""
     path = Path(staging(run))
-    if path.exists():
-        shutil.rmtree(path)
+    for leftover in (path, *Path(run).glob(f".*{_REMOVED}")):
+        if leftover.exists():
+            shutil.rmtree(leftover)
     path.mkdir(parents=True)
 
 
@@ -141,24 +148,45 @@ def publish(run: str | Path, step: int) -> Path:
     """
     name = f"checkpoint-{step}"
     staged, target = Path(staging(run)) / name, Path(run) / name
-    manifest = {str(file.relative_to(staged)): _sha256(file) for file in _files(staged)}
-    (staged / MANIFEST).write_text(json.dumps(manifest, indent=1))
-    for path in [*_files(staged), staged]:
+    write_manifest(staged)
+    for path in (*staged.rglob("*"), staged):
         flush(path)
     if target.exists():
-        shutil.rmtree(target)
+        _set_aside(target, "another one was saved for this step")
     os.rename(staged, target)
     staged.parent.rmdir()
     flush(target.parent)
     return target
 
 
+def rotate(run: str | Path, step: int, limit: int | None) -> None:
+    """Remove all sound checkpoints before `step` but the newest: `limit` are left, with that of `step` itself.
+
+    One that is damaged is neither counted nor removed, and neither is one of a later step, which this run did not write.
+    """
+    if limit is None:
+        return
+    older = [path for number, path in _numbered(run) if number < step]
+    sound = [path for path in older if damaged(path) is None]
+    for path in sound[limit - 1 :]:
+        hidden = path.with_name(f".{path.name}{_REMOVED}")  # killed on the way, it must not be taken for a damaged one
+        os.rename(path, hidden)
+        shutil.rmtree(hidden)
+
+
+def resume_point(run: str | Path) -> Path | None:
+    """`latest`, after which what was passed over no longer stands in the way: it keeps its files under another name."""
+    newest = latest(run)
+    for _, path in _numbered(run):
+        if path == newest:
+            break
+        _set_aside(path, f"it is damaged: {damaged(path)}")
+    return newest
+
+
 def latest(run: str | Path) -> Path | None:
     """The newest checkpoint of `run` whose checksums hold; a damaged one is named in the log and passed over."""
-    numbered = [
-        (int(match[1]), path) for path in Path(run).glob("checkpoint-*") if (match := _NAME.fullmatch(path.name))
-    ]
-    for _, path in sorted(numbered, reverse=True):
+    for _, path in _numbered(run):
         if damage := damaged(path):
             _log.warning("%s is damaged (%s): passed over", path, damage)
         else:
@@ -168,26 +196,53 @@ def latest(run: str | Path) -> Path | None:
 
 def damaged(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
+    if damage := find_damage(path):
+        return damage
+    names = read_manifest(path)
+    lacking = [pattern for pattern in _NEEDED if not any(fnmatch(name, pattern) for name in names)]
+    return f"it has no {lacking[0]}, which resuming needs" if lacking else None
+
+
+@contextmanager
+def loading(folder: str | Path) -> Iterator[None]:
+    """While the state of a run is read from a checkpoint: transformers starts anew, without a word, where a file is missing.
+
+    Raises:
+        ValueError: if a file is missing that the checkpoint's manifest names, or holds more than plain tensors and numbers.
+    """
+    folder = Path(folder)
+    _raise_if_missing(folder)
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
-    except (OSError, ValueError) as error:
-        return f"{MANIFEST}: {error}"
-    for name, expected in manifest.items():
-        file = path / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if _sha256(file) != expected:
-            return f"{name} does not match its checksum"
-    return None
+        yield
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{folder}: a file of the optimizer, the schedule or the random generators holds Python objects, which could run code when "
+            f"they are loaded, and is refused. Remove this folder: the run then goes on from the one before ({_first_line(error)})"
+        ) from None
+    _raise_if_missing(folder)
 
 
-def _files(directory: Path) -> Iterator[Path]:
-    return (path for path in sorted(directory.rglob("*")) if path.is_file())
+def _raise_if_missing(folder: Path) -> None:
+    if missing := absent_files(folder, read_manifest(folder)):
+        raise ValueError(
+            f"{folder / missing[0]} is missing, and {MANIFEST} names it: the run cannot go on from there as it was. "
+            "Start again: it then goes on from the checkpoint before"
+        )
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]
+
+
+def _set_aside(path: Path, reason: str) -> None:
+    """Give a checkpoint a name that nothing takes for one."""
+    names = (f"{_ASIDE}{path.name}{ending}" for ending in ("", *(f"-{n}" for n in range(2, 1000))))
+    target = next(path.with_name(name) for name in names if not path.with_name(name).exists())
+    os.rename(path, target)
+    _log.warning("%s is now %s (%s); remove it when you have looked at it", path, target.name, reason)
+
+
+def _numbered(run: str | Path) -> list[tuple[int, Path]]:
+    """Step and folder of all that is called a checkpoint, the newest first."""
+    matches = ((_NAME.fullmatch(path.name), path) for path in Path(run).glob("checkpoint-*"))
+    return sorted(((int(match[1]), path) for match, path in matches if match), reverse=True)

@@ -18,53 +18,36 @@ from transformers import (
     TrainingArguments,
 )
 
-from switchkd.files import replace_folder
+from switchkd.files import naming_full_disks, replace_folder, write_together
+from switchkd.interrupts import caught
+from switchkd.manifest import MANIFEST, write_manifest
 from switchkd.models.layers import compile_layers
 from switchkd.processes import processes
-from switchkd.recipe.schema import Recipe, load_recipe, recipe_to_dict, save_recipe
+from switchkd.recipe.schema import recipe_to_dict
 from switchkd.train import checkpoint
+from switchkd.train.agree import on_main
 from switchkd.train.launch import check_accelerator
 from switchkd.train.model_card import model_card
+from switchkd.train.origin import ORIGIN, check_origin, origin_of
 from switchkd.train.progress import Progress
 from switchkd.train.stage import StageContext, total_steps
-from switchkd.train.trainer import DistillationTrainer
+from switchkd.train.stop import StopAtStepEnd
+from switchkd.train.trainer import LOG, DistillationTrainer
 from switchkd.train.what_ran import what_ran
 
 STUDENT = "student"
 _log = logging.getLogger(__name__)
 
 
-def claim(recipe: Recipe, *, resume: bool) -> Path:
-    """Make the output folder this recipe's own and write the resolved recipe into it.
-
-    Raises:
-        ValueError: if it holds another run, or a run of this recipe that must not be resumed.
-    """
-    output = Path(recipe.train.output)
-    written = output / "recipe.yaml"
-    if written.exists():
-        if not resume:
-            raise ValueError(
-                f"{output} already holds a run: choose another --train.output, remove it, or resume it with --resume"
-            )
-        if load_recipe(written) != recipe:
-            raise ValueError(
-                f"{written} is another recipe than this one: choose another --train.output or remove {output}"
-            )
-    elif output.is_dir() and any(output.iterdir()):
-        raise ValueError(f"{output} is not empty and not a run of switchkd: choose another --train.output")
-    output.mkdir(parents=True, exist_ok=True)
-    save_recipe(recipe, written)
-    return output
-
-
-def train_stage(context: StageContext) -> None:
+def train_stage(context: StageContext, *, accept_changes: bool = False) -> None:
     """Train one stage to its end, from its newest sound checkpoint if there is one.
 
     The metrics of every logged step go to `metrics.jsonl` and TensorBoard in the stage's folder.
 
     Raises:
-        ValueError: if there is no step to take.
+        ValueError: if there is no step to take, or the stage would go on from other rows, weights or processes than its checkpoint, and
+            not `accept_changes`.
+        Interrupted: if a signal came; the run is saved first.
         FloatingPointError: if the loss or the gradient is not finite; no update is made with it.
     """
     steps = total_steps(context)
@@ -77,30 +60,36 @@ def train_stage(context: StageContext) -> None:
         pathways = [context.pair.student, *([context.pair.teacher] if context.pair.teacher else [])]
         for pathway in pathways:
             compile_layers([*pathway.part("vision"), *pathway.part("language")], backend=train.torch_compile_backend)
+    origin = on_main(lambda: origin_of(context))
+    stop = StopAtStepEnd()
     trainer = DistillationTrainer(
         context.step,
         arguments(context),
         rates=context.stage.learning_rates.given(),
         processor=context.run.processor,
         card="",
+        files={ORIGIN: json.dumps(origin, indent=1)},
         train_dataset=context.rows,
         data_collator=context.collator,
-        callbacks=[MetricsFile(context.directory / "metrics.jsonl")],
+        callbacks=[MetricsFile(context.directory / "metrics.jsonl"), stop],
     )
     check_accelerator(trainer.accelerator, train)
     trainer.card = _card(context, what_ran(trainer, context.pair.student, stage=context.stage.name, steps=steps))
     trainer.add_callback(Progress(context.stage.name, trainer.terms))
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    newest = checkpoint.latest(context.directory)
+    newest = on_main(lambda: checkpoint.resume_point(context.directory))
     if newest is not None:
-        done = json.loads((newest / "trainer_state.json").read_text())["global_step"]
+        done = json.loads((newest / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
+        check_origin(newest, origin, finished=done >= steps, accept_changes=accept_changes)
         _log.info("stage %s: resuming from %s, step %d of %d", context.stage.name, newest, done, steps)
         if done >= steps:
             checkpoint.load_student(context.run.student, newest)
             checkpoint.load_auxiliary(context.pair.auxiliary_modules, newest)
             return
-    trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
+    with caught(stop.note):
+        trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
+        stop.raise_if_stopped(trainer.args, context.stage.name, trainer.state)
     if trainer.state.global_step < steps:
         raise RuntimeError(f"stage {context.stage.name} ended after {trainer.state.global_step} of {steps} steps")
 
@@ -142,15 +131,17 @@ def arguments(context: StageContext) -> TrainingArguments:
 def save_result(context: StageContext, output: Path) -> Path:
     """Write the finished student to `<output>/student`, complete or not at all."""
     target = output / STUDENT
-    state = processes()
-    if state.is_main_process:
+
+    def save() -> None:
         newest = checkpoint.latest(context.directory)
         assert newest is not None, "a finished stage has a checkpoint"
         with replace_folder(target) as folder:
             for file in newest.iterdir():
                 if file.name not in _TRAINING_STATE and not file.name.startswith("rng_state"):
                     shutil.copy2(file, folder / file.name)
-    state.wait_for_everyone()
+            write_manifest(folder)
+
+    on_main(save)
     return target
 
 
@@ -162,7 +153,9 @@ _TRAINING_STATE = {
     "scaler.pt",
     "lora.safetensors",
     *checkpoint.AUXILIARY.values(),
-    checkpoint.MANIFEST,
+    MANIFEST,
+    LOG,
+    ORIGIN,
 }
 
 
@@ -183,7 +176,7 @@ def _card(context: StageContext, ran: dict[str, str]) -> str:
 
 
 class MetricsFile(TrainerCallback):
-    """Appends every log line to a JSONL file; a resumed run drops the lines after its checkpoint first."""
+    """Appends every log line to a JSONL file; a resumed run drops the lines after its checkpoint first, and those that cannot be read."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -192,10 +185,17 @@ class MetricsFile(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Keep the lines up to the step that is resumed from."""
-        if state.is_world_process_zero:
-            lines = self.path.read_text().splitlines() if self.path.exists() else []
-            kept = [line for line in lines if json.loads(line)["step"] <= state.global_step]
-            self.path.write_text("".join(f"{line}\n" for line in kept))
+        if not state.is_world_process_zero or not self.path.exists():
+            return
+        kept = []
+        lines = self.path.read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n")
+        for number, line in enumerate(lines, start=1):
+            step = _step(line)
+            if step is None:
+                _log.warning("%s, line %d: left half-written by a process that was killed, dropped", self.path, number)
+            elif step <= state.global_step:
+                kept.append(f"{line}\n")
+        write_together({self.path: "".join(kept)})
 
     def on_log(
         self,
@@ -207,5 +207,15 @@ class MetricsFile(TrainerCallback):
     ) -> None:
         """Write one line."""
         if state.is_world_process_zero and logs:
-            with self.path.open("a") as file:
+            with naming_full_disks(self.path), self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+
+def _step(line: str) -> int | None:
+    """The step of a line of metrics, or None where it is no such line."""
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    step = entry.get("step") if isinstance(entry, dict) else None
+    return step if isinstance(step, int) else None

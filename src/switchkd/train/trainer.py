@@ -1,18 +1,21 @@
 """A thin `transformers.Trainer`: the loss, the log, and what a checkpoint holds. Everything else is the Trainer's own."""
 
+import json
 import logging
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.data_loader import SeedableRandomSampler
+from safetensors import SafetensorError
 from torch import Tensor
-from torch.utils.data import Sampler
-from transformers import ProcessorMixin, Trainer, TrainingArguments
-from transformers.trainer_utils import rotate_checkpoints
+from torch.utils.data import DataLoader, Sampler
+from transformers import ProcessorMixin, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from switchkd.batch import Batch, sample_id
+from switchkd.files import cannot_write
 from switchkd.losses import SummedLoss
 from switchkd.losses.checks import NotFiniteError
 from switchkd.models.finite import describe, not_finite
@@ -21,7 +24,10 @@ from switchkd.train.explain import explain
 from switchkd.train.parts import set_rates
 from switchkd.train.sampler import FilledUp, FillersLast, LengthGroupedSampler, WithoutFillers
 from switchkd.train.step import DistillationStep
+from switchkd.train.stop import shielded
 
+#: In a checkpoint, what has been summed up for the log.
+LOG = "log.json"
 _log = logging.getLogger(__name__)
 
 
@@ -37,6 +43,7 @@ class DistillationTrainer(Trainer):
         rates: part → learning rate, of the parts that have one of their own.
         processor: saved with every checkpoint.
         card: the text of the model card of every checkpoint.
+        files: name → text of what else is kept in every checkpoint.
         kwargs: passed on to `transformers.Trainer`.
     """
 
@@ -48,8 +55,10 @@ class DistillationTrainer(Trainer):
         rates: Mapping[str, float] | None = None,
         processor: ProcessorMixin,
         card: str,
+        files: Mapping[str, str] | None = None,
         **kwargs: Any,
     ) -> None:
+        kwargs["callbacks"] = [*kwargs.pop("callbacks", []), _GoOnLogging(self)]
         self._rows = kwargs["train_dataset"]
         if args.world_size > 1:
             kwargs["train_dataset"] = FilledUp(self._rows, args.per_device_train_batch_size * args.world_size)
@@ -60,8 +69,10 @@ class DistillationTrainer(Trainer):
         self.rates = rates or {}
         self.processor = processor
         self.card = card
+        self.files = files or {}
         self._run = str(args.output_dir)
         self._staging: str | None = None
+        self._resumed_from: Path | None = None
         self._sums: dict[str, Tensor] = {}
         self._told = False
         #: Whether a sample of the global batch has an image.
@@ -219,6 +230,8 @@ class DistillationTrainer(Trainer):
             }
             logs["answer_tokens"] = sums[names.index("answer_tokens"), 0].item()
             self._sums = {}
+        if "train_loss" in logs:  # the Trainer's is that of the steps since the last start
+            logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
         if "learning_rate" in logs and self.rates:  # what is in it is the first group's
             assert self.optimizer is not None
             group = self.optimizer.param_groups[0]
@@ -227,7 +240,41 @@ class DistillationTrainer(Trainer):
             logs |= {f"learning_rate_{part}": rate * share for part, rate in self.rates.items()}
         super().log(logs, start_time)
 
+    def _summed_up(self) -> dict[str, Any]:
+        """What has been summed up for the log, over all processes: every one of them must call this."""
+        mean = self.accelerator.reduce(self._tr_loss.clone(), reduction="mean").item()
+        terms = {
+            name: self.accelerator.reduce(self._sums[name], reduction="sum").tolist() for name in sorted(self._sums)
+        }
+        return {
+            "last_step": self._globalstep_last_logged,
+            "total": self._total_loss_scalar,
+            "loss": mean,
+            "terms": terms,
+        }
+
+    def go_on_logging(self) -> None:
+        """Take up the sums where the checkpoint that is resumed from left them, so that a line means what it would have meant."""
+        if self._resumed_from is None:
+            return
+        saved = json.loads((self._resumed_from / LOG).read_text(encoding="utf-8"))
+        self._resumed_from = None
+        self._globalstep_last_logged, self._total_loss_scalar = saved["last_step"], saved["total"]
+        self._tr_loss += saved["loss"]
+        share = float(self.is_world_process_zero())  # what all had summed up must be counted once
+        self._sums = {
+            name: share * torch.tensor(sums, dtype=torch.float64, device=self.args.device)
+            for name, sums in saved["terms"].items()
+        }
+
     # ---- rows
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The Trainer's own, with workers that finish the step when a signal comes."""
+        loader: Any = super().get_train_dataloader()
+        inner = getattr(loader, "base_dataloader", loader)
+        inner.worker_init_fn = shielded(inner.worker_init_fn)
+        return loader  # type: ignore[no-any-return]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
         rows, sampler = self._rows, None
@@ -262,14 +309,50 @@ class DistillationTrainer(Trainer):
             raise FloatingPointError(f"{message}; {self._explain(message)}")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
-        checkpoint.load_student(self.pair.student, resume_from_checkpoint)
-        checkpoint.load_auxiliary(self.pair.auxiliary_modules, resume_from_checkpoint)
+        with checkpoint.loading(resume_from_checkpoint):
+            checkpoint.load_student(self.pair.student, resume_from_checkpoint)
+            checkpoint.load_auxiliary(self.pair.auxiliary_modules, resume_from_checkpoint)
+
+    def _load_optimizer_and_scheduler(self, checkpoint_folder: str | None) -> None:
+        if checkpoint_folder is not None:
+            with checkpoint.loading(checkpoint_folder):
+                super()._load_optimizer_and_scheduler(checkpoint_folder)
+            self._resumed_from = Path(checkpoint_folder)
+
+    def _load_scaler(self, checkpoint_folder: str | None) -> None:
+        if checkpoint_folder is not None:
+            with checkpoint.loading(checkpoint_folder):
+                super()._load_scaler(checkpoint_folder)
+
+    def _load_rng_state(self, checkpoint_folder: str | None) -> None:
+        if checkpoint_folder is not None:
+            with checkpoint.loading(checkpoint_folder):
+                super()._load_rng_state(checkpoint_folder)
 
     def _get_output_dir(self, trial: Any) -> str:
         return self._staging or super()._get_output_dir(trial)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """Write into a staging folder, and rename it when it is complete."""
+        run, step = self._run, self.state.global_step
+        try:
+            self._stage_checkpoint(model, trial)
+            if self.args.should_save:
+                checkpoint.publish(run, step)
+        except (
+            OSError,
+            RuntimeError,
+            SafetensorError,
+        ) as error:  # a full disk has another name in each of the libraries
+            shutil.rmtree(checkpoint.staging(run), ignore_errors=True)
+            reason = str(error).strip().split("\n")[0]
+            raise OSError(cannot_write(Path(run) / f"checkpoint-{step}", reason)) from error
+        if self.args.should_save:
+            checkpoint.rotate(run, step, self.args.save_total_limit)
+        self.accelerator.wait_for_everyone()
+
+    def _stage_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        """Everything that a checkpoint holds, in the staging folder."""
         run, limit = self._run, self.args.save_total_limit
         if self.args.should_save:
             checkpoint.clear_staging(run)
@@ -279,11 +362,25 @@ class DistillationTrainer(Trainer):
             super()._save_checkpoint(model, trial)
         finally:
             self._staging, self.args.save_total_limit = None, limit
-        self.accelerator.wait_for_everyone()
+        log = json.dumps(self._summed_up())
         if self.args.should_save:
-            checkpoint.publish(run, self.state.global_step)
-            rotate_checkpoints(output_dir=run, save_total_limit=limit)
+            staged = Path(checkpoint.staging(run)) / f"checkpoint-{self.state.global_step}"
+            for name, text in {LOG: log, **self.files}.items():
+                (staged / name).write_text(text, encoding="utf-8")
         self.accelerator.wait_for_everyone()
+
+
+class _GoOnLogging(TrainerCallback):
+    """Has a resumed trainer take up its sums: the Trainer sets them to zero just before training begins."""
+
+    def __init__(self, trainer: DistillationTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """The sums are there from the first step on."""
+        self.trainer.go_on_logging()
 
 
 def _named(batch: Batch) -> str:

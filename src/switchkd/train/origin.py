@@ -1,0 +1,85 @@
+"""What a checkpoint was trained from: a run that goes on with anything else would skip rows, repeat them or learn from another teacher."""
+
+import json
+import logging
+from hashlib import blake2b
+from pathlib import Path
+
+from datasets import Dataset
+from transformers.utils.hub import cached_file
+
+from switchkd.manifest import checksums
+from switchkd.processes import processes
+from switchkd.train.stage import StageContext
+
+ORIGIN = "origin.json"
+#: What it matters for only while there are steps to take.
+_OF_STEPS = ("processes", "rows of a step")
+Origin = dict[str, str | int | None]
+_log = logging.getLogger(__name__)
+
+
+def origin_of(context: StageContext) -> Origin:
+    """Of a stage as it would be trained now."""
+    recipe, stage, count = context.run.recipe, context.stage, processes().num_processes
+    teacher = recipe.teacher.path if context.run.teacher is not None and recipe.teacher is not None else None
+    return {
+        "rows": _rows(context.rows),
+        "teacher": None if teacher is None else _model(teacher),
+        "start weights": _model(recipe.student.path),
+        "processes": count,
+        "rows of a step": stage.per_device_train_batch_size * stage.gradient_accumulation_steps * count,
+    }
+
+
+def check_origin(checkpoint: Path, now: Origin, *, finished: bool, accept_changes: bool) -> None:
+    """Compare a checkpoint's origin with what a stage would be trained from now.
+
+    Args:
+        checkpoint: a sound one.
+        now: `origin_of` the stage.
+        finished: nothing is left to train, so that the number of processes does not matter.
+        accept_changes: log the differences, and go on.
+
+    Raises:
+        ValueError: naming every difference.
+    """
+    try:
+        saved = json.loads((checkpoint / ORIGIN).read_text(encoding="utf-8"))
+        saved = saved if isinstance(saved, dict) else {}
+    except (OSError, ValueError):
+        saved = {}
+    compared = [name for name in now if not (finished and name in _OF_STEPS)]
+    changed = [
+        f"{name}: {saved.get(name, 'not known')} then, {now[name]} now"
+        for name in compared
+        if saved.get(name) != now[name]
+    ]
+    if not changed:
+        return
+    if accept_changes:
+        _log.warning("%s was trained from something else, which is accepted: %s", checkpoint, "; ".join(changed))
+        return
+    raise ValueError(
+        f"{checkpoint} was trained from something else than this start: {'; '.join(changed)}. Put back what was there, choose another "
+        "--train.output, or go on with the change: --accept-changes"
+    )
+
+
+def _rows(rows: Dataset) -> str:
+    """Their number, and a digest of their keys: what they hold, how it is read, and their order."""
+    digest = blake2b("\n".join(rows["key"][:]).encode(errors="surrogatepass"), digest_size=8)
+    return f"{len(rows)} rows ({digest.hexdigest()})"
+
+
+def _model(path: str) -> str:
+    """A digest of a model's weights and config, wherever they lie."""
+    folder = Path(path)
+    if not folder.is_dir():
+        config = cached_file(path, "config.json")
+        assert config is not None, f"{path} has been loaded from there"
+        folder = Path(config).parent
+    names = sorted(
+        file.name for file in folder.iterdir() if file.suffix == ".safetensors" or file.name == "config.json"
+    )
+    return blake2b(json.dumps(checksums(folder, names)).encode(), digest_size=8).hexdigest()
