@@ -140,13 +140,13 @@ def test_a_dry_run_checks_every_recipe_without_weights(recipe, capsys, tmp_path,
 def test_train_hands_the_recipe_with_its_overrides_to_the_pipeline(monkeypatch, capsys):
     calls = []
 
-    def pretend(recipe, *, resume):
-        calls.append((recipe.train.seed, recipe.train.report_to, resume))
+    def pretend(recipe, *, resume, accept_changes):
+        calls.append((recipe.train.seed, recipe.train.report_to, resume, accept_changes))
         return Path("runs/out/student")
 
     monkeypatch.setitem(sys.modules, "switchkd.distillation", SimpleNamespace(distill=pretend))
     assert run("train", TINY, "--train.report-to", "tensorboard", "wandb", "--no-resume", "--train.seed=3") == 0
-    assert calls == [(3, ("tensorboard", "wandb"), False)]
+    assert calls == [(3, ("tensorboard", "wandb"), False, False)]
     assert "runs/out/student" in capsys.readouterr().err
 
 

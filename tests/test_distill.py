@@ -72,6 +72,8 @@ def test_a_run_leaves_what_it_promises(finished):
     assert "switch_kd" in card
     assert "| perception |" in card
     assert "teacher |" in card
+    named = json.loads((finished / "student" / "manifest.json").read_text())
+    assert named.keys() == {path.name for path in (finished / "student").iterdir()} - {"README.md", "manifest.json"}
 
 
 def test_no_file_of_the_teacher_is_in_any_checkpoint(files, finished):

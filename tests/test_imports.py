@@ -19,7 +19,7 @@ ALLOWED: dict[str, set[str]] = {
     "console": set(),
     "processes": set(),
     "losses": set(),
-    "models": set(),
+    "models": {"manifest"},
     "results": {"files"},
     "methods": {"losses", "models"},
     "data": {"models", "files", "console", "processes"},

@@ -5,6 +5,7 @@ from pathlib import Path
 from switchkd.doctor import examine_stage
 from switchkd.evaluate import evaluate_model, load_questions
 from switchkd.processes import processes
+from switchkd.recipe.packages import check_packages
 from switchkd.recipe.schema import Recipe
 from switchkd.train.model_card import add_results
 from switchkd.train.output import open_output
@@ -28,6 +29,7 @@ def distill(recipe: Recipe, *, resume: bool = True, accept_changes: bool = False
         DataError, ValueError: what cannot be run, before anything is trained.
         FloatingPointError: if the loss or the gradient is not finite.
     """
+    check_packages(recipe)
     if recipe.evaluate:  # what cannot be asked at the end must not show hours later
         load_questions(recipe.evaluate.data, recipe.evaluate.image_root, recipe.evaluate.max_bad_fraction)
     with open_output(recipe, resume=resume) as output:

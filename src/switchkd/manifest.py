@@ -19,9 +19,9 @@ def checksums(folder: Path, names: list[str]) -> dict[str, str]:
         return dict(zip(names, threads.map(checksum, (folder / name for name in names)), strict=True))
 
 
-def write_manifest(folder: Path) -> None:
-    """Keep the checksums of all files that are in the folder now."""
-    sums = checksums(folder, [name for name in _names(folder) if name != MANIFEST])
+def write_manifest(folder: Path, without: tuple[str, ...] = ()) -> None:
+    """Keep the checksums of all files that are in the folder now, but for some that may change."""
+    sums = checksums(folder, [name for name in _names(folder) if name not in (MANIFEST, *without)])
     (folder / MANIFEST).write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
 
 

@@ -1,11 +1,13 @@
 """Processes side by side: how many, what they take, and that none is left behind."""
 
 import os
+import signal
 import sys
 import time
 
 import pytest
 
+from switchkd.interrupts import Interrupted, ended_by_signals
 from switchkd.study import jobs
 from switchkd.study.jobs import Job, run_jobs
 
@@ -96,3 +98,25 @@ def test_a_caller_that_stops_leaves_no_process_behind(script, tmp_path):
     running.close()
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "b").read_text()), 0)
+
+
+#: Tells its parent to end when it has been started, and says in a file that it was asked to save.
+SAVING = """
+import os, signal, sys, time
+def save(*_):
+    open(sys.argv[1], "w").write("saved")
+    sys.exit(143)
+signal.signal(signal.SIGTERM, save)
+os.kill(os.getppid(), int(sys.argv[2]))
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_to_the_driver_has_its_jobs_save_and_ends_it(script, tmp_path, number):
+    job = script(SAVING)
+    made = [job("a", str(tmp_path / "a"), str(int(number)))]
+    with pytest.raises(Interrupted, match=f"ended by {number.name}") as ended, ended_by_signals():
+        list(run_jobs(made, at_a_time=1, threads=1))
+    assert ended.value.code == 128 + number
+    assert (tmp_path / "a").read_text() == "saved"

@@ -253,6 +253,20 @@ def test_a_signal_to_one_of_two_ranks_stops_both_at_one_step(tmp_path):
     assert checkpoint.latest(tmp_path) == tmp_path / "checkpoint-2"
 
 
+def test_learning_rates_of_parts_are_logged_for_the_step_that_used_them(tmp_path):
+    logged = []
+    for name, rates in (("one", {}), ("parts", {"projector": 1e-3})):
+        trainer = make_trainer(tmp_path / name, method=SFT(), steps=4, warmup_steps=2)
+        trainer.rates = rates
+        trainer.train()
+        logged.append([line["learning_rate"] for line in read_metrics(tmp_path / name)])
+    assert logged[0] == pytest.approx(logged[1])
+    assert logged[0][0] == 0
+    assert [line["learning_rate_projector"] for line in read_metrics(tmp_path / "parts")] == pytest.approx(
+        [rate / 10 for rate in logged[0]]
+    )
+
+
 def test_a_disk_that_takes_no_more_is_named_and_no_half_checkpoint_stays(tmp_path, monkeypatch):
     def full(*arguments, **how):
         raise RuntimeError(

@@ -47,13 +47,13 @@ def test_a_lock_that_a_killed_run_left_holds_nothing(tmp_path):
 
 def test_a_start_that_took_no_step_leaves_the_folder_to_the_next_recipe(tmp_path):
     def fail():
-        with open_output(recipe(tmp_path, report_to=("nowhere",)), resume=True):
+        with open_output(recipe(tmp_path, report_to=("wandb",)), resume=True):
             (tmp_path / "1-train").mkdir()
             (tmp_path / "1-train" / "rows.json").touch()
             (tmp_path / "1-train" / "metrics.jsonl").touch()
-            raise ImportError("no such tracker")
+            raise ImportError("wandb is not there")
 
-    with pytest.raises(ImportError, match="no such tracker"):
+    with pytest.raises(ImportError, match="wandb is not there"):
         fail()
     assert opened(tmp_path, seed=3) == recipe(tmp_path, seed=3)
     assert opened(tmp_path, seed=4, resume=False) == recipe(tmp_path, seed=4)

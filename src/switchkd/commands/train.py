@@ -47,9 +47,11 @@ def show(recipe: "Recipe") -> None:
     """Print a recipe with every default, and what its stages would do and need."""
     import yaml
 
+    from switchkd.recipe.packages import check_packages
     from switchkd.recipe.schema import recipe_to_dict
     from switchkd.train.memory import forecast
 
+    check_packages(recipe)
     print(yaml.safe_dump(recipe_to_dict(recipe), sort_keys=False, allow_unicode=True), end="")
     for number, stage in enumerate(recipe.resolved_stages(), start=1):
         length = f"{stage.max_steps} steps" if stage.max_steps > 0 else f"{stage.num_train_epochs:g} epochs"

@@ -20,6 +20,7 @@ from switchkd.doctor import (
 from switchkd.doctor.findings import Finding, Findings, Level, Sample
 from switchkd.doctor.pair_findings import examine_pair
 from switchkd.doctor.samples import Examined
+from switchkd.recipe.packages import check_packages
 from switchkd.recipe.schema import Recipe
 from switchkd.train.stage import StageContext, open_run, open_stage
 
@@ -52,6 +53,7 @@ def examine(recipe: Recipe) -> Findings:
     """Examine every stage of a recipe without training. What cannot be opened at all is a finding too, and ends the examination."""
     findings = Findings()
     try:
+        check_packages(recipe)
         run = open_run(recipe)
         with TemporaryDirectory() as scratch:
             for stage in recipe.resolved_stages():

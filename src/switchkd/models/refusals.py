@@ -4,6 +4,7 @@ A model on the hub is told by its small files, which are fetched first.
 """
 
 import json
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,16 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
 )
 
+from switchkd.manifest import MANIFEST, find_damage
 from switchkd.models.families import require_family
 
 #: The files that say what a checkpoint is and how it reads.
 _SMALL = ["*.json", "*.jinja", "*.model", "*.txt"]
 _INDEX = "model.safetensors.index.json"
+#: What a model, its processor or its tokenizer is read from.
+_LOADED = (
+    "*.safetensors", "*.index.json", "*config.json", "*token*.json", "chat_template*", "*.model", "vocab*", "merges.txt", "adapter_*",
+)  # fmt: skip
 #: Begins a file that Git LFS has not fetched yet.
 _LFS = b"version https://git-lfs"
 #: Entries of a config that only the code of LLaVA's authors reads; `mm_tokens_per_image` is Gemma 3's.
@@ -63,6 +69,8 @@ def refuse_other_forms(name: str | Path) -> None:
     folder = _folder(name)
     if folder is None:  # transformers says what is wrong with the name
         return
+    if path.is_dir():  # of a hub name, the small files alone are there
+        _check_sums(path)
     _check_fetched(folder)
     _check_adapter(name, folder)
     if not (folder / "config.json").is_file():
@@ -161,6 +169,18 @@ def read_object(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{file} holds a {type(content).__name__} where a mapping is expected: fetch it again")
     return content
+
+
+def _check_sums(folder: Path) -> None:
+    """Raise ValueError where a student that `switchkd train` saved is no longer what it was; only files that are loaded matter."""
+    if not (folder / MANIFEST).exists():
+        return
+    damage = find_damage(folder, lambda name: any(fnmatch(name, pattern) for pattern in _LOADED))
+    if damage is not None:
+        raise ValueError(
+            f"{folder} is not what was saved: {damage}. Copy it again from where it is whole, or run its `switchkd train` again; if "
+            f"the change is meant, remove {folder / MANIFEST}"
+        )
 
 
 def _check_fetched(folder: Path) -> None:

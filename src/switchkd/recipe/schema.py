@@ -16,6 +16,7 @@ from switchkd.files import write_together
 from switchkd.methods import METHODS, Method
 from switchkd.models.capture import Vision
 from switchkd.models.quantize import Quantization
+from switchkd.recipe.packages import check_trackers
 from switchkd.recipe.parsing import Builder, lay_over, parse_flags, read_yaml
 
 #: How attention is computed; `auto` is what transformers chooses, SDPA where the model has it.
@@ -196,6 +197,7 @@ class Train:
 
     def __post_init__(self) -> None:
         _require(bool(self.output), "output must name a folder")
+        check_trackers(self.report_to)
         _check_steps(self)
         _share(self, "warmup_ratio")
         _require(self.weight_decay >= 0, f"weight_decay must not be negative, got {self.weight_decay}")

@@ -86,9 +86,26 @@ def run_jobs(
                 )
                 yield one.job, end
     finally:
+        _end_all(running)
+
+
+def _end_all(running: list[_Running]) -> None:
+    """Have every process end: a cell saves the step that it is in. Where this is interrupted too, they are killed."""
+    if running:
+        _log.info("ending %d processes; what was begun goes on with the same command", len(running))
+    try:
         for one in running:
-            os.killpg(one.process.pid, signal.SIGTERM)
+            os.kill(
+                one.process.pid, signal.SIGTERM
+            )  # to it alone: the workers of its data loader have the rows of that step
+        for one in running:
             one.process.wait()
+    except BaseException:
+        for one in running:
+            if one.process.poll() is None:
+                os.killpg(one.process.pid, signal.SIGKILL)
+                one.process.wait()
+        raise
 
 
 def _start(job: Job, gpu: int | None, threads: int, keep_open: tuple[int, ...]) -> _Running:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from switchkd import world
+from switchkd.recipe.packages import check_packages
 from switchkd.recipe.parsing import Builder, RecipeError, lay_over, read_yaml, suggestion
 from switchkd.recipe.schema import Recipe, build_recipe
 
@@ -167,6 +168,7 @@ def _cell(study: Study, base: dict[str, Any], arm: str, seed: int, rows: int | N
     tree = lay_over(lay_over(tree, "train.seed", seed), "train.output", str(folder))
     tree = tree if rows is None else lay_over(tree, "data.rows", rows)
     recipe = build_recipe(tree, source, overrides)
+    check_packages(recipe)
     if recipe.evaluate is None:
         raise RecipeError(f"{source}: a study compares accuracies: add `evaluate: {{data: …}}` to {study.recipe}")
     return Cell(arm, seed, rows, recipe)

@@ -98,7 +98,8 @@ def _job(cell: Cell) -> Job:
     recipe = cell.file("yaml")
     recipe.parent.mkdir(parents=True, exist_ok=True)
     save_recipe(cell.recipe, recipe)
-    return Job(str(cell), ("train", str(recipe)), cell.file("log"), resumed=cell.folder.exists(), cell=cell)
+    resumed = any(cell.folder.glob("*/*checkpoint-*"))
+    return Job(str(cell), ("train", str(recipe)), cell.file("log"), resumed=resumed, cell=cell)
 
 
 def _teachers(study: Study, planned: Sequence[Cell]) -> dict[Path, Cell]:
@@ -138,5 +139,5 @@ def _write_record(cell: Cell, end: End, *, keep: bool) -> None:
         recipe=recipe_to_dict(cell.recipe),
     ).save(cell.file("json"))
     if not keep:  # the last checkpoint is the student once more
-        for folder in [cell.folder / "student", *cell.folder.glob("*-*/checkpoint-*")]:
+        for folder in [cell.folder / "student", *cell.folder.glob("*-*/*checkpoint-*")]:
             shutil.rmtree(folder)

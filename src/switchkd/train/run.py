@@ -139,7 +139,7 @@ def save_result(context: StageContext, output: Path) -> Path:
             for file in newest.iterdir():
                 if file.name not in _TRAINING_STATE and not file.name.startswith("rng_state"):
                     shutil.copy2(file, folder / file.name)
-            write_manifest(folder)
+            write_manifest(folder, without=("README.md",))  # the results are added to it
 
     on_main(save)
     return target
