@@ -3,10 +3,13 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+#: Signals that follow the first one this soon are the same wish: `timeout` and `torchrun` signal a process and its whole group.
+REPEAT_S = 2.0
 
 
 class Interrupted(KeyboardInterrupt):
@@ -28,17 +31,20 @@ def caught(handle: Callable[[int], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    process = os.getpid()
+    process, handled_at = os.getpid(), float("-inf")
 
     def received(number: int, frame: object) -> None:
-        if os.getpid() == process:
-            handle(number)
+        nonlocal handled_at
+        if os.getpid() != process or time.monotonic() - handled_at < REPEAT_S:
+            return
+        handled_at = time.monotonic()
+        handle(number)
 
-    previous = {number: signal.getsignal(number) for number in NUMBERS}
+    handlers = {number: signal.getsignal(number) for number in NUMBERS}
+    previous = {number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
     try:
-        for number, handler in previous.items():
-            if handler is not signal.SIG_IGN:
-                signal.signal(number, received)
+        for number in previous:
+            signal.signal(number, received)
         yield
     finally:
         for number, handler in previous.items():

@@ -13,6 +13,7 @@ from ranks import run_on_two_ranks
 from steps import make_trainer, read_metrics
 from transformers import TrainerCallback
 
+from switchkd import interrupts
 from switchkd.interrupts import Interrupted, caught
 from switchkd.manifest import find_damage, write_manifest
 from switchkd.methods import SFT
@@ -231,10 +232,18 @@ def test_a_signal_saves_at_the_end_of_the_step_and_the_run_goes_on_as_if_there_h
     assert losses[0] == pytest.approx(sum(line["loss"] for line in read_metrics(tmp_path / "straight")) / 2)
 
 
-def test_a_second_signal_ends_at_once(tmp_path):
+def test_a_second_signal_ends_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(interrupts, "REPEAT_S", 0)
     with pytest.raises(Interrupted, match="ended at once by a second signal, SIGTERM, without saving"):
         run_until(tmp_path, signal.SIGTERM, times=2)
     assert not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_signals_that_come_together_are_one(tmp_path):
+    """As `timeout` and `torchrun` send them: to a process, and to its whole group."""
+    with pytest.raises(Interrupted, match="stage train is saved"):
+        run_until(tmp_path, signal.SIGTERM, times=3)
+    assert checkpoint.latest(tmp_path) == tmp_path / "checkpoint-2"
 
 
 def test_a_signal_that_is_ignored_stays_ignored(tmp_path):

@@ -149,10 +149,26 @@ def _is_large(file: pq.ParquetFile, group: int) -> bool:
     return bool(file.metadata.row_group(group).total_byte_size > _LARGE_GROUP_BYTES)
 
 
+def _refuse_files_outside(path: Path) -> None:
+    """Raise DataError where a saved data set's list of files leads out of its folder: datasets would open them."""
+    state = path / "state.json"
+    if not state.is_file():
+        return
+    names = [entry["filename"] for entry in json.loads(state.read_text(encoding="utf-8"))["_data_files"]]
+    for name in names:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise DataError(
+                f"{state} names {name!a}, a file outside of its folder: save the data set anew, or remove that entry"
+            )
+
+
 def _saved_rows(path: Path) -> Iterator[Any]:
     try:
+        _refuse_files_outside(path)
         saved = load_from_disk(str(path))
-    except (OSError, ValueError, KeyError) as error:
+    except DataError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: not a readable saved data set: {error}") from error
     if isinstance(saved, DatasetDict):
         raise DataError(

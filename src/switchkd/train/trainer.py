@@ -232,7 +232,9 @@ class DistillationTrainer(Trainer):
             self._sums = {}
         if "train_loss" in logs:  # the Trainer's is that of the steps since the last start
             logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
-        if "learning_rate" in logs and self.rates:  # what is in it is the first group's in this step; the groups have the next step's
+        if (
+            "learning_rate" in logs and self.rates
+        ):  # what is in it is the first group's in this step; the groups have the next step's
             assert self.optimizer is not None
             share = logs["learning_rate"] / self.optimizer.param_groups[0]["initial_lr"]
             logs["learning_rate"] = self.args.learning_rate * share
