@@ -4,20 +4,19 @@ Fields that users know from Hugging Face have their names there. Relative paths 
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from switchkd.data.errors import MAX_BAD_FRACTION
 from switchkd.data.images import MAX_PIXELS
-from switchkd.files import write_together
 from switchkd.methods import METHODS, Method
 from switchkd.models.capture import Vision
 from switchkd.models.quantize import Quantization
 from switchkd.recipe.packages import check_trackers
 from switchkd.recipe.parsing import Builder, lay_over, parse_flags, read_yaml
+from switchkd.recipe.saving import recipe_to_dict as recipe_to_dict
+from switchkd.recipe.saving import save_recipe as save_recipe
 
 #: How attention is computed; `auto` is what transformers chooses, SDPA where the model has it.
 Attention = Literal["auto", "eager", "sdpa", "flash_attention_2"]
@@ -384,23 +383,3 @@ def build_recipe(tree: dict[str, Any], source: str, overrides: Sequence[str] = (
 def _inherit_method(stage: Any, method: dict[str, Any]) -> Any:
     own = stage.get("method") if isinstance(stage, dict) else None
     return {**stage, "method": {**method, **own}} if isinstance(own, dict) and "name" not in own else stage
-
-
-def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as plain values, every default included: what `save_recipe` writes."""
-    sections = ("teacher", "student", "pair", "method", "data", "train", "stages", "evaluate")
-    return {section: _plain_values(getattr(recipe, section)) for section in sections}
-
-
-def _plain_values(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return [_plain_values(item) for item in value]
-    if is_dataclass(value):
-        plain = {field.name: _plain_values(getattr(value, field.name)) for field in fields(value)}
-        return {"name": value.name} | plain if isinstance(value, Method) else plain
-    return value
-
-
-def save_recipe(recipe: Recipe, path: str | Path) -> None:
-    """Write the resolved recipe, whole or not at all; `load_recipe` reads the equal recipe back."""
-    write_together({Path(path): yaml.safe_dump(recipe_to_dict(recipe), sort_keys=False, allow_unicode=True)})
