@@ -190,7 +190,8 @@ def test_a_pair_that_differs_in_everything_is_distilled(fresh, caplog):
     # plain code loads it, and nothing of bridge and teacher is in it
     AutoModelForImageTextToText.from_pretrained(student)
     assert {file.name for file in student.iterdir()} == {file.name for file in (fresh / "student").iterdir()} | {
-        "README.md"
+        "README.md",
+        "preprocessor_config.json",
     }
     saved = load_file(student / "model.safetensors")
     assert saved.keys() == load_file(fresh / "student" / "model.safetensors").keys()
