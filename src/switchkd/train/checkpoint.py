@@ -155,7 +155,8 @@ def publish(run: str | Path, step: int) -> Path:
         _set_aside(target, "another one was saved for this step")
     os.rename(staged, target)
     staged.parent.rmdir()
-    flush(target.parent)
+    for folder in target.absolute().parents[:2]:  # a new stage's folder is no more on the disk than what it holds
+        flush(folder)
     return target
 
 
