@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Empty this to install the newest versions instead of the tested ones:  make env CONSTRAINTS=
 CONSTRAINTS ?= -c constraints.txt
 
-.PHONY: env demo test test-slow test-gpu check format package docs bench clean
+.PHONY: env demo test test-slow test-gpu reliability check format package docs bench clean
 
 env: .venv/installed
 
@@ -38,7 +38,15 @@ endif
 
 # Minutes more: every recorded trajectory, every family's estimate of memory, the built package
 test-slow: env
-	$(BIN)/python -m pytest -n auto -m 'slow and not gpu' $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -n auto -m 'slow and not gpu' --ignore=tests/reliability $(PYTEST_FLAGS)
+
+# Hundreds of kills, resumes and attacks, one after the other: half an hour on a core that has nothing else to do.
+# Writes the table of docs/reliability.md, if all went well.
+FIGURES ?= tests/reliability
+SIZE ?= not short
+reliability: env
+	HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 OMP_NUM_THREADS=1 CHROMIUM=$(CHROMIUM) SWITCHKD_FIGURES=docs/reliability.md \
+		$(BIN)/python -m pytest $(FIGURES) -k '$(SIZE)' $(PYTEST_FLAGS)
 
 # Needs a CUDA device; all other tests hide it
 test-gpu: env

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jaxtyping
+import offline
 import pytest
 
 # Before torch is imported: a GPU is hidden from tests that mean the CPU.
@@ -21,6 +22,8 @@ jaxtyping.install_import_hook("switchkd", "typechecker.checked")
 _CACHE = tempfile.TemporaryDirectory(prefix="switchkd-cache-")
 os.environ["SWITCHKD_CACHE"] = _CACHE.name
 
+offline.guard()
+
 # The models here are tiny: threads would cost more than they bring, and one thread makes sums repeat.
 torch.set_num_threads(1)
 
@@ -33,6 +36,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def stays_on_this_machine() -> Iterator[None]:
+    """A test that tries to reach the network fails, whatever its code makes of the refusal."""
+    yield
+    offline.fail_if_tried()
 
 
 @pytest.fixture(scope="module")
