@@ -2,12 +2,15 @@
 
 import builtins
 import importlib.util
+import io
 import logging
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 from gradio.utils import get_upload_folder
 from panels import Blind, Broken, Pretender, bomb, loops_are_closed  # noqa: F401
@@ -101,7 +104,8 @@ def test_the_page_is_for_this_computer_and_reports_nothing_home(picture, monkeyp
     try:
         assert address.startswith("http://127.0.0.1:")
         assert page.blocks.server_name == "127.0.0.1"
-        assert (page.blocks.share, page.blocks.analytics_enabled, page.blocks.run_history) == (False, False, False)
+        assert (page.blocks.analytics_enabled, page.blocks.run_history) == (False, False)
+        assert not getattr(page.blocks, "share", False)
         with pytest.raises(OSError, match=f"port {page.blocks.server_port} is taken"):
             Page([Pretender("two")], max_new_tokens=8).open(page.blocks.server_port)
     finally:
@@ -111,7 +115,7 @@ def test_the_page_is_for_this_computer_and_reports_nothing_home(picture, monkeyp
 def test_uploads_lie_in_a_folder_of_this_process_alone():
     code = "from switchkd.chat import web_page; from gradio.utils import get_upload_folder; print(get_upload_folder())"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-    assert Path(get_upload_folder()).is_dir()
+    assert Path(get_upload_folder()) == web.UPLOADS
     assert other != get_upload_folder()
     assert not Path(other).exists()
 
@@ -143,8 +147,8 @@ def test_the_command_serves_its_models_until_it_is_interrupted(monkeypatch, pict
         def wait(self):
             raise KeyboardInterrupt
 
-    def open_page(page, port):
-        seen.append(([member.name for member in page.members], page.max_new_tokens, port))
+    def open_page(page, port, host, password):
+        seen.append(([member.name for member in page.members], page.max_new_tokens, port, host, password))
         return "http://127.0.0.1:7999/"
 
     monkeypatch.setattr("switchkd.chat.panel.load_models", lambda models: [Pretender(name) for name in models])
@@ -153,7 +157,7 @@ def test_the_command_serves_its_models_until_it_is_interrupted(monkeypatch, pict
     monkeypatch.setattr(Page, "close", lambda page: seen.append("closed"))
     flags = ["--image", str(picture), "--question", "Is it?", "--port", "7999"]
     assert cli.main(["chat", "--web", "a=one", "two", *flags]) == 0
-    assert seen == [(["a=one", "two"], 256, 7999), "closed"]
+    assert seen == [(["a=one", "two"], 256, 7999, None, None), "closed"]
     assert "http://127.0.0.1:7999/ (Ctrl-C ends)" in capsys.readouterr().err
 
 
@@ -162,9 +166,80 @@ def test_the_command_serves_its_models_until_it_is_interrupted(monkeypatch, pict
     [
         (["one", "two"], "2 models cannot talk in the terminal: ask one, or all on a page with --web"),
         (["one", "--port", "7999"], "--port is that of the page: add --web"),
+        (["one", "--host", "0.0.0.0"], "--host is that of the page: add --web"),
         ([], "chat with which model?"),
     ],
 )
 def test_what_the_terminal_cannot_do_is_refused(arguments, message, capsys):
     assert cli.main(["chat", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_other_computers_are_never_let_in_without_a_password(monkeypatch, capsys):
+    monkeypatch.setattr("switchkd.chat.panel.load_models", lambda models: [Pretender(name) for name in models])
+    monkeypatch.setattr(Page, "open", None)
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    for password, message in [(None, "give it a password in the environment"), ("eleven char", "has 11 characters")]:
+        if password is not None:
+            monkeypatch.setenv("SWITCHKD_CHAT_PASSWORD", password)
+        assert cli.main(["chat", "one", "--web", "--host", "0.0.0.0"]) == 1
+        assert message in capsys.readouterr().err
+    monkeypatch.undo()
+    for password in (None, ""):
+        with pytest.raises(ValueError, match="it needs a password"):
+            Page([Pretender("one")], max_new_tokens=8).open(host="0.0.0.0", password=password)
+
+
+#: A page of a pretended model that never ends an answer, or never ends loading: what the command does with signals.
+PROGRAM = """
+import sys, time
+sys.path[:0] = {paths!r}
+from panels import Pretender
+from switchkd.chat import panel
+
+class Endless(Pretender):
+    def ask(self, *args, **kwargs):
+        print("asked", flush=True)
+        time.sleep(600)
+
+def load(models):
+    if {loading}:
+        print("loading", flush=True)
+        time.sleep(600)
+    return [Endless(name) for name in models]
+
+panel.load_models = load
+from switchkd import cli
+sys.exit(cli.main(["chat", "one", "--web"]))
+"""
+
+
+@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize("when", ["loading", "serving", "answering"])
+def test_every_signal_that_ends_the_page_leaves_no_upload(kind, when, tmp_path):
+    paths = [str(Path(__file__).parents[1] / "lib"), str(Path(cli.__file__).parents[1])]
+    code = PROGRAM.format(paths=paths, loading=when == "loading")
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONUNBUFFERED": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
+    with subprocess.Popen([sys.executable, "-c", code], **pipes) as process:
+        try:
+            if when == "loading":
+                assert process.stdout.readline() == "loading\n"
+            else:
+                address = next(line for line in process.stderr if line.startswith("http")).split()[0]
+                files = {"files": ("a.png", (Path(__file__).parents[1] / "lib" / "browser.py").read_bytes())}
+                assert httpx.post(f"{address}gradio_api/upload", files=files, timeout=60).status_code == 200
+                assert len(list(tmp_path.glob("switchkd-chat-*/*/a.png"))) == 1
+            if when == "answering":
+                Image.new("RGB", (8, 8)).save(tmp_path / "b.png")
+                with (tmp_path / "b.png").open("rb") as file:
+                    sent = httpx.post(f"{address}gradio_api/upload", files={"files": file}, timeout=60).json()
+                body = {"data": [{"path": sent[0]}, "Is it?"], "fn_index": 0, "session_hash": "s"}
+                assert httpx.post(f"{address}gradio_api/queue/join", json=body, timeout=60).status_code == 200
+                assert process.stdout.readline() == "asked\n"
+            process.send_signal(kind)
+            assert process.wait(120) == 0
+            assert "Traceback" not in process.stderr.read()
+        finally:
+            process.kill()
+    assert list(tmp_path.glob("switchkd-chat-*")) == []

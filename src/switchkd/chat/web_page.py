@@ -4,6 +4,7 @@ Needs the extra `web`. What models and users write is shown in text boxes and la
 """
 
 import atexit
+import json
 import logging
 import os
 import shutil
@@ -20,14 +21,21 @@ from switchkd.data.images import open_image
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported: it would report home
 # gradio names uploads by their content: the page of another process that shows the same picture would delete ours when it ends
-os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="switchkd-chat-")
-atexit.register(shutil.rmtree, os.environ["GRADIO_TEMP_DIR"], ignore_errors=True)
+UPLOADS = Path(tempfile.mkdtemp(prefix="switchkd-chat-"))
+os.environ["GRADIO_TEMP_DIR"] = str(UPLOADS)
+atexit.register(shutil.rmtree, UPLOADS, ignore_errors=True)
 try:
     import gradio as gr
+    from fastapi import FastAPI
+
+    from switchkd.chat.guard import Guard, uploaded
+    from switchkd.chat.server import Server, listen
 except ImportError as error:
     raise ImportError(f"the page needs gradio ({error}): pip install 'switchkd[web]'") from error
 
 logger = logging.getLogger(__name__)
+#: Where the page listens if it is for this computer alone.
+LOCALHOST = "127.0.0.1"
 
 _CSS = """
 .gradio-container {max-width: 1280px !important; margin: 0 auto}
@@ -44,6 +52,9 @@ _CSS = """
 _HEADING = "<h1>Same picture, same question</h1><p>What each model answers, and which parts of the picture its answer attends to.</p>"
 _SCALE = "<div class='scale'>no attention <span></span> {most:.1f} times the average; one scale for all models</div>"
 
+#: For the browser: what tells a picture and a question from others.
+_ASKED = "JSON.stringify([inputs[0]?.path, inputs[1]])"
+
 
 class Page:
     """The page of a panel.
@@ -58,6 +69,7 @@ class Page:
         self, members: list[Member], *, max_new_tokens: int, picture: Path | None = None, question: str | None = None
     ) -> None:
         self.members = members
+        self._server: Server | None = None
         self.max_new_tokens = max_new_tokens
         if picture is not None:
             open_image({"bytes": None, "path": os.path.realpath(picture)})
@@ -74,8 +86,9 @@ class Page:
                         height=260,
                         elem_classes="picture",
                     )
-                    # gradio would decode what is uploaded; `open_image` looks at its size first
-                    cast(Any, self.picture).preprocess = lambda upload: upload and upload.path
+                    # gradio would copy or fetch what a request names, and decode it; `open_image` looks at its size first
+                    cast(Any, self.picture).async_move_resource_to_block_cache = _untouched
+                    cast(Any, self.picture).preprocess = _upload
                     self.question = gr.Textbox(question, label="Question", placeholder="What is in the picture?")
                     self.button = gr.Button("Ask", variant="primary")
                     # its placeholder is how the style sheet knows that it is empty
@@ -87,16 +100,23 @@ class Page:
                         self.cards = [_Card(member.name) for member in members]
                     self.scale = gr.HTML()
             outputs = [self.wrong, self.scale, *(part for card in self.cards for part in card.parts)]
+            inputs: list[Any] = [self.picture, self.question]
+            empty = json.dumps([None if isinstance(part, gr.Image) else "" for part in outputs])
+            as_it_is = json.dumps([{"__type__": "update"}] * len(outputs))
             for event in (self.button.click, self.question.submit):
                 event(
                     self.ask,
-                    [self.picture, self.question],
+                    inputs,
                     outputs,
                     concurrency_limit=1,  # times can only be compared if nothing else runs
                     concurrency_id="ask",
                     show_progress="hidden",
                     api_visibility="private",
-                )
+                    js=f"(...inputs) => {{window.asked = {_ASKED}; return inputs}}",
+                ).then(None, inputs, outputs, js=f"(...inputs) => window.asked == {_ASKED} ? {as_it_is} : {empty}")
+            # In the browser, at once: what was answered to another picture or question must not stand beside this one.
+            for event in (self.picture.change, self.question.input):
+                event(None, None, outputs, js=f"() => {empty}")
 
     def ask(self, picture: str | None, question: str) -> Iterator[dict[Any, Any]]:
         """Let one model after the other answer, then draw where they looked: the new values of the page's parts, as they come.
@@ -149,24 +169,34 @@ class Page:
         problems.append(problem)
         return {self.wrong: "\n".join(problems)}
 
-    def open(self, port: int | None = None) -> str:
-        """Serve the page to this computer alone, until `close`, and return its address. By default on the first free port from 7860.
+    def open(self, port: int | None = None, *, host: str | None = None, password: str | None = None) -> str:
+        """Serve the page until `close`, and return its address. By default to this computer alone, on the first free port from 7860.
+
+        Args:
+            port: the only one that is tried.
+            host: the address to listen on, for other computers.
+            password: what they are asked for.
 
         Raises:
-            OSError: if the port is taken, or all of the first hundred.
+            OSError: if the port is taken, or all of the first hundred; or there is no such address.
+            ValueError: other computers without a password.
         """
-        if port is None:  # gradio's own search leaves a socket open for each port that is taken
-            port = next(filter(_free, range(7860, 7960)), None)
-            if port is None:
-                raise OSError("no port from 7860 to 7959 is free: choose one with --port")
-        elif not _free(port):
-            raise OSError(f"port {port} is taken: choose another with --port, or leave it out for one that is free")
-        _, address, _ = self.blocks.launch(
-            server_name="127.0.0.1",
+        if host is not None and not password:
+            raise ValueError(f"other computers can reach the page on {host}: it needs a password")
+        name = LOCALHOST if host is None else host
+        listening = listen(name, range(7860, 7960) if port is None else range(port, port + 1))
+        port = listening.getsockname()[1]
+        app = gr.mount_gradio_app(
+            FastAPI(openapi_url=None),
+            self.blocks,
+            path="/",
+            server_name=name,
             server_port=port,
-            share=False,
-            quiet=True,
-            prevent_thread_lock=True,
+            root_path="",
+            allowed_paths=[],
+            show_error=False,
+            enable_monitoring=False,
+            mcp_server=False,
             footer_links=[],
             run_history=False,
             pwa=False,
@@ -176,11 +206,17 @@ class Page:
             theme=gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
             css=_CSS,
         )
-        return str(address)
+        self._server = Server(Guard(app, UPLOADS, None if host is None else password), listening)
+        anywhere = name in ("0.0.0.0", "::")
+        shown = socket.gethostname() if anywhere else f"[{name}]" if ":" in name else name
+        return f"http://{shown}:{port}/"
 
     def close(self) -> None:
-        """Stop serving."""
+        """Stop serving, and remove what was uploaded."""
         self.blocks.close(verbose=False)
+        if self._server is not None:
+            self._server.close()
+        shutil.rmtree(UPLOADS, ignore_errors=True)
 
 
 class _Card:
@@ -209,14 +245,23 @@ def _share_text(shown: AttentionMap) -> str:
     )
 
 
-def _free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what was used a moment ago is free
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
+def _upload(sent: Any) -> str | None:
+    """Where the picture lies that a request names: an upload of this page, or nothing that is opened.
+
+    Raises:
+        Error: for everything else in the same words, so that they do not tell what there is on this computer.
+    """
+    if sent is None or sent.path is None:
+        return None
+    file = uploaded(sent.path, UPLOADS)
+    if file is None:
+        raise gr.Error("This picture was not uploaded here, or too long ago: choose it again.", print_exception=False)
+    return str(file)
+
+
+async def _untouched(path: str) -> str:
+    """What a request names is neither copied nor fetched by gradio."""
+    return path
 
 
 def _read(picture: str | None, question: str) -> bytes:
@@ -236,7 +281,7 @@ def _read(picture: str | None, question: str) -> bytes:
 
 def _message(error: Exception) -> str:
     """What the page says; what is not the user's doing is logged as well, with where it happened."""
-    if isinstance(error, ValueError | OSError) and str(error):
+    if isinstance(error, ValueError | OSError | FloatingPointError) and str(error):
         return str(error)
     logger.error("while answering on the page", exc_info=error)
     return f"{type(error).__name__}: {error}"

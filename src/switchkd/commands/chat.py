@@ -1,7 +1,10 @@
 """`switchkd chat`."""
 
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from getpass import getpass
 from pathlib import Path
 from threading import Event
 from typing import Annotated
@@ -9,6 +12,9 @@ from typing import Annotated
 from tyro.conf import Positional, UseAppendAction, arg
 
 from switchkd.commands.verb import Verb, fail, say
+
+#: The environment variable with the page's password, and how long it must be: nothing limits how often it is guessed.
+PASSWORD, PASSWORD_LENGTH = "SWITCHKD_CHAT_PASSWORD", 12
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,8 @@ class Chat(Verb):
     web: bool = False
     #: Of the page; by default the first free one from 7860.
     port: int | None = None
+    #: Of the page: listen on this address, for other computers, and ask them for a password (typed, or in $SWITCHKD_CHAT_PASSWORD).
+    host: str | None = None
 
     def run(self, fields: Sequence[str]) -> int:
         """Talk."""
@@ -49,6 +57,8 @@ class Chat(Verb):
             )
         if self.port is not None:
             return fail("--port is that of the page: add --web", 2)
+        if self.host is not None:
+            return fail("--host is that of the page: add --web", 2)
         from switchkd.chat.conversation import Conversation, talk
         from switchkd.evaluate.generate import load
 
@@ -61,19 +71,42 @@ class Chat(Verb):
         return 0
 
     def _serve(self) -> int:
-        """Show the page until Ctrl-C."""
+        """Show the page until Ctrl-C, SIGTERM or SIGHUP (`switchkd.interrupts`)."""
+        # imported here, because it makes the folder of the uploads
         from switchkd.chat.panel import load_models
         from switchkd.chat.web_page import Page
 
+        password = None if self.host is None else _password()
         picture = self.image[0] if self.image else None
         page = Page(
             load_models(self.models), max_new_tokens=self.max_new_tokens, picture=picture, question=self.question
         )
-        say(f"{page.open(self.port)} (Ctrl-C ends)")
         try:
+            address = page.open(self.port, host=self.host, password=password)
+            say(f"{address} (Ctrl-C ends{'' if self.host is None else '; any user name, and the password'})")
             Event().wait()
         except KeyboardInterrupt:
             return 0
         finally:
             page.close()
         return 0
+
+
+def _password() -> str:
+    """From the environment, else asked for in the terminal; never an argument, which every user of the computer could read.
+
+    Raises:
+        ValueError: there is none, or it is short.
+    """
+    password = os.environ.get(PASSWORD)
+    if password is None:
+        if not sys.stdin.isatty():
+            raise ValueError(
+                f"--host shows the page to other computers: give it a password in the environment, {PASSWORD}"
+            )
+        password = getpass(f"Password that other computers are asked for (at least {PASSWORD_LENGTH} characters): ")
+    if len(password) < PASSWORD_LENGTH:
+        raise ValueError(
+            f"the password of the page has {len(password)} characters; at least {PASSWORD_LENGTH} are needed"
+        )
+    return password
