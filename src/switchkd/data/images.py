@@ -124,9 +124,11 @@ def open_images(
 
 
 def _name(image: dict[str, Any], number: int, count: int, source: str | None) -> str:
-    if image.get("bytes") is None and image.get("path") is not None:
-        return f"image {_shown(str(image['path']))}"
-    return "embedded image" + (f" {number} of {count}" if count > 1 else "") + (f" ({source})" if source else "")
+    if image.get("path") is not None:
+        name = f"image {_shown(str(image['path']))}"
+    else:
+        name = "embedded image" + (f" {number} of {count}" if count > 1 else "")
+    return name + (f" ({source})" if source and image.get("bytes") is not None else "")
 
 
 def _file(image: dict[str, Any], name: str) -> BytesIO | BufferedReader:
