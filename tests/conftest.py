@@ -1,6 +1,7 @@
 """Every test runs with the shapes in our signatures checked at each call, and without a GPU unless it means one."""
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from typing import Any
@@ -26,6 +27,12 @@ offline.guard()
 
 # The models here are tiny: threads would cost more than they bring, and one thread makes sums repeat.
 torch.set_num_threads(1)
+
+# Under nohup and in the background of a shell signals are ignored, here and in what tests start; tests of signals mean them.
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
