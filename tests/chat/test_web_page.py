@@ -176,15 +176,18 @@ def test_what_the_terminal_cannot_do_is_refused(arguments, message, capsys):
 
 
 def test_other_computers_are_never_let_in_without_a_password(monkeypatch, capsys):
-    monkeypatch.setattr("switchkd.chat.panel.load_models", lambda models: [Pretender(name) for name in models])
-    monkeypatch.setattr(Page, "open", None)
-    monkeypatch.setattr("sys.stdin", io.StringIO(""))
-    for password, message in [(None, "give it a password in the environment"), ("eleven char", "has 11 characters")]:
-        if password is not None:
-            monkeypatch.setenv("SWITCHKD_CHAT_PASSWORD", password)
-        assert cli.main(["chat", "one", "--web", "--host", "0.0.0.0"]) == 1
-        assert message in capsys.readouterr().err
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr("switchkd.chat.panel.load_models", lambda models: [Pretender(name) for name in models])
+        patch.setattr(Page, "open", None)
+        patch.setattr("sys.stdin", io.StringIO(""))
+        for password, message in [
+            (None, "give it a password in the environment"),
+            ("eleven char", "has 11 characters"),
+        ]:
+            if password is not None:
+                patch.setenv("SWITCHKD_CHAT_PASSWORD", password)
+            assert cli.main(["chat", "one", "--web", "--host", "0.0.0.0"]) == 1
+            assert message in capsys.readouterr().err
     for password in (None, ""):
         with pytest.raises(ValueError, match="it needs a password"):
             Page([Pretender("one")], max_new_tokens=8).open(host="0.0.0.0", password=password)
@@ -214,9 +217,20 @@ sys.exit(cli.main(["chat", "one", "--web"]))
 """
 
 
-@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-@pytest.mark.parametrize("when", ["loading", "serving", "answering"])
-def test_every_signal_that_ends_the_page_leaves_no_upload(kind, when, tmp_path):
+KINDS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+#: Those of the normal suite.
+SHORT = {("loading", signal.SIGINT), ("answering", signal.SIGTERM)}
+
+
+@pytest.mark.parametrize(
+    ("when", "kind"),
+    [
+        pytest.param(when, kind, marks=[] if (when, kind) in SHORT else pytest.mark.slow)
+        for when in ("loading", "serving", "answering")
+        for kind in KINDS
+    ],
+)
+def test_every_signal_that_ends_the_page_leaves_no_upload(when, kind, tmp_path):
     paths = [str(Path(__file__).parents[1] / "lib"), str(Path(cli.__file__).parents[1])]
     code = PROGRAM.format(paths=paths, loading=when == "loading")
     environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONUNBUFFERED": "1"}
@@ -238,7 +252,7 @@ def test_every_signal_that_ends_the_page_leaves_no_upload(kind, when, tmp_path):
                 assert httpx.post(f"{address}gradio_api/queue/join", json=body, timeout=60).status_code == 200
                 assert process.stdout.readline() == "asked\n"
             process.send_signal(kind)
-            assert process.wait(120) == 0
+            assert process.wait(120) == (128 + kind if when == "loading" else 0)
             assert "Traceback" not in process.stderr.read()
         finally:
             process.kill()

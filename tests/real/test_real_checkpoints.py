@@ -21,9 +21,10 @@ from switchkd.doctor import examine_pair
 from switchkd.models.refusals import load_processor
 from switchkd.recipe.schema import load_recipe
 
-pytestmark = pytest.mark.skipif(REAL is None, reason="public files are elsewhere: SWITCHKD_REAL names no folder")
-#: Run by `make test`; the others take longer and are `slow`.
-QUICK = ("llava-1.5-7b-hf", "qwen2.5-vl-7b-instruct", "granite-docling-258m")
+pytestmark = [
+    pytest.mark.skipif(REAL is None, reason="public files are elsewhere: SWITCHKD_REAL names no folder"),
+    pytest.mark.slow,
+]
 #: Checkpoint → what may not hold yet.
 NO_END = {
     name: "its template writes no end of an answer, and </s> is learned behind it"
@@ -40,10 +41,7 @@ def names(known: dict[str, str]) -> list[Any]:
     return [
         pytest.param(
             name,
-            marks=[
-                *([] if name in QUICK else [pytest.mark.slow]),
-                *([pytest.mark.xfail(reason=known[name], strict=False)] if name in known else []),
-            ],
+            marks=[pytest.mark.xfail(reason=known[name], strict=False)] if name in known else [],
         )
         for name in CHECKPOINTS
     ]
