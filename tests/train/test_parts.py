@@ -126,7 +126,7 @@ def test_a_resumed_run_keeps_the_rates(tmp_path):
     for line in read_metrics(tmp_path):
         assert line["learning_rate_vision"] == pytest.approx(line["learning_rate"] / 10)
         assert line["learning_rate_language"] == pytest.approx(line["learning_rate"] * 2)
-    assert {line["learning_rate"] for line in read_metrics(tmp_path)} == {5e-3, 0.0}
+    assert [line["learning_rate"] for line in read_metrics(tmp_path)][-2:] == [1e-2, 5e-3]
     assert {rate for _, rate, _ in groups[0]} == {1e-3, 1e-2, 2e-2}
 
 
