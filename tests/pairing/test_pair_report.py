@@ -191,6 +191,7 @@ def test_a_pair_that_differs_in_everything_is_distilled(fresh, caplog):
     AutoModelForImageTextToText.from_pretrained(student)
     assert {file.name for file in student.iterdir()} == {file.name for file in (fresh / "student").iterdir()} | {
         "README.md",
+        "manifest.json",
         "preprocessor_config.json",
     }
     saved = load_file(student / "model.safetensors")
