@@ -6,6 +6,7 @@ import io
 import json
 import os
 import socket
+from itertools import count
 from pathlib import Path
 
 import httpx
@@ -60,10 +61,13 @@ def upload(client, name="a.png", **options):
     return sent.json()[0]
 
 
-def ask(client, picture, number=[0], **more):  # noqa: B006  a session of its own for each question
+#: Each question has a session of its own.
+SESSIONS = count()
+
+
+def ask(client, picture, **more):
     """What the page says in the end, as the text of its last event."""
-    number[0] += 1
-    session = f"session{number[0]}"
+    session = f"session{next(SESSIONS)}"
     body = {"data": [picture, "What?"], "fn_index": 0, "session_hash": session, **more}
     sent = client.post("/gradio_api/queue/join", json=body)
     if sent.status_code != 200:

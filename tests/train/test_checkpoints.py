@@ -21,6 +21,7 @@ from switchkd.train import checkpoint
 from switchkd.train.origin import ORIGIN, check_origin
 from switchkd.train.run import train_stage
 from switchkd.train.stop import StopAtStepEnd
+from switchkd.train.trainer import LOG
 
 FILES = ("trainer_state.json", "config.json", "model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth")
 
@@ -310,3 +311,18 @@ def test_a_stage_keeps_its_origin_and_refuses_another(tmp_path):
     ):
         train_stage(opened)
     train_stage(opened, accept_changes=True)
+
+
+def test_a_checkpoint_of_an_older_version_is_gone_on_from(tmp_path, caplog):
+    """As `--accept-changes` allows: it has no log.json, and train_loss is then that of the steps that are taken now."""
+    settings = {"method": SFT(), "steps": 3, "save_strategy": "steps", "save_steps": 2}
+    make_trainer(tmp_path, **settings).train()
+    older = tmp_path / "checkpoint-2"
+    (older / LOG).unlink()
+    write_manifest(older)
+    trainer = make_trainer(tmp_path, **settings)
+    resumed = trainer.train(resume_from_checkpoint=str(older))
+    assert f"{older / LOG} is missing" in caplog.text
+    (last,) = [line["loss"] for line in read_metrics(tmp_path)][-1:]
+    assert trainer.state.log_history[-1]["train_loss"] == pytest.approx(last)
+    assert resumed.global_step == 3

@@ -114,7 +114,7 @@ class Page:
                     api_visibility="private",
                     js=f"(...inputs) => {{window.asked = {_ASKED}; return inputs}}",
                 ).then(None, inputs, outputs, js=f"(...inputs) => window.asked == {_ASKED} ? {as_it_is} : {empty}")
-            # In the browser, at once: what was answered to another picture or question must not stand beside this one.
+            # Clears the answers in the browser as soon as the picture or the question changes.
             for event in (self.picture.change, self.question.input):
                 event(None, None, outputs, js=f"() => {empty}")
 

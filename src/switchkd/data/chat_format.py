@@ -205,8 +205,8 @@ class ChatFormat:
         broken = []
         for message in messages:
             rest = {_FIELDS.get(key, key): value for key, value in message.items() if value is not None}
-            for ours in ("content", "learned"):
-                rest.pop(ours, None)
+            for name in ("content", "learned"):
+                rest.pop(name, None)
             parts = [{"type": "image"} if part["type"] == "image" else dict(part) for part in message["content"]]
             for run in _runs(parts):  # searched as one: tokens may be typed in two parts
                 cuts = [match.start() + 1 for match in self._special.finditer("".join(part["text"] for part in run))]

@@ -82,8 +82,8 @@ def open_images(
     """The RGB images of one row, each of `{"bytes": ..., "path": ...}` (bytes win), upright as its EXIF orientation says.
 
     What is transparent is white. The headers are read first: as soon as the images have more than `max_pixels` pixels together, nothing
-    more is decoded. A path must lead where it led when it was written down (`formats.load_rows` has put it through `image_path`): the
-    file that is open is what is looked at, and it is not one that a symbolic link leads to.
+    more is decoded. Paths are those that `formats.load_rows` has resolved: the opened file itself is checked, and one that is now
+    reached through a symbolic link is refused.
 
     Args:
         images: of one row, in order.
@@ -101,7 +101,7 @@ def open_images(
         name = _name(image, number, len(images), source)
         try:
             with _file(image, name) as file, warnings.catch_warnings():
-                # Pillow warns near its own limit; ours is checked below.
+                # Pillow warns near its own limit; `max_pixels` is checked below.
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
                 with Image.open(file, formats=IMAGE_FORMATS) as picture:
                     width, height = picture.size

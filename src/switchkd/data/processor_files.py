@@ -1,4 +1,4 @@
-"""A processor as files: those of transformers 5, and beside them the separate ones that transformers 4 and serving engines read."""
+"""Writes a processor: the files of transformers 5, and the separate ones that transformers 4 and serving engines read."""
 
 import json
 from pathlib import Path

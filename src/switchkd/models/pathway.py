@@ -14,9 +14,9 @@ from transformers.utils.import_utils import is_flash_attn_2_available
 from switchkd.batch import Inputs, Media
 from switchkd.models.families import family_of
 from switchkd.models.families.family import Features
-from switchkd.models.opening import CONFIG, WEIGHTS, check_files, load_config, naming
+from switchkd.models.opening import CONFIG, WEIGHTS, load_config, naming
 from switchkd.models.quantize import Quantization, bits_and_bytes, keep_gradients
-from switchkd.models.refusals import check_loaded, refuse_other_tensors, refuse_unusable
+from switchkd.models.refusals import check_loaded, refuse_other_tensors
 from switchkd.signals import Head, Sizes
 
 
@@ -205,9 +205,7 @@ def load_pathway(
     if isinstance(path_or_model, PreTrainedModel):
         return Pathway(path_or_model)
     name = str(path_or_model)
-    refuse_unusable(name)
-    check_files(name)
-    if not Path(name).is_dir() and (name.startswith((".", "/")) or name.count("/") != 1):
+    if not Path(name).exists() and (name.startswith((".", "/")) or name.count("/") != 1):
         raise ValueError(f"{name} is neither a checkpoint directory nor the name of a model on the Hugging Face hub")
     config = load_config(name)
     naming(name, (CONFIG, *WEIGHTS), lambda: refuse_other_tensors(name))

@@ -74,6 +74,8 @@ class DistillationTrainer(Trainer):
         self._staging: str | None = None
         self._resumed_from: Path | None = None
         self._sums: dict[str, Tensor] = {}
+        #: The step from which on the losses of `train_loss` are known.
+        self._summed_from = 0
         self._told = False
         #: Whether a sample of the global batch has an image.
         self._has_images = True
@@ -231,7 +233,7 @@ class DistillationTrainer(Trainer):
             logs["answer_tokens"] = sums[names.index("answer_tokens"), 0].item()
             self._sums = {}
         if "train_loss" in logs:  # the Trainer's is that of the steps since the last start
-            logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
+            logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step - self._summed_from, 1)
         if (
             "learning_rate" in logs and self.rates
         ):  # what is in it is the first group's in this step; the groups have the next step's
@@ -258,8 +260,12 @@ class DistillationTrainer(Trainer):
         """Take up the sums where the checkpoint that is resumed from left them, so that a line means what it would have meant."""
         if self._resumed_from is None:
             return
-        saved = json.loads((self._resumed_from / LOG).read_text(encoding="utf-8"))
-        self._resumed_from = None
+        file, self._resumed_from = self._resumed_from / LOG, None
+        if not file.is_file():  # a checkpoint of an older version, which --accept-changes goes on from
+            _log.warning("%s is missing: train_loss is the mean over the steps from here on", file)
+            self._summed_from = self.state.global_step
+            return
+        saved = json.loads(file.read_text(encoding="utf-8"))
         self._globalstep_last_logged, self._total_loss_scalar = saved["last_step"], saved["total"]
         self._tr_loss += saved["loss"]
         share = float(self.is_world_process_zero())  # what all had summed up must be counted once
