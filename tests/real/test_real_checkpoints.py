@@ -18,7 +18,7 @@ from switchkd import distill
 from switchkd.convert import convert
 from switchkd.data.reader import Reader
 from switchkd.doctor import examine_pair
-from switchkd.models.refusals import load_processor
+from switchkd.models.opening import load_processor
 from switchkd.recipe.schema import load_recipe
 
 pytestmark = [
