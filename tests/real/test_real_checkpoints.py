@@ -41,7 +41,7 @@ def names(known: dict[str, str]) -> list[Any]:
     return [
         pytest.param(
             name,
-            marks=[pytest.mark.xfail(reason=known[name], strict=False)] if name in known else [],
+            marks=[pytest.mark.xfail(reason=known[name], strict=True)] if name in known else [],
         )
         for name in CHECKPOINTS
     ]
