@@ -9,6 +9,7 @@ from typing import Any
 import jaxtyping
 import offline
 import pytest
+from typechecker import check_shapes
 
 # Before torch is imported: a GPU is hidden from tests that mean the CPU.
 if os.environ.get("SWITCHKD_TEST_GPU") != "1":
@@ -17,7 +18,7 @@ if os.environ.get("SWITCHKD_TEST_GPU") != "1":
 import torch
 
 # Before the first import of switchkd: only modules imported after this line are checked.
-jaxtyping.install_import_hook("switchkd", "typechecker.checked")
+check_shapes("switchkd")
 
 # A cache of its own for each session, also in the processes that tests start: nothing is written to the home folder.
 _CACHE = tempfile.TemporaryDirectory(prefix="switchkd-cache-")

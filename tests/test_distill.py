@@ -114,7 +114,9 @@ def test_output_of_another_recipe_is_refused(files, finished):
 
 
 # every method is compared in test_trainer_loss.py; here one of each kind
-@pytest.mark.parametrize("method", ["sft", "kd", "bild", "switch_kd", "align_kd"])
+@pytest.mark.parametrize(
+    "method", ["switch_kd", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sft", "kd", "bild", "align_kd"))]
+)
 def test_fused_and_plain_loss_give_the_same_run(fresh, method):
     here, flags = fresh
     text = (here / "recipe.yaml").read_text().replace("name: switch_kd, window: 32", f"name: {method}")

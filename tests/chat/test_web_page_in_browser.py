@@ -109,8 +109,8 @@ def test_hostile_names_answers_and_messages_stay_text(browser, serve, picture, c
     members = [kinds[number % 3](text, text) for number, text in enumerate(HOSTILE[start : start + 10])]
     address = serve(members)
     with visit(browser, address) as seen:
-        # a browser that draws slower than the answers come shows them all the same
-        seen.page.context.new_cdp_session(seen.page).send("Emulation.setCPUThrottlingRate", {"rate": 4})
+        if start == 0:  # a browser that draws slower than the answers come shows them all the same
+            seen.page.context.new_cdp_session(seen.page).send("Emulation.setCPUThrottlingRate", {"rate": 4})
         scripts = seen.page.evaluate("document.scripts.length")
         ask(seen.page, picture, HOSTILE[start])
         seen.page.get_by_text("one scale for all models").wait_for()

@@ -256,6 +256,7 @@ def test_a_signal_that_is_ignored_stays_ignored(tmp_path):
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_of_two_ranks_stops_both_at_one_step(tmp_path):
     run_on_two_ranks("signal_one_rank.py", tmp_path)
     said = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1)]

@@ -86,6 +86,7 @@ def test_a_folder_of_something_else_is_left_as_it_is(tmp_path):
         opened(tmp_path / "theirs")
 
 
+@pytest.mark.slow
 def test_two_ranks_open_one_folder_and_are_refused_together(tmp_path):
     run_on_two_ranks("open_output.py", tmp_path)
     said = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1)]

@@ -62,8 +62,14 @@ def halved(tmp_path):
     return file
 
 
-@pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
-@pytest.mark.parametrize("bf16", ["true", "false"])
+@pytest.mark.parametrize(
+    ("dtype", "bf16"),
+    [
+        ("auto", "false"),
+        ("bfloat16", "true"),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("auto", "true"), ("bfloat16", "false"))),
+    ],
+)
 def test_half_precision_files_learn_as_float32(halved, dtype, bf16):
     """At a small rate: in bfloat16 most weights would stand still."""
     flags = ["--student.dtype", dtype, "--train.bf16", bf16, "--train.learning_rate", "2e-5", "--train.save_steps", "3"]

@@ -11,6 +11,7 @@ from switchkd.processes import processes
 from switchkd.recipe.schema import load_recipe
 
 
+@pytest.mark.slow
 def test_two_processes_on_cpus_leave_one_student_after_all_epochs(tmp_path):
     """The second of them writes nothing, and both count the steps that are taken: 22 rows in steps of 4 × 2, the last one of 6."""
     recipe = write_run(tmp_path)

@@ -54,7 +54,7 @@ def test_accumulation_is_the_same_step(whole, tmp_path):
     assert_same_run(whole, tmp_path)
 
 
-@pytest.mark.parametrize(("batch_size", "accumulation"), [(2, 1), (1, 2)])
+@pytest.mark.parametrize(("batch_size", "accumulation"), [pytest.param(2, 1, marks=pytest.mark.slow), (1, 2)])
 def test_two_processes_are_the_same_step(whole, tmp_path, batch_size, accumulation):
     """Rows alone in a batch are without an image now and then, while those of the other rank have one."""
     run_on_two_ranks("steps.py", tmp_path, batch_size, accumulation)
@@ -103,6 +103,7 @@ def test_a_batch_without_answers_has_no_loss(tmp_path, name, loss):
     assert full.answers == len(batch.student.targets) > 0
 
 
+@pytest.mark.slow
 def test_two_processes_learn_the_same_maps(tmp_path):
     """Of align_kd; without an image, the maps of a rank still get a gradient."""
     train(tmp_path / "whole", 4, 1, "align_kd")

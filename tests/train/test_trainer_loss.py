@@ -172,6 +172,7 @@ def test_the_chunk_is_told_once(tmp_path, caplog):
     assert line == f"fused loss: logits of {tokens} answer tokens at a time, of {tokens} in the first batch"
 
 
+@pytest.mark.slow
 def test_sharded_over_two_ranks_the_loss_and_every_gradient_are_those_of_one_process(tmp_path):
     run_on_two_ranks("sharded.py", tmp_path / "found.pt")
     found = torch.load(tmp_path / "found.pt")
