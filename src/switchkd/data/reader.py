@@ -22,6 +22,8 @@ from switchkd.models.families import family_of_processor
 
 logger = logging.getLogger(__name__)
 
+#: Tokens of a sample at most where nobody asks for fewer: room for the largest image of any processor (Qwen-VL's are 16,384) and text.
+LONGEST = 32_768
 #: A text of so many characters is tokenised in any case, and cut.
 _HARMLESS_CHARACTERS = 10_000
 #: What a processor makes of text; all else that it makes is the images'.
@@ -68,7 +70,7 @@ class Reader:
         processor: ProcessorMixin,
         *,
         template: str = "own",
-        max_length: int = 2048,
+        max_length: int = LONGEST,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         self.processor = processor
@@ -203,7 +205,7 @@ class Reader:
         if tokens.images_end > self.max_length:
             raise SampleError(
                 f"has {count} tokens and its last image ends at token {tokens.images_end}, but max_length is "
-                f"{self.max_length}; raise max_length or use fewer images in a row"
+                f"{self.max_length}; raise max_length to {count}, or use fewer or smaller images in a row"
             )
         input_ids, is_answer = tokens.input_ids[: self.max_length], tokens.is_answer[: self.max_length]
         answers = [index for index, answer in enumerate(is_answer) if answer and index]
@@ -213,7 +215,7 @@ class Reader:
             first = tokens.is_answer.index(True)
             raise SampleError(
                 f"has {count} tokens and its first answer begins at token {first}, but max_length is "
-                f"{self.max_length}; raise max_length or shorten the question"
+                f"{self.max_length}; raise max_length to {count}, or shorten the question"
             )
         covers = tokens.covers[: self.max_length]
         return Encoded(input_ids, answers, covers, count, self._types(input_ids, is_answer), images)

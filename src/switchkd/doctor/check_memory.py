@@ -27,6 +27,11 @@ def memory(examined: Examined) -> Iterator[Finding]:
     free = _free_bytes(student.model.device)
     detail = f"{needed}{left_out(context.method)}; {free / 2**30:.1f} GiB are free after the weights are loaded"
     level: Level = "ok" if needed.peak - needed.weights < free else "failed"
+    if level == "failed":
+        detail += (
+            f". That is for {rows} rows of {max(context.rows['length']):,} tokens: lower train.per_device_train_batch_size, cut the "
+            "longest rows with data.max_length, or set train.gradient_checkpointing or train.switch_checkpointing"
+        )
     if level == "failed" and _sharded():
         level, detail = "warning", f"{detail}. That is without sharding, and with it a device needs less"
     yield Finding(level, "memory", detail)

@@ -139,8 +139,9 @@ class Data:
     template: str = "own"
     #: Train on the first so many rows; on all of them if not given.
     rows: int | None = None
-    #: Tokens of a row, its visual tokens included; of a longer row, the end of the last answer is cut off.
-    max_length: int = 2048
+    #: Tokens of a row, its visual tokens included; of a longer row, the end of the last answer is cut off. If not given, as many as both
+    #: models have positions for, up to 32,768.
+    max_length: int | None = None
     #: An image with more pixels is refused before it is decoded.
     max_pixels: int = MAX_PIXELS
     #: The run stops when more than this share of the rows cannot be used.

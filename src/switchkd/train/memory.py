@@ -39,6 +39,9 @@ from switchkd.train.parts import freeze
 from switchkd.train.precision import widen_learning
 from switchkd.train.step import DistillationStep
 
+#: Tokens of a row besides its image, where neither the recipe nor rows say how many there are.
+_TEXT = 1_024
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -74,8 +77,9 @@ def estimate(
 ) -> Memory:
     """The memory of a step of `stage`, from the configs of the models and the sizes of a batch.
 
-    Without a `batch` it is the largest that the recipe allows: rows of `data.max_length` tokens, nearly all of them answers, with one image
-    each, which is the smallest that the encoders take (that matters where the number of visual tokens depends on an image's size).
+    Without a `batch` it is the largest that the recipe allows: rows of `data.max_length` tokens (if it names none: of the image's and
+    1,024 more), nearly all of them answers, with one image each, which is the smallest that the encoders take (that matters where the
+    number of visual tokens depends on an image's size).
 
     Raises:
         ValueError: where the rows do not hold the images' tokens, or the pair does not fit the method.
@@ -112,8 +116,11 @@ def forecast(recipe: Recipe, stage: ResolvedStage) -> str:
     except ValueError as reason:
         return f"cannot be estimated: {reason}"
     rows, length = stage.per_device_train_batch_size, recipe.data.max_length
-    rows_of = f"{rows} rows of {length} tokens with an image each (data.max_length, the longest there can be)"
-    return f"{memory}, for {rows_of}{left_out(stage.method)}"
+    if length is None:
+        rows_of = f"rows of an image and {_TEXT:,} tokens (the recipe names no data.max_length; the doctor says what the data needs)"
+    else:
+        rows_of = f"rows of {length} tokens with an image each (data.max_length, the longest there can be)"
+    return f"{memory}, for {rows} {rows_of}{left_out(stage.method)}"
 
 
 def left_out(method: Method) -> str:
@@ -298,11 +305,11 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 
 def _largest(recipe: Recipe, stage: ResolvedStage, pair: Pair) -> Batch:
     """The largest batch of a device: blank images, and answers wherever there is room."""
-    rows, length = stage.per_device_train_batch_size, recipe.data.max_length
-    student = _inputs(pair.student, rows, length)
+    rows = stage.per_device_train_batch_size
+    student = _inputs(pair.student, rows, recipe.data.max_length)
     readers, shared = {}, {}
     if pair.teacher is not None:
-        readers[TEACHER] = _inputs(pair.teacher, rows, length) if pair.separate_inputs else student
+        readers[TEACHER] = _inputs(pair.teacher, rows, recipe.data.max_length) if pair.separate_inputs else student
         places = None
         if pair.separate_inputs:  # as many as both have
             places = _real(lambda: torch.arange(min(len(student.targets), len(readers[TEACHER].targets))))
@@ -310,12 +317,13 @@ def _largest(recipe: Recipe, stage: ResolvedStage, pair: Pair) -> Batch:
     return Batch(tuple(f"{row}@" for row in range(rows)), student, readers, shared)
 
 
-def _inputs(pathway: Pathway, rows: int, length: int) -> Inputs:
+def _inputs(pathway: Pathway, rows: int, max_length: int | None) -> Inputs:
     family = pathway.family
     device = pathway.head.weight.device
     images: Media = _real(lambda: {name: tensor.to(device) for name, tensor in family.blank().items()})
     with torch.no_grad():
         count = len(family.tokens_of(family.project(pathway.model, family.see(pathway.model, images), images)))
+    length = max_length or min(count + _TEXT, pathway.family.positions)
     if count >= length:
         raise ValueError(
             f"{rows} images are {rows * count} visual tokens, but {rows} rows of {length} tokens hold {rows * length}: raise "

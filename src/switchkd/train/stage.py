@@ -34,6 +34,7 @@ from switchkd.processes import processes
 from switchkd.recipe.schema import Recipe, ResolvedStage
 from switchkd.train import lora
 from switchkd.train.launch import check_launch
+from switchkd.train.lengths import row_length
 from switchkd.train.parts import freeze
 from switchkd.train.precision import widen_learning
 from switchkd.train.step import DistillationStep
@@ -123,7 +124,10 @@ def open_run(recipe: Recipe) -> RunContext:
         lora.add(student, r=settings.r, alpha=settings.alpha, dropout=settings.dropout)
     if recipe.train.gradient_checkpointing:
         student.model.activation_checkpointing_enable({"use_reentrant": False})
-    limits: dict[str, Any] = {"max_length": recipe.data.max_length, "max_pixels": recipe.data.max_pixels}
+    models = [student.model.config]
+    if recipe.teacher is not None and _has_teacher(recipe):
+        models.append(load_config(recipe.teacher.path))
+    limits: dict[str, Any] = {"max_length": row_length(recipe.data, *models), "max_pixels": recipe.data.max_pixels}
     reader = Reader(processor, template=recipe.data.template, **limits)
     use_format(processor, reader.format)  # the student is asked as it was trained
     _stop_at(student, reader.format.closing_id)

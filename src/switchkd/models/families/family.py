@@ -316,6 +316,11 @@ class Family(ABC):
         return int(self.config.image_token_id)
 
     @property
+    def positions(self) -> int:
+        """How many tokens the language model was made for, visual ones included."""
+        return int(self.config.text_config.max_position_embeddings)
+
+    @property
     def language_sizes(self) -> Sizes:
         """Of the language model."""
         text = self.config.text_config
