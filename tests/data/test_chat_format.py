@@ -9,8 +9,10 @@ from tiny import IMAGE_TOKENS, tiny_processor, tiny_tokenizer
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import LlavaProcessor, PreTrainedTokenizerFast
 
+from switchkd import rendering
 from switchkd.data.chat_format import ChatFormat
-from switchkd.data.errors import DataError, SampleError
+from switchkd.data.errors import DataError, SampleError, TemplateLimitError
+from switchkd.data.reader import Reader
 from switchkd.data.template_choice import choose_format, use_format
 from switchkd.models.families.chat_blocks import CHATML
 from switchkd.models.families.llava import VICUNA
@@ -62,6 +64,38 @@ def test_golden_rendering_and_mask_of_our_templates(template, golden):
     processor = tiny_processor(template)
     tokens = ChatFormat(processor, template).tokenize(TWO_TURNS, [PLACEHOLDER])
     assert bracketed(processor.tokenizer, tokens) == golden
+
+
+ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+
+
+@pytest.fixture
+def little_time(monkeypatch):
+    """A fifth of a second for a conversation."""
+    monkeypatch.setattr(rendering, "MOST_SECONDS", 0.2)
+    monkeypatch.setattr(rendering, "_refused", {})
+    rendering._forget()
+    yield
+    rendering._forget()
+
+
+@pytest.mark.parametrize("when", ["messages", "add_generation_prompt", "messages | length > 2"])
+def test_a_template_without_an_end_is_refused_and_none_takes_its_place(little_time, when):
+    template = f"{CHATML}{{% if {when} %}}{ENDLESS}{{% endif %}}"
+    with pytest.raises(TemplateLimitError, match=r"takes more than 0\.2 seconds of computing, .*: do not trust"):
+        choose_format(tiny_processor(template))
+    assert list(rendering._refused) == [template]
+
+
+def test_a_template_that_waits_for_a_row_ends_the_run_and_not_the_row(little_time):
+    template = f"{CHATML}{{% if 'tulip' in messages[0]['content'] | string %}}{ENDLESS}{{% endif %}}"
+    reader = Reader(tiny_processor(template))
+    sound, row = ({"id": "a", "images": [], "messages": [user(said), assistant("Yes.")]} for said in ("Rose?", "tulip"))
+    assert reader.encode(sound).tokens
+    for read, given in [(reader.encode, row), (reader.prompts, [{**row, "messages": row["messages"][:1]}])]:
+        with pytest.raises(DataError, match=r"takes more than 0\.2 seconds of computing") as caught:
+            read(given)
+        assert not isinstance(caught.value, SampleError)
 
 
 def test_mask_token_by_token():

@@ -109,6 +109,7 @@ PROCESSORS = {
     "template unclosed": ("chat_template.jinja", text("{% for m in messages %}{{ m }}"), "is no Jinja template"),
     "template of no tag": ("chat_template.jinja", text("a\n{% nothing %}"), "line 2:"),
     "template unclosed expression": ("chat_template.jinja", text("{{ messages"), "is no Jinja template"),
+    "template that takes hours to read": ("chat_template.jinja", text("{{ 3 ** (10 ** 9) }}"), "takes more than 2 seconds of computing"),
 }  # fmt: skip
 WEIGHTS = {
     "weights cut short": ("model.safetensors", cut, "cannot be used"),

@@ -15,15 +15,21 @@ def soak(tell: Callable[..., None], folder: str, steps: int) -> None:
     from steps import make_trainer, rows
     from transformers import TrainerCallback
 
+    from switchkd import rendering
     from switchkd.methods import SFT
 
     me = psutil.Process()
 
+    def living() -> list[psutil.Process]:
+        return [child for child in me.children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE]
+
     class Watch(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.global_step % (steps // 20) == steps // 40:
-                children = [child for child in me.children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE]
-                tell("held", state.global_step, me.memory_info().rss / 2**20, me.num_fds(), len(children))
+                alive = [child for child in me.children() if child.status() != psutil.STATUS_ZOMBIE]
+                own = rendering._renderer  # that of chat templates, if one was rendered here; workers have their own
+                workers = [child for child in alive if own is None or child.pid != own._process]
+                tell("held", state.global_step, me.memory_info().rss / 2**20, me.num_fds(), len(workers))
 
     trainer = make_trainer(
         Path(folder), batch_size=4, steps=steps, method=SFT(), data=rows(400), save_strategy="steps", save_steps=steps // 20,
@@ -33,10 +39,11 @@ def soak(tell: Callable[..., None], folder: str, steps: int) -> None:
     trainer.train()
     tell("trained", trainer.state.global_step)
     del trainer
+    rendering._forget()
     begun = time.monotonic()
-    while me.children(recursive=True) and time.monotonic() < begun + 20:
+    while living() and time.monotonic() < begun + 20:
         time.sleep(0.1)
-    tell("left", len(me.children(recursive=True)))
+    tell("left", len(living()))
 
 
 def test_a_day_in_small(tmp_path, figure, whole):

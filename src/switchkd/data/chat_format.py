@@ -13,15 +13,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import compress, groupby, pairwise
-from typing import Any, cast
+from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
-from transformers.utils.chat_template_utils import render_jinja_template
 
+from switchkd import rendering
 from switchkd.data.answer_spans import Message, Render, Rendering, Span, find_answered, find_asked
 from switchkd.data.answer_tokens import AnswerToken, answer_covers, answer_mask
-from switchkd.data.errors import DataError, SampleError
+from switchkd.data.errors import DataError, SampleError, TemplateLimitError
 from switchkd.models.families import family_of_processor
 
 #: Unicode noncharacters: they never occur in text that is meant for exchange.
@@ -186,16 +185,16 @@ class ChatFormat:
         """What the template writes, as the processor hands it to the tokenizer, with one image token for each image."""
         arguments: dict[str, Any] = dict(self.tokenizer.special_tokens_map)
         try:
-            rendered: Any = render_jinja_template(
-                conversations=[messages],
-                tools=cast(Any, tools),
-                chat_template=self.template,
-                add_generation_prompt=asked,
-                **arguments,
+            text = rendering.render(
+                self.template, conversations=[messages], tools=tools, add_generation_prompt=asked, **arguments
             )
-        except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+        except rendering.LimitError as error:
+            raise TemplateLimitError(
+                f"the chat template {error}, which no conversation needs: do not trust its checkpoint, or give another template with "
+                "data.template: FILE"
+            ) from error
+        except rendering.TemplateError as error:
             raise DataError(f"the chat template cannot render this conversation: {error}") from error
-        text: str = rendered[0][0]
         if self._family is not None:
             text = self._family.as_processed(text, self.image_token, self.tokenizer.bos_token or "", asked=asked)
         return text
@@ -264,11 +263,13 @@ class ChatFormat:
             )
 
     def refusals(self) -> dict[str, str]:
-        """Which of the probes the template does not serve, and why."""
+        """Which of the probes the template does not serve, and why. Raises DataError if it takes too much time or memory."""
         refused = {}
         for probe in PROBES:
             try:
                 self.check(probe)
+            except TemplateLimitError:
+                raise
             except DataError as error:
                 refused[probe] = str(error)
         return refused

@@ -1,4 +1,4 @@
-"""The two ways in which data can be unusable: a whole source, or one sample of it."""
+"""The ways in which data can be unusable: a whole source, one sample of it, or a chat template that takes too much."""
 
 #: Training and evaluation go on without bad samples up to this share of them, unless told otherwise.
 MAX_BAD_FRACTION = 0.01
@@ -10,3 +10,7 @@ class DataError(ValueError):
 
 class SampleError(DataError):
     """One sample cannot be used. `index.build_index` lists such samples by id and goes on without them."""
+
+
+class TemplateLimitError(DataError):
+    """A chat template took more time or memory than any conversation needs: nothing is tried in its place."""

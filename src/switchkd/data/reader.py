@@ -13,7 +13,7 @@ from transformers import ProcessorMixin
 from switchkd.batch import Inputs, Media
 from switchkd.data.answer_tokens import AnswerToken
 from switchkd.data.chat_format import ChatFormat, Tokens
-from switchkd.data.errors import DataError, SampleError
+from switchkd.data.errors import DataError, SampleError, TemplateLimitError
 from switchkd.data.fingerprint import processor_fingerprint
 from switchkd.data.images import MAX_PIXELS, open_images
 from switchkd.data.resizing import resized_pixels
@@ -99,6 +99,8 @@ class Reader:
                 raise SampleError("has no answer token: all its answers are marked as not to be learned")
             tokens, images = self._read(row)
             return self._cut(tokens, images)
+        except TemplateLimitError:
+            raise  # not the row's fault
         except DataError as error:
             raise SampleError(f"sample {row['id']!a}: {error}") from error
 
@@ -118,6 +120,8 @@ class Reader:
                 if not row["messages"] or row["messages"][-1]["role"] != "user":
                     raise SampleError("cannot be asked: its last message is not the user's")
                 tokens, of_row = self._read(row, generation_prompt=True)
+            except TemplateLimitError:
+                raise
             except DataError as error:
                 raise SampleError(f"sample {row['id']!a}: {error}") from error
             asked.append(tokens)

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
-from jinja2 import TemplateError
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -14,8 +13,8 @@ from transformers import (
     PretrainedConfig,
     ProcessorMixin,
 )
-from transformers.utils.chat_template_utils import _compile_jinja_template
 
+from switchkd import rendering
 from switchkd.models.families import FAMILIES, family_of
 from switchkd.models.refusals import read_object, refuse_unreadable, refuse_unusable
 
@@ -156,7 +155,7 @@ def _refuse_kernel(file: Path, name: str, value: Any) -> None:
 
 
 def _check_template(path: str | Path, template: Any) -> None:
-    """Raise ValueError where a chat template, or one of several, is no Jinja."""
+    """Raise ValueError where a chat template, or one of several, is no Jinja, or takes too much to be read."""
     named = template if isinstance(template, dict) else {"": template}
     for name, text in named.items():
         if text is None:
@@ -164,12 +163,10 @@ def _check_template(path: str | Path, template: Any) -> None:
         try:
             if not isinstance(text, str):
                 raise TypeError(f"a {type(text).__name__}, and no text")
-            _compile_jinja_template(text)
-        except (TemplateError, TypeError) as error:
+            rendering.check(text)
+        except (rendering.TemplateError, TypeError) as error:
             files = ["chat_template.jinja", "chat_template.json", "tokenizer_config.json", "processor_config.json"]
             there = [file for file in files if (Path(path) / file).is_file()] or files
-            line = f"line {error.lineno}: " if hasattr(error, "lineno") else ""
             called = f" {name!r}" if name else ""
-            raise ValueError(
-                f"{path}: the chat template{called} in {' or '.join(there)} is no Jinja template: {line}{error}"
-            ) from error
+            wrong = "cannot be used: it" if isinstance(error, rendering.LimitError) else "is no Jinja template:"
+            raise ValueError(f"{path}: the chat template{called} in {' or '.join(there)} {wrong} {error}") from error
