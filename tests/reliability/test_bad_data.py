@@ -41,7 +41,7 @@ def spoil(file: Path, number: int, draw: random.Random) -> str:
 
 
 def test_five_percent_of_bad_pictures(tmp_path, figure, whole):
-    count = 1000 if whole else 100
+    count = 1000 if whole else 40
     bad = count // 20
     recipe = write_recipe(tmp_path, rows=count, max_steps=3)
     draw, ways = random.Random(1), Counter()

@@ -32,7 +32,7 @@ KINDS = ("flipped bit", "cut off", "missing", "block of zeros", "bytes added")
 
 
 def test_damaged_checkpoints_are_noticed(tmp_path, figure, whole):
-    draw, hit, wanted = random.Random(4), Counter(), 200 if whole else 25
+    draw, hit, wanted = random.Random(4), Counter(), 200 if whole else 10
     resumed = 0
     with Nursery(write_recipe(tmp_path, max_steps=3)) as nursery:
         output = tmp_path / "output"
@@ -57,7 +57,7 @@ def test_damaged_checkpoints_are_noticed(tmp_path, figure, whole):
             assert found, f"{kind} in {file.name} was not noticed"
             assert checkpoint.latest(stage) == stage / "checkpoint-2", f"{kind} in {file.name}"
             hit[kind] += 1
-            if hit.total() % (20 if whole else 25) == 0:
+            if hit.total() % (20 if whole else 10) == 0:
                 output.rename(tmp_path / "kept")
                 run.rename(output)
                 life = nursery.live(fields)
@@ -66,7 +66,7 @@ def test_damaged_checkpoints_are_noticed(tmp_path, figure, whole):
                 shutil.rmtree(output)
                 (tmp_path / "kept").rename(output)
                 resumed += 1
-    assert resumed >= wanted // 25
+    assert resumed == wanted // (20 if whole else 10)
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(hit.items()))
     figure(
         "4. damaged checkpoints",

@@ -82,6 +82,7 @@ def test_paths_that_lead_elsewhere(tmp_path, figure):
     )
 
 
+@pytest.mark.slow  # its short form too
 def test_code_that_would_run(tmp_path, figure, whole):
     sound = tmp_path / "sound"
     sound.mkdir()

@@ -62,14 +62,20 @@ def some_end(draw: random.Random, operations: int) -> End:
 
 def test_killed_at_any_moment(nursery, reference, folder, figure, whole):
     wanted = (
-        {"kills": 500, "mid-save": 200, "after an acknowledged save": 400} if whole else {"kills": 12, "mid-save": 4}
+        {"kills": 500, "mid-save": 200, "after an acknowledged save": 400}
+        if whole
+        else {"kills": 8, "mid-save": 2, "after an acknowledged save": 2}
     )
     draw, hit = random.Random(11), Counter()
-    while hit["kills"] < wanted["kills"] or hit["finished"] == 0:
+
+    def lacking() -> bool:
+        return any(hit[name] < count for name, count in wanted.items())
+
+    while lacking():
         run = KilledRun(nursery, folder / f"run-{hit['runs']}", reference)
         hit["runs"] += 1
         while not run.finished:
-            life = run.live(some_end(draw, reference.operations) if hit["kills"] < wanted["kills"] else None)
+            life = run.live(some_end(draw, reference.operations) if lacking() else None)
             hit["kills"] += life.killed
             hit["mid-save"] += life.mid_save
             hit["after an acknowledged save"] += life.killed and bool(run.acknowledged)
@@ -85,6 +91,7 @@ def test_killed_at_any_moment(nursery, reference, folder, figure, whole):
     )
 
 
+@pytest.mark.slow  # its short form too
 def test_killed_through_all_that_a_run_does(recipe, reference, folder, figure, whole):
     """Models loaded anew and the doctor asked at every start, which the lives of a nursery leave out."""
     run = KilledRun(nursery=None, output=folder / "all-of-it", reference=reference)  # type: ignore[arg-type]
@@ -106,6 +113,7 @@ def test_killed_through_all_that_a_run_does(recipe, reference, folder, figure, w
     )
 
 
+@pytest.mark.slow  # its short form too
 def test_a_disk_that_is_full(nursery, reference, folder, figure, whole):
     """No file may grow beyond so many bytes: the system refuses the write, whoever makes it."""
     draw, refused, messages = random.Random(5), 0, Counter()
@@ -129,6 +137,7 @@ def test_a_disk_that_is_full(nursery, reference, folder, figure, whole):
     )
 
 
+@pytest.mark.slow  # its short form too
 @pytest.mark.skipif(
     not may_mount(), reason="nothing can be mounted here; the test above limits the size of files instead"
 )
@@ -183,6 +192,7 @@ def read_only(folder: Path) -> Iterator[None]:
         subprocess.run(["umount", folder], check=True)
 
 
+@pytest.mark.slow  # its short form too
 @pytest.mark.skipif(
     os.geteuid() == 0 and not may_mount(), reason="root may write anywhere, and nothing can be mounted here"
 )

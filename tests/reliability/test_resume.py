@@ -100,7 +100,13 @@ def stopped_and_resumed(run_once, output: Path, number: int, reference: Referenc
 HIT: Counter[str] = Counter()
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+#: The one that has every special place but a border of stages; the short forms of the others take as long again.
+IN_EVERY_TEST = "switch_kd, accumulating"
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, id=k.name, marks=[] if k.name == IN_EVERY_TEST else pytest.mark.slow) for k in KINDS]
+)
 def test_a_stopped_run_equals_one_that_was_not(tmp_path, figure, whole, kind):
     draw = random.Random(kind.name)
     places: Counter[str] = Counter()
@@ -124,6 +130,7 @@ def test_a_stopped_run_equals_one_that_was_not(tmp_path, figure, whole, kind):
     figure(f"2. resume, {kind.name}", f"{len(stops)} stops: {said}", f"{len(stops)} of {len(stops)}: {same}")
 
 
+@pytest.mark.slow  # its short form too
 def test_two_ranks_that_are_stopped_equal_two_that_were_not(tmp_path, figure, whole):
     recipe = write_recipe(tmp_path, max_steps=6, save_steps=2)
 
@@ -155,6 +162,7 @@ def test_there_are_fifty_stops():
     assert sum(kind.stops for kind in KINDS) + RANK_STOPS == 50
 
 
+@pytest.mark.slow  # its short form too
 @same_versions
 def test_three_runs_are_one(tmp_path, figure, whole):
     steps = 20 if whole else 5

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 from lives import in_a_fork
 
 
@@ -46,6 +47,7 @@ def soak(tell: Callable[..., None], folder: str, steps: int) -> None:
     tell("left", len(living()))
 
 
+@pytest.mark.slow  # its short form too
 def test_a_day_in_small(tmp_path, figure, whole):
     steps = 5000 if whole else 120
     before = len(os.listdir("/proc/self/fd"))
