@@ -1,5 +1,6 @@
 """Batches of every family: held against what the family's own processor makes, and run through a model."""
 
+import copy
 import io
 
 import numpy as np
@@ -253,3 +254,49 @@ def test_an_unknown_template_that_cannot_be_used_is_refused(processors):
     processor.chat_template = "{% for m in messages %}{{ m['role'] }}{% endfor %}"
     with pytest.raises(DataError, match=r"cannot be used .* and none of ours fits it"):
         Reader(processor)
+
+
+def with_padding(name, model, processor, padding):
+    """The same model and processor, whose padding token is another in every config."""
+    processor.tokenizer.pad_token = processor.tokenizer.convert_ids_to_tokens(padding)
+    config = copy.deepcopy(model.config)
+    for part in (config, config.get_text_config()):
+        part.pad_token_id = padding
+    other = type(model)(config).eval()
+    other.load_state_dict(model.state_dict())
+    other.generation_config = copy.deepcopy(model.generation_config)
+    other.generation_config.pad_token_id = padding
+    return other
+
+
+#: One of each way in which pictures enter; the others take as long again.
+_PADDED = ("llava_next-llama", "qwen2_5_vl", "idefics3", "gemma3", "mistral3")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in _PADDED else pytest.mark.slow) for n in PROCESSORS])
+def test_a_padding_token_that_is_the_image_token_changes_nothing(name):
+    """In rows with and without pictures together, two steps of training and answers of which some end before others."""
+    processor = PROCESSORS[name]()
+    plain = tiny_for(name, processor)
+    reader = Reader(processor)
+    asked = [{**r, "messages": r["messages"][:1], "id": str(number)} for number, r in enumerate(ROWS)]
+    ends = list(range(0, plain.get_input_embeddings().num_embeddings, 3))
+    plain.generation_config.eos_token_id = [end for end in ends if end != reader.format.image_token_id]
+    said, learned = [], []
+    for padding in (processor.tokenizer.pad_token_id, reader.format.image_token_id):
+        model = with_padding(name, plain, processor, padding)
+        assert processor.tokenizer.pad_token_id == padding
+        said.append(answers(model, processor, asked, max_new_tokens=8))
+        pathway, inputs = Pathway(model), read(Reader(processor))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        for _ in range(2):
+            loss = torch.nn.functional.cross_entropy(
+                pathway.logits(pathway.say(pathway.see(inputs), inputs)), inputs.targets
+            )
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        learned.append(loss.item())
+    assert {answer.truncated for answer in said[0]} >= {False}
+    assert said[0] == said[1]
+    assert learned[0] == pytest.approx(learned[1], rel=1e-6)
