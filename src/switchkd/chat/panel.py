@@ -13,9 +13,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
-from switchkd.data.reader import Reader
 from switchkd.evaluate.attention import attention_maps
-from switchkd.evaluate.generate import answers, load
+from switchkd.evaluate.generate import answers, load, reader
 from switchkd.models import Pathway
 
 
@@ -60,8 +59,8 @@ class Member:
         Raises:
             ValueError: for an empty answer, and for models whose visual tokens are no grid.
         """
-        reader = Reader(self.processor)
-        inputs = reader.inputs([reader.encode(_row(image, question, answer))])
+        reads = reader(self.model, self.processor)
+        inputs = reads.inputs([reads.encode(_row(image, question, answer))])
         pixels = inputs.media["image"]["pixel_values"]
         images = {k: v.to(self.model.dtype) if v.is_floating_point() else v for k, v in inputs.media["image"].items()}
         inputs = inputs._replace(media={"image": images}).to(self.model.device)

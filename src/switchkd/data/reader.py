@@ -7,12 +7,14 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Int
+from PIL import Image
 from torch import Tensor
 from transformers import ProcessorMixin
 
 from switchkd.batch import Inputs, Media
 from switchkd.data.answer_tokens import AnswerToken
 from switchkd.data.chat_format import ChatFormat, Tokens
+from switchkd.data.embedding_rows import check_ids, check_used_ids
 from switchkd.data.errors import DataError, SampleError, TemplateLimitError
 from switchkd.data.fingerprint import processor_fingerprint
 from switchkd.data.images import MAX_PIXELS, open_images
@@ -60,9 +62,10 @@ class Reader:
         template: which chat template: see `choose_format`.
         max_length: tokens of a sample, its visual tokens included: of a longer one, the last answers are cut, images never.
         max_pixels: an image with more is refused before it is decoded.
+        rows: of the model's embeddings, where the model is known; a row with an id beyond them cannot be used.
 
     Raises:
-        DataError: at once, for processors that it cannot serve.
+        DataError: at once, for processors that it cannot serve, and for ids in use that have no embedding.
     """
 
     def __init__(
@@ -72,17 +75,36 @@ class Reader:
         template: str = "own",
         max_length: int = LONGEST,
         max_pixels: int = MAX_PIXELS,
+        rows: int | None = None,
     ) -> None:
         self.processor = processor
         self.max_length = max_length
         self.max_pixels = max_pixels
         self.format = choose_format(processor, template)
         _padding_id(processor, self.format)
+        self.rows = rows
+
+    @cached_property
+    def ids(self) -> int:
+        """So many first ids of the tokenizer are known to the model.
+
+        Raises:
+            DataError: for ids in use that it has no embedding for.
+        """
+        tokenizer = self.format.tokenizer
+        highest: int = max(tokenizer.get_vocab().values())
+        if self.rows is None or highest < self.rows:
+            return highest + 1
+        placeholders, _ = self._processed([Image.new("RGB", (64, 64))])
+        check_used_ids(self.format, self.rows, placeholders[0])
+        return self.rows
 
     @cached_property
     def fingerprint(self) -> str:
         """Digest of all that an encoded sample depends on besides its row: processor, template, limits."""
         limits = {"max_length": self.max_length, "max_pixels": self.max_pixels}
+        if self.rows is not None and self.ids == self.rows < len(self.format.tokenizer):
+            limits["rows"] = self.rows
         return processor_fingerprint(self.processor, self.format.template, **limits)
 
     def encode(self, row: dict[str, Any]) -> Encoded:
@@ -146,30 +168,34 @@ class Reader:
             resized=partial(resized_pixels, getattr(self.processor, "image_processor", None)),
             source=row.get("source"),
         )
-        placeholders: list[str] = []
-        images: Media = {}
-        if pictures:
-            call: Any = self.processor
-            try:
-                processed = call(
-                    text=[self.format.image_token * len(pictures)],
-                    images=[pictures],
-                    text_kwargs={"return_tensors": None},
-                    images_kwargs={"return_tensors": "pt"},
-                    return_text_replacement_offsets=True,
-                )
-            except ValueError as error:  # too small, too long and narrow, …
-                raise SampleError(f"{type(self.processor).__name__} cannot process its images: {error}") from error
-            except RuntimeError as error:
-                if "allocate memory" in str(error):  # torch has no error of its own for that on a CPU
-                    raise MemoryError(str(error)) from error
-                raise
-            placeholders = [place["replacement"] for place in processed["text_replacement_offsets"][0]]
-            images = {name: made for name, made in processed.items() if isinstance(made, Tensor) and name not in _TEXT}
+        placeholders, images = self._processed(pictures) if pictures else ([], {})
         tokens = self.format.tokenize(row["messages"], placeholders, generation_prompt=generation_prompt)
+        if self.rows is not None:
+            check_ids(self.format, tokens.input_ids, self.rows)
         if tokens.unknown:
             self._name_unknown(tokens)
         return tokens, images
+
+    def _processed(self, pictures: list[Image.Image]) -> tuple[list[str], Media]:
+        """What the processor writes for each picture, and what it makes of them."""
+        call: Any = self.processor
+        try:
+            processed = call(
+                text=[self.format.image_token * len(pictures)],
+                images=[pictures],
+                text_kwargs={"return_tensors": None},
+                images_kwargs={"return_tensors": "pt"},
+                return_text_replacement_offsets=True,
+            )
+        except ValueError as error:  # too small, too long and narrow, …
+            raise SampleError(f"{type(self.processor).__name__} cannot process its images: {error}") from error
+        except RuntimeError as error:
+            if "allocate memory" in str(error):  # torch has no error of its own for that on a CPU
+                raise MemoryError(str(error)) from error
+            raise
+        placeholders = [place["replacement"] for place in processed["text_replacement_offsets"][0]]
+        images = {name: made for name, made in processed.items() if isinstance(made, Tensor) and name not in _TEXT}
+        return placeholders, images
 
     def _name_unknown(self, tokens: Tokens) -> None:
         """Say which word the tokenizer does not know: once, and in an error where all that is learned is the end of an answer."""

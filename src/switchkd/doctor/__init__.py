@@ -16,6 +16,7 @@ from switchkd.doctor import (
     check_shift,
     check_stage,
     check_switch,
+    check_templates,
     check_weights,
 )
 from switchkd.doctor.findings import Finding, Findings, Level, Sample
@@ -36,6 +37,7 @@ LOOKING: dict[str, Check] = {
     "weights": check_weights.weights,
     "KL directions": check_directions.directions,
     "row lengths": check_lengths.lengths,
+    "chat templates": check_templates.templates,
     "answers": check_answers.answers,
     "vocabulary": check_answers.vocabulary,
     "answer tokens": check_answers.answer_tokens,

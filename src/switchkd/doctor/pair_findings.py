@@ -1,5 +1,6 @@
 """What the doctor says about two checkpoints before any weight is loaded."""
 
+from switchkd.doctor.check_templates import template
 from switchkd.doctor.findings import Finding, Findings, Level
 from switchkd.pairing.pair_report import compare_checkpoints
 
@@ -20,4 +21,5 @@ def examine_pair(student: str, teacher: str) -> tuple[Findings, str]:
         verdict = "" if one.verdict == "fits" else f": {one.verdict}"
         detail = f", {one.detail}" if one.detail else ""
         findings.lines.append(Finding(level, one.what, values + verdict + detail))
+    findings.lines += [template(chat, name) for name, chat in zip(("student", "teacher"), report.formats, strict=False)]
     return findings, report.recipe_lines(student, teacher)

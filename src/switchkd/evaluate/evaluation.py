@@ -132,7 +132,7 @@ def _ask(
     try:
         given = answers(model, processor, conversations, max_new_tokens=max_new_tokens)
     except SampleError:
-        problems = reading_problems(processor, conversations)
+        problems = reading_problems(model, processor, conversations)
         bad = [Bad(q.id, q.sample, problem) for q, problem in zip(batch, problems, strict=True) if problem]
         batch = [question for question, problem in zip(batch, problems, strict=True) if not problem]
         conversations = [one for one, problem in zip(conversations, problems, strict=True) if not problem]

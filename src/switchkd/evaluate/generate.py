@@ -38,7 +38,14 @@ def load(path: str | Path) -> tuple[PreTrainedModel, ProcessorMixin]:
         raise ValueError(f"{path}: no such folder, and not a name on the Hugging Face hub (OWNER/NAME)")
     model: Any = load_pathway(path).model  # Any: the hints of `to` are wrong
     processor = load_processor(path)
+    _ = reader(model, processor).ids  # an id in use without an embedding ends it here
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
+
+
+def reader(model: PreTrainedModel, processor: ProcessorMixin) -> Reader:
+    """What reads questions for a model, and refuses those with ids that it has no embedding for."""
+    embeddings: Any = model.get_input_embeddings()
+    return Reader(processor, rows=len(embeddings.weight))
 
 
 def given_or_loaded(
@@ -52,6 +59,7 @@ def given_or_loaded(
     if isinstance(model, PreTrainedModel):
         if processor is None:
             raise ValueError("a model in memory needs its `processor`")
+        _ = reader(model, processor).ids
         return model, processor, model.config.name_or_path or type(model).__name__
     loaded, saved = load(model)
     return loaded, processor or saved, str(model)
@@ -92,7 +100,7 @@ def answers(
     """
     batch = {
         name: tensor.to(model.device, model.dtype if tensor.is_floating_point() else None)
-        for name, tensor in Reader(processor).prompts(samples).items()
+        for name, tensor in reader(model, processor).prompts(samples).items()
     }
     config = greedy(model, max_new_tokens)
     tokenizer: Any = processor.tokenizer
@@ -119,13 +127,15 @@ def answers(
     return [Answer(text.strip(), not done) for text, done in zip(texts, is_end.any(dim=1).tolist(), strict=True)]
 
 
-def reading_problems(processor: ProcessorMixin, samples: list[dict[str, Any]]) -> list[str | None]:
+def reading_problems(
+    model: PreTrainedModel, processor: ProcessorMixin, samples: list[dict[str, Any]]
+) -> list[str | None]:
     """Why each of the samples cannot be asked, in words; None for those that can."""
-    reader = Reader(processor)
+    reads = reader(model, processor)
     problems: list[str | None] = []
     for sample in samples:
         try:
-            reader.prompts([sample])
+            reads.prompts([sample])
             problems.append(None)
         except SampleError as error:
             problems.append(str(error))

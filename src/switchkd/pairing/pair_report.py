@@ -6,8 +6,9 @@ from typing import Any
 
 from transformers import PretrainedConfig, ProcessorMixin
 
+from switchkd.data.chat_format import ChatFormat
 from switchkd.data.errors import DataError
-from switchkd.data.template_choice import choose_format
+from switchkd.data.reader import Reader
 from switchkd.models.families import family_of
 from switchkd.models.opening import load_config, load_processor
 from switchkd.pairing.alignment import match_ids
@@ -32,6 +33,8 @@ class PairReport:
     differences: list[Difference]
     #: What is compared: so many first ids, or the ids that both tokenizers have.
     vocabulary: int | Ids
+    #: The chat formats of student and teacher.
+    formats: tuple[ChatFormat, ...] = ()
 
     @property
     def mismatches(self) -> list[Difference]:
@@ -73,18 +76,21 @@ def compare_models(
     """Compare config and processor of two models."""
     differences = compare(family_of(student[0]), family_of(teacher[0]))
     fixed = any(difference.what.startswith("visual tokens per") for difference in differences)
-    tokens, vocabulary = _tokenizers(student[1], teacher[1])
+    readers = [
+        Reader(processor, rows=family_of(config).geometry.vocabulary_rows) for config, processor in (student, teacher)
+    ]
+    formats = readers[0].format, readers[1].format
+    tokens, vocabulary = _tokenizers(*formats, [reader.ids for reader in readers])
     if tokens.verdict == "fits":
         differences = [_with_padding(difference, vocabulary) for difference in differences]
     differences += [*_images(student[1], teacher[1], fixed=fixed), tokens]
-    templates = [choose_format(processor).saved for _, processor in (student, teacher)]
-    same = templates[0] == templates[1]
+    same = formats[0].saved == formats[1].saved
     differences.append(
         Difference("chat template", "one", "one", "fits")
         if same
         else Difference("chat template", "its own", "its own", "own inputs", "answers are matched by their index")
     )
-    return PairReport(differences, vocabulary)
+    return PairReport(differences, vocabulary, formats)
 
 
 def _with_padding(difference: Difference, vocabulary: int | Ids) -> Difference:
@@ -128,14 +134,19 @@ def _images(student: Any, teacher: Any, *, fixed: bool) -> list[Difference]:
     return differences
 
 
-def _tokenizers(student: Any, teacher: Any) -> tuple[Difference, int | Ids]:
-    sizes = [f"{len(processor.tokenizer):,} tokens" for processor in (student, teacher)]
-    if student.tokenizer.get_vocab() == teacher.tokenizer.get_vocab():
-        return Difference("tokenizer", sizes[0], sizes[1], "fits"), len(student.tokenizer)
-    closing = choose_format(student).closing_id, choose_format(teacher).closing_id
+def _tokenizers(student: ChatFormat, teacher: ChatFormat, real: list[int]) -> tuple[Difference, int | Ids]:
+    """Which ids are compared. `real`: so many first ids of each have an embedding."""
+    tokenizers = student.tokenizer, teacher.tokenizer
+    sizes = [f"{len(tokenizer):,} tokens" for tokenizer in tokenizers]
+    if tokenizers[0].get_vocab() == tokenizers[1].get_vocab():
+        return Difference("tokenizer", sizes[0], sizes[1], "fits"), min(real)
     try:
-        ids = match_ids(student.tokenizer, teacher.tokenizer, closing)
+        ids = match_ids(*tokenizers, (student.closing_id, teacher.closing_id))
     except DataError as error:
-        return Difference("tokenizer", sizes[0], sizes[1], "refused", str(error)), len(student.tokenizer)
-    detail = f"{len(ids[0]):,} ids mean the same; answers are aligned by their text"
-    return Difference("tokenizer", sizes[0], sizes[1], "aligned", detail), ids
+        return Difference("tokenizer", sizes[0], sizes[1], "refused", str(error)), min(real)
+    pairs = [pair for pair in zip(*ids, strict=True) if pair[0] < real[0] and pair[1] < real[1]]
+    detail = f"{len(pairs):,} ids mean the same; answers are aligned by their text"
+    return Difference("tokenizer", sizes[0], sizes[1], "aligned", detail), (
+        [a for a, _ in pairs],
+        [b for _, b in pairs],
+    )

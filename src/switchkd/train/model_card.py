@@ -20,6 +20,7 @@ def model_card(
     teacher: str | None,
     methods: list[str],
     data: list[str],
+    template: str = "the checkpoint's own",
     mismatches: Sequence[str] = (),
     ran: Mapping[str, str] | None = None,
 ) -> str:
@@ -31,6 +32,7 @@ def model_card(
         teacher: the folder or hub name of the teacher, if there is one.
         methods: names of the methods, stage by stage.
         data: what it was trained on.
+        template: which chat template it was asked and taught in.
         mismatches: in what student and teacher differ.
         ran: what the last stage ran with (`what_ran`).
     """
@@ -62,6 +64,7 @@ A student trained with `switchkd`. It is a plain Hugging Face model: `AutoModelF
 | teacher | `{teacher or "none"}` |
 | method | {" → ".join(methods)} |
 | data | {", ".join(f"`{path}`" for path in data)} |
+| chat template | {_text(template)} |
 {differ}{measured}
 ## Recipe
 

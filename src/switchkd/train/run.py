@@ -168,6 +168,7 @@ def _card(context: StageContext, ran: dict[str, str]) -> str:
         teacher=recipe.teacher.path if context.run.teacher and recipe.teacher else None,
         methods=list(dict.fromkeys(stage.method.name for stage in stages)),
         data=list(dict.fromkeys(stage.data for stage in stages)),
+        template=context.run.reader.format.described,
         mismatches=[f"{difference}: {difference.verdict}" for difference in context.run.pair_report.mismatches]
         if context.run.pair_report
         else [],

@@ -66,8 +66,9 @@ class RunContext:
     @property
     def vocabulary(self) -> int | Ids:
         """Which ids are compared."""
-        tokenizer: Any = self.processor.tokenizer
-        return self.pair_report.vocabulary if self.pair_report else len(tokenizer)
+        if self.pair_report:
+            return self.pair_report.vocabulary
+        return self.reader.ids
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,8 @@ def open_run(recipe: Recipe) -> RunContext:
     if recipe.teacher is not None and _has_teacher(recipe):
         models.append(load_config(recipe.teacher.path))
     limits: dict[str, Any] = {"max_length": row_length(recipe.data, *models), "max_pixels": recipe.data.max_pixels}
-    reader = Reader(processor, template=recipe.data.template, **limits)
+    reader = Reader(processor, template=recipe.data.template, rows=student.head.rows, **limits)
+    _log.info("the student reads %s ids; chat template: %s", f"{reader.ids:,}", reader.format.described)
     use_format(processor, reader.format)  # the student is asked as it was trained
     _stop_at(student, reader.format.closing_id)
     report = (
@@ -150,7 +152,7 @@ def open_run(recipe: Recipe) -> RunContext:
     reading: SameInputs | OwnInputs
     if report.separate_inputs:
         teacher_processor = load_processor(recipe.teacher.path)
-        reading = OwnInputs(Reader(teacher_processor, **limits), report.vocabulary)
+        reading = OwnInputs(Reader(teacher_processor, rows=teacher.head.rows, **limits), report.vocabulary)
     else:
         assert isinstance(report.vocabulary, int)  # with other tokenizers, inputs are separate
         reading = SameInputs(report.vocabulary)
