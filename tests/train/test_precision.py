@@ -1,13 +1,16 @@
 """Weights that learn are float32, whatever their file's precision."""
 
+import json
+
 import pytest
 import torch
 from run_files import write_run
+from safetensors.torch import load_file
 from tiny_models import tiny_llava
 from transformers import AutoModelForImageTextToText
 
 from switchkd import distill
-from switchkd.models import Pathway
+from switchkd.models import Pathway, load_pathway
 from switchkd.recipe.schema import load_recipe
 from switchkd.train import lora
 from switchkd.train.memory import estimate
@@ -84,8 +87,30 @@ def test_half_precision_files_learn_as_float32(halved, dtype, bf16):
     checkpoint.load_student(context.pair.student, halved.parent / "run" / "1-train" / "checkpoint-6")
     learned = {name: p for name, p in context.pair.student.model.named_parameters() if p.requires_grad}
     assert {p.dtype for p in learned.values()} == {torch.float32}
+    assert_saved_as(halved.parent / "run", torch.bfloat16)
     moved = sum(int((p != start[name]).sum()) for name, p in learned.items())
     assert moved / sum(p.numel() for p in learned.values()) > 0.8
+
+
+def assert_saved_as(run, dtype):
+    """The finished student is the last checkpoint, rounded; its config says so, and its card."""
+    last, student = run / "1-train" / "checkpoint-6", run / "student"
+    learned, saved = (load_file(folder / "model.safetensors") for folder in (last, student))
+    assert learned.keys() == saved.keys()
+    assert {tensor.dtype for tensor in saved.values()} == {dtype}
+    assert all(torch.equal(learned[name].to(dtype), saved[name]) for name in saved)
+    named = str(dtype).removeprefix("torch.")
+    assert json.loads((student / "config.json").read_text())["dtype"] == named
+    assert f"| precision of the weights | {named} |" in (student / "README.md").read_text()
+    assert load_pathway(student).model.dtype == dtype  # its checksums hold
+
+
+def test_a_precision_that_the_recipe_names_is_the_students(halved):
+    distill(load_recipe(halved, ["--student.dtype", "float32"]))
+    run = halved.parent / "run"
+    assert_saved_as(run, torch.float32)
+    files = [run / "1-train" / "checkpoint-6" / "model.safetensors", run / "student" / "model.safetensors"]
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_the_estimate_counts_what_is_widened(halved):

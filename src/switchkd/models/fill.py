@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
 
 
 def fill(
@@ -54,5 +55,7 @@ def fill(
             )
     model.load_state_dict(tensors, assign=True, strict=False)
     model.tie_weights()
+    # as `from_pretrained` leaves it, so that files get the names that the hub has
+    vars(model)["_weight_conversions"] = get_model_conversion_mapping(model, add_legacy=False)
     model.eval()
     return model

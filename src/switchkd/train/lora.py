@@ -52,5 +52,7 @@ def plain(student: Pathway, state: dict[str, Tensor]) -> PreTrainedModel:
     if getattr(config, "quantization_config", None) is not None:
         del config.quantization_config
     model = fill(type(student.model), config, merged)
+    if (names := vars(student.model).get("_weight_conversions")) is not None:
+        vars(model)["_weight_conversions"] = names  # its files get the names that the student's own have
     model.generation_config = student.model.generation_config
     return model

@@ -21,6 +21,7 @@ def model_card(
     methods: list[str],
     data: list[str],
     template: str = "the checkpoint's own",
+    dtype: str = "float32",
     mismatches: Sequence[str] = (),
     ran: Mapping[str, str] | None = None,
 ) -> str:
@@ -33,6 +34,7 @@ def model_card(
         methods: names of the methods, stage by stage.
         data: what it was trained on.
         template: which chat template it was asked and taught in.
+        dtype: of the finished student's weights.
         mismatches: in what student and teacher differ.
         ran: what the last stage ran with (`what_ran`).
     """
@@ -65,6 +67,7 @@ A student trained with `switchkd`. It is a plain Hugging Face model: `AutoModelF
 | method | {" → ".join(methods)} |
 | data | {", ".join(f"`{path}`" for path in data)} |
 | chat template | {_text(template)} |
+| precision of the weights | {dtype} |
 {differ}{measured}
 ## Recipe
 

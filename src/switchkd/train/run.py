@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 from transformers import (
+    AutoModelForImageTextToText,
     PrinterCallback,
     ProgressCallback,
     TrainerCallback,
@@ -29,6 +30,7 @@ from switchkd.train.agree import on_main
 from switchkd.train.launch import check_accelerator
 from switchkd.train.model_card import model_card
 from switchkd.train.origin import ORIGIN, check_origin, origin_of
+from switchkd.train.precision import HALF
 from switchkd.train.progress import Progress
 from switchkd.train.stage import StageContext, total_steps
 from switchkd.train.stop import StopAtStepEnd
@@ -129,8 +131,12 @@ def arguments(context: StageContext) -> TrainingArguments:
 
 
 def save_result(context: StageContext, output: Path) -> Path:
-    """Write the finished student to `<output>/student`, complete or not at all."""
+    """Write the finished student to `<output>/student`, complete or not at all.
+
+    Its checkpoints are as wide as what learned; the student is in the precision of the checkpoint that it began as, or in the recipe's.
+    """
     target = output / STUDENT
+    dtype = context.run.student_dtype
 
     def save() -> None:
         newest = checkpoint.latest(context.directory)
@@ -139,6 +145,11 @@ def save_result(context: StageContext, output: Path) -> Path:
             for file in newest.iterdir():
                 if file.name not in _TRAINING_STATE and not file.name.startswith("rng_state"):
                     shutil.copy2(file, folder / file.name)
+            if dtype in HALF:
+                for file in folder.glob("*.safetensors*"):
+                    file.unlink()
+                narrow: Any = AutoModelForImageTextToText.from_pretrained(newest, dtype=dtype, use_safetensors=True)
+                narrow.save_pretrained(folder)
             write_manifest(folder, without=("README.md",))  # the results are added to it
 
     on_main(save)
@@ -169,6 +180,7 @@ def _card(context: StageContext, ran: dict[str, str]) -> str:
         methods=list(dict.fromkeys(stage.method.name for stage in stages)),
         data=list(dict.fromkeys(stage.data for stage in stages)),
         template=context.run.reader.format.described,
+        dtype=str(context.run.student_dtype).removeprefix("torch."),
         mismatches=[f"{difference}: {difference.verdict}" for difference in context.run.pair_report.mismatches]
         if context.run.pair_report
         else [],

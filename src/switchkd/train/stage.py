@@ -52,6 +52,8 @@ class RunContext:
     processor: ProcessorMixin
     #: Reads what the student reads.
     reader: Reader
+    #: Of the student's weights as they were opened, and as the finished student's are saved.
+    student_dtype: torch.dtype
     #: How the teacher reads it, and how the two differ; None where no method has a teacher.
     teacher_reading: SameInputs | OwnInputs | None = None
     pair_report: PairReport | None = None
@@ -118,6 +120,7 @@ def open_run(recipe: Recipe) -> RunContext:
         compute_dtype=mixed,
         device=device,
     )
+    dtype = student.model.dtype
     if recipe.train.liger_kernel:
         use_liger(student)
     if recipe.student.lora:
@@ -137,7 +140,7 @@ def open_run(recipe: Recipe) -> RunContext:
         report_on_pair(recipe, processor) if _has_teacher(recipe) else None
     )  # before the teacher's weights are loaded
     if report is None or recipe.teacher is None:
-        return RunContext(recipe, student, None, processor, reader)
+        return RunContext(recipe, student, None, processor, reader, dtype)
     teacher = load_pathway(
         recipe.teacher.path,
         dtype=recipe.teacher.dtype,
@@ -159,7 +162,7 @@ def open_run(recipe: Recipe) -> RunContext:
     bridge = None
     if recipe.pair.bridge == "always" or report.needs_bridge:
         bridge = Bridge(student.family.geometry.feature_width, teacher.family.geometry.feature_width).to(device)
-    return RunContext(recipe, student, teacher, processor, reader, reading, report, bridge)
+    return RunContext(recipe, student, teacher, processor, reader, dtype, reading, report, bridge)
 
 
 def _stop_at(student: Pathway, token: int) -> None:
