@@ -67,6 +67,9 @@ class Aligned(NamedTuple):
     targets: Int[Tensor, " compared"]
 
 
+_NO_FIRST_WORDS: dict[str, Aligned] = {}
+
+
 class Batch(NamedTuple):
     """Some samples, as the student and as each of its teachers reads them."""
 
@@ -77,6 +80,9 @@ class Batch(NamedTuple):
     readers: dict[str, Inputs]
     #: By the teacher's name.
     shared: dict[str, Aligned]
+    #: By the teacher's name: further answers, of which one model's token has a space before the word that the other's has not, as first
+    #: words do. Their targets are columns of other ids. A name without any is absent.
+    first_words: dict[str, Aligned] = _NO_FIRST_WORDS
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Batch":
         """The same on `device`."""
@@ -93,7 +99,7 @@ class Batch(NamedTuple):
             name: student if reader is self.student else _unanswered(reader) for name, reader in self.readers.items()
         }
         shared = {name: Aligned(None, None, aligned.targets[:0]) for name, aligned in self.shared.items()}
-        return self._replace(student=student, readers=readers, shared=shared)
+        return Batch(self.keys, student, readers, shared)
 
     def _with(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         student = _mapped(self.student, change)
@@ -101,7 +107,7 @@ class Batch(NamedTuple):
             name: student if reader is self.student else _mapped(reader, change)
             for name, reader in self.readers.items()
         }
-        return Batch(self.keys, student, readers, _mapped(self.shared, change))
+        return Batch(self.keys, student, readers, _mapped(self.shared, change), _mapped(self.first_words, change))
 
 
 def sample_id(key: str) -> str:

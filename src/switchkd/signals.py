@@ -85,6 +85,8 @@ class Compared:
     answers: Int[Tensor, " compared"] | None = None
     #: The student's ids for the columns; None where they are the first ones.
     ids: Int[Tensor, " vocab"] | None = None
+    #: Further answers, over other ids: one model's token has a space before the word that the other's has not; None without any.
+    first_words: "Compared | None" = None
 
 
 class Place:
@@ -148,8 +150,51 @@ class Signals:
     #: By the teacher's name; empty where the method looks at nothing inside.
     activations: Mapping[str, Activations]
 
+    def parts(self) -> tuple["Signals", ...]:
+        """The same answers in one or two groups, in each of which one set of ids is compared; a loss is summed over them.
+
+        The second group are the first words (`Compared.first_words`); what is inside the models stays with the whole.
+
+        Raises:
+            ValueError: for first words of one of several teachers.
+        """
+        if all(one.first_words is None for one in self.compared.values()):
+            return (self,)
+        if len(self.compared) > 1:
+            raise ValueError(
+                f"first words are compared over ids of their own, and that for one teacher, not for {', '.join(self.compared)} together: "
+                "give each of them the student's chat template"
+            )
+        ((name, one),) = self.compared.items()
+        first = one.first_words
+        assert first is not None
+        assert first.answers is not None
+        is_first = torch.zeros_like(self.targets, dtype=torch.bool).index_fill(0, first.answers, True)
+        others = is_first.to(torch.uint8).argsort(stable=True)[
+            : len(is_first) - len(first.answers)
+        ]  # no look at values
+        # those of `one` are all among the others: what they are there is how many others stand before them
+        answers = None if one.answers is None else (~is_first).cumsum(0)[one.answers] - 1
+        return (
+            self._at(others, {name: replace(one, answers=answers, first_words=None)}),
+            self._at(first.answers, {name: replace(first, answers=None)}),
+        )
+
+    def _at(self, answers: Int[Tensor, " n"], compared: "Mapping[str, Compared]") -> "Signals":
+        student = replace(self.student, hidden=self.student.hidden.index_select(0, answers))
+        return Signals(student, self.targets[answers], self.sample[answers], self.keys, compared, activations={})
+
     def logits(self) -> "AnswerLogits":
-        """All logits at once: for loops of one's own, and for debugging."""
+        """All logits at once: for loops of one's own, and for debugging.
+
+        Raises:
+            ValueError: where not all answers are compared over one set of ids.
+        """
+        if any(one.first_words is not None for one in self.compared.values()):
+            raise ValueError(
+                "first words are compared over other ids than the rest (`Compared.first_words`): take the logits of each of the `parts()`, "
+                "and sum the loss over them"
+            )
         whole = self.student.rows(slice(None))
         return AnswerLogits(
             whole,

@@ -28,7 +28,7 @@ def collator():
     return Collator(Reader(tiny_processor(), max_length=120))
 
 
-ADDED = ["key", "length", "answers", "compared", "tokens", "image_count"]
+ADDED = ["key", "length", "answers", "compared", "tokens", "answers_by_words", "compared_by_words", "image_count"]
 
 
 def written(folder, count, name="data.json"):

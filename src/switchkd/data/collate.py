@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
@@ -26,6 +26,8 @@ class Reading:
     compared: list[tuple[int, int]]
     #: What they are among the ids that are compared; -1 for one that is not among them.
     columns: list[int]
+    #: Which of the student's have a space before the word that the teacher's have not, or lack one that they have: their ids are others.
+    first_words: frozenset[int] = frozenset()
 
 
 @runtime_checkable
@@ -82,13 +84,15 @@ class Collator:
     def join(self, samples: list[EncodedSample]) -> Batch:
         """One batch of encoded samples, padded on the right."""
         student = self.student.inputs([sample.student for sample in samples])
-        readers, shared = {}, {}
+        readers, shared, first_words = {}, {}, {}
         for name, teacher in self.teachers.items():
             readings = [sample.teachers[name] for sample in samples]
             own = [reading.teacher for reading in readings if reading.teacher is not None]
             readers[name] = student if teacher.reader is None else teacher.reader.inputs(own)
-            shared[name] = _aligned(readings)
-        return Batch(tuple(sample.key for sample in samples), student, readers, shared)
+            shared[name] = _aligned(readings, first_words=False)
+            if any(reading.first_words for reading in readings):
+                first_words[name] = _aligned(readings, first_words=True)
+        return Batch(tuple(sample.key for sample in samples), student, readers, shared, first_words)
 
     def encode(self, row: dict[str, Any]) -> EncodedSample:
         """Encode one row for every model. Raises as `__call__`."""
@@ -104,23 +108,48 @@ class Collator:
         """The sizes of one row. Raises as `__call__`."""
         sample = self.encode(row)
         encoded = [sample.student, *(r.teacher for r in sample.teachers.values() if r.teacher is not None)]
-        answers = len(sample.student.answers)
-        compared = min((len(reading.compared) for reading in sample.teachers.values()), default=answers)
+        every = range(len(sample.student.answers))
+        compared: Collection[int] = min(
+            ([first for first, _ in reading.compared] for reading in sample.teachers.values()), key=len, default=every
+        )
         length = max(len(side.tokens) for side in encoded)
         lost = max(side.whole_length - len(side.tokens) for side in encoded)
-        return Measured(length=length, answers=answers, compared=compared, tokens=length + lost)
+        by_words = _by_words(row, sample.student)
+        return Measured(
+            length=length,
+            answers=len(every),
+            compared=len(compared),
+            tokens=length + lost,
+            answers_by_words=[by_words.count(kind) for kind in range(3)],
+            compared_by_words=[[by_words[number] for number in compared].count(kind) for kind in range(3)],
+        )
 
 
-def _aligned(readings: list[Reading]) -> Aligned:
-    """Which answers of the whole batch are compared."""
-    student, teacher, answers, reader_answers = [], [], 0, 0
+def _by_words(row: dict[str, Any], student: Encoded) -> list[int]:
+    """For each answer token, whether its answer has one word (0), 2 to 4 (1) or more (2)."""
+    said = [message["content"] for message in row["messages"] if message["role"] == "assistant"]
+    words = [sum(len((part["text"] or "").split()) for part in content) for content in said]
+    answer, kinds = len(said) - 1, []
+    for place in reversed(student.answers):  # a token of spaces alone belongs to the word behind it
+        cover = student.covers[place]
+        answer = answer if cover is None else cover.answer
+        kinds.append(0 if words[answer] < 2 else 1 if words[answer] < 5 else 2)
+    return kinds[::-1]
+
+
+def _aligned(readings: list[Reading], *, first_words: bool) -> Aligned:
+    """Which answers of the whole batch are compared: first words, or all others."""
+    student, teacher, columns, answers, reader_answers = [], [], [], 0, 0
     for reading in readings:
-        student += [answers + first for first, _ in reading.compared]
-        teacher += [reader_answers + second for _, second in reading.compared]
+        for (first, second), column in zip(reading.compared, reading.columns, strict=True):
+            if (first in reading.first_words) == first_words:
+                student.append(answers + first)
+                teacher.append(reader_answers + second)
+                columns.append(column)
         answers += len(reading.student.answers)
         reader_answers += len((reading.teacher or reading.student).answers)
-    columns = torch.tensor([column for reading in readings for column in reading.columns], dtype=torch.long)
-    return Aligned(_places(student, answers), _places(teacher, reader_answers), columns)
+    targets = torch.tensor(columns, dtype=torch.long)
+    return Aligned(_places(student, answers), _places(teacher, reader_answers), targets)
 
 
 def _places(places: list[int], answers: int) -> torch.Tensor | None:

@@ -27,7 +27,7 @@ __all__ = ["BadRow", "Encoder", "Measured", "RowIndex", "TruncatedRow", "build_i
 _log = logging.getLogger(__name__)
 
 #: The columns that usable rows get.
-_ADDED = ["key", "length", "answers", "compared", "tokens", "image_count"]
+_ADDED = ["key", "length", "answers", "compared", "tokens", "answers_by_words", "compared_by_words", "image_count"]
 
 
 class BadRow(NamedTuple):
@@ -49,9 +49,8 @@ class TruncatedRow(NamedTuple):
 class RowIndex:
     """The usable rows, and what became of the others.
 
-    `rows` has the canonical columns without `problem`, and `key`, `length`, `answers`, `compared`, `tokens` (as in `Measured`) and
-    `image_count`.
-    Rows that come from files are mapped into memory.
+    `rows` has the canonical columns without `problem`, and `key`, `image_count` and what is in `Measured`. Rows that come from files are
+    mapped into memory.
     """
 
     rows: Dataset

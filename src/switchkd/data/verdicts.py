@@ -7,7 +7,7 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
 from itertools import chain
@@ -28,7 +28,7 @@ from switchkd.data.cache_folder import cache_folder
 from switchkd.data.errors import DataError, SampleError
 
 #: To be raised when a verdict means something else: what is in the cache counts no longer.
-_VERSION = 2
+_VERSION = 3
 #: So many verdicts are written at a time, and so many rows are worth a process.
 _SHARD_ROWS = 2_000
 #: So many rows go to a process at a time.
@@ -48,6 +48,9 @@ class Measured(NamedTuple):
     compared: int
     #: The length before truncation.
     tokens: int
+    #: Answer tokens of answers of one word, of 2 to 4 and of 5 or more, and how many of these are compared.
+    answers_by_words: Sequence[int] = (0, 0, 0)
+    compared_by_words: Sequence[int] = (0, 0, 0)
 
 
 @runtime_checkable
@@ -70,6 +73,8 @@ class Verdict(NamedTuple):
     answers: int
     compared: int
     tokens: int
+    answers_by_words: Sequence[int]
+    compared_by_words: Sequence[int]
     image_count: int
     reason: str | None
 
@@ -81,6 +86,8 @@ _SCHEMA = pa.schema(
         ("answers", pa.int32()),
         ("compared", pa.int32()),
         ("tokens", pa.int32()),
+        ("answers_by_words", pa.list_(pa.int32())),
+        ("compared_by_words", pa.list_(pa.int32())),
         ("image_count", pa.int32()),
         ("reason", pa.string()),
     ]
@@ -144,12 +151,10 @@ def _measure_changed(rows: Dataset, encoder: Encoder, finished: Path) -> None:
     if not changed:
         return
     measured = _table(list(progress(_measure(rows, encoder, changed), "checking changed samples", len(changed))))
-    is_changed = pc.is_in(pa.array(range(len(table))), pa.array(changed))
-    columns = [
-        pc.replace_with_mask(table[name].combine_chunks(), is_changed, measured[name].combine_chunks())
-        for name in _SCHEMA.names
-    ]
-    _write_arrow(pa.table(columns, schema=_SCHEMA), finished)
+    places = list(range(len(table)))
+    for place, number in enumerate(changed, start=len(table)):
+        places[number] = place
+    _write_arrow(pa.concat_tables([table.cast(_SCHEMA), measured]).take(pa.array(places)).combine_chunks(), finished)
 
 
 def _measure(rows: Dataset, encoder: Encoder, numbers: list[int]) -> Iterator[Verdict]:
@@ -200,9 +205,9 @@ class _Measurements(TorchDataset[Verdict]):
         try:
             return Verdict(key, *self.encoder.measure(row), images, None)
         except SampleError as error:
-            return Verdict(key, 0, 0, 0, 0, images, str(error))
+            return Verdict(key, *Measured(0, 0, 0, 0), images, str(error))
         except MemoryError:
-            return Verdict(key, 0, 0, 0, 0, images, f"sample {row['id']!a}: {_NO_MEMORY}")
+            return Verdict(key, *Measured(0, 0, 0, 0), images, f"sample {row['id']!a}: {_NO_MEMORY}")
 
 
 def row_key(row: dict[str, Any], fingerprint: str) -> str:

@@ -13,6 +13,7 @@ from switchkd.doctor.findings import Finding, Kind, Level, Sample
 from switchkd.doctor.samples import Examined
 from switchkd.models import Pathway
 from switchkd.pairing.reading import OwnInputs
+from switchkd.train.stage import shares_by_words
 
 #: Samples that are shown as text.
 _SHOWN = 3
@@ -241,5 +242,8 @@ def _aligned(examined: Examined, reading: OwnInputs) -> Finding:
                 )
                 return Finding("failed", "answer tokens", detail)
         compared, answers = compared + len(sample.teachers[TEACHER].compared), answers + len(sample.student.answers)
-    share = f"{compared} of {answers} answer tokens of the student are compared with the same text of the teacher"
+    share = (
+        f"{compared} of {answers} answer tokens of the student are compared with the same text of the teacher; of all "
+        f"{len(examined.context.rows):,} rows: {shares_by_words(examined.context.rows)}"
+    )
     return Finding("ok" if compared else "failed", "answer tokens", share)

@@ -23,13 +23,14 @@ def alive(examined: Examined) -> Iterator[Finding]:
     pair.eval()
     with torch.enable_grad():
         with examined.autocast():
-            compared = pair(examined.batch([examined.shortest])).logits().compared[TEACHER]
-        switch = compared.of("switch")
+            parts = pair(examined.batch([examined.shortest])).parts()
+        compared = [part.logits().compared[TEACHER] for part in parts]
+        switch = torch.cat([one.of("switch").flatten() for one in compared])
         grads = torch.autograd.grad(switch.square().mean(), vision, allow_unused=True)
     pair.train(training)
     norm = torch.stack([grad.float().norm() for grad in grads if grad is not None] or [torch.zeros(())]).norm().item()
     with torch.no_grad():
-        gap = (switch - compared.teacher).abs().max().item()
+        gap = (switch - torch.cat([one.teacher.flatten() for one in compared])).abs().max().item()
     detail = f"|z_SW − z_T| up to {gap:.3g}; its gradient in the student's vision encoder has norm {norm:.3g}"
     if not 0 < norm < float("inf"):
         yield Finding("failed", "switch", f"{detail}: nothing reaches V_S, the teacher's projector passes nothing on")

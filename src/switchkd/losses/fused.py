@@ -2,18 +2,18 @@
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from switchkd.losses.checks import check_answers, check_at_least_two
 from switchkd.losses.chunks import AutogradTerms, ChunkLoss, ChunkSums, checked_terms
-from switchkd.losses.projection import Projection, Sparse, autocast_to_bf16, check_head
+from switchkd.losses.projection import Projection, Sparse, autocast_to_bf16
+from switchkd.losses.signal_checks import check_signals
 from switchkd.signals import AnswerLogits, Compared, ComparedLogits, FromHidden, Head, Signals
 
 #: Memory for the logits of one chunk where no chunk size is given: enough for efficient matrix products.
@@ -60,18 +60,17 @@ def fused_loss(loss: ChunkLoss, signals: Signals, *, chunk: int | None = None) -
             head that requires grad.
         TypeError: a sharded head (DTensor).
     """
-    _check(signals, chunk)
+    parts = signals.parts()
+    for part in parts:
+        check_signals(part, chunk)
     student, tokens = signals.student, max(len(signals.targets), 1)
     dtype = torch.promote_types(student.hidden.dtype, torch.float32)
     if chunk is None:
-        chunk = chunk_that_fits(tokens, bytes_per_token(signals), student.hidden.device)
-    switches = {name: one.switch.hidden for name, one in signals.compared.items() if one.switch is not None}
-    learned = (student.hidden, student.head.weight, student.head.bias, *switches.values())
+        chunk = chunk_that_fits(tokens, max(map(bytes_per_token, parts)), student.hidden.device)
+    learned = (student.head.weight, student.head.bias, *(hidden for part in parts for hidden in _hidden(part)))
     loop = _ChunkLoop(
         loss=loss,
-        targets=signals.targets.long(),
-        student_softcap=student.head.softcap,
-        compared=signals.compared,
+        parts=parts,
         chunk=min(chunk, tokens),
         wanted=tuple(torch.is_grad_enabled() and x is not None and x.requires_grad for x in learned),
         autocast=autocast_to_bf16(student.hidden.device),
@@ -86,14 +85,17 @@ def fused_loss(loss: ChunkLoss, signals: Signals, *, chunk: int | None = None) -
 
 def plain_loss(loss: AutogradTerms, signals: Signals) -> SummedLoss:
     """The same sums from the logits of all tokens at once, and autograd: what the fused loss is held against, for debugging."""
-    logits = signals.logits()
-    terms = {name: values.sum() for name, values in checked_terms(loss.terms(logits), logits).items()}
-    with torch.no_grad():
-        statistics = checked_terms(loss.statistics(logits), logits) if loss.statistics else {}
+    sums = ChunkSums({}, {})
+    for part in signals.parts():
+        logits = part.logits()
+        terms = {name: values.sum() for name, values in checked_terms(loss.terms(logits), logits).items()}
+        with torch.no_grad():
+            statistics = checked_terms(loss.statistics(logits), logits) if loss.statistics else {}
+        sums.add(ChunkSums(terms, {name: values.sum() for name, values in statistics.items()}))
     return SummedLoss(
-        torch.stack(list(terms.values())).sum(),
-        {name: value.detach() for name, value in terms.items()},
-        {name: values.sum() for name, values in statistics.items()},
+        torch.stack(list(sums.terms.values())).sum(),
+        {name: value.detach() for name, value in sums.terms.items()},
+        sums.statistics,
         len(signals.targets),
         _compared_tokens(signals),
         len(signals.targets),
@@ -116,7 +118,13 @@ def with_samples(sums: SummedLoss, terms: Mapping[str, Float[Tensor, " samples"]
 
 
 def _compared_tokens(signals: Signals) -> int:
-    return sum(len(one.targets) for one in signals.compared.values())
+    return sum(len(one.targets) for part in signals.parts() for one in part.compared.values())
+
+
+def _hidden(part: Signals) -> list[Tensor]:
+    """The hidden states whose logits can learn: the student's, and the switch's of each teacher that has them."""
+    switches = [one.switch.hidden for one in part.compared.values() if one.switch is not None]
+    return [part.student.hidden, *switches]
 
 
 class _WithGradients(torch.autograd.Function):
@@ -150,13 +158,12 @@ class _WithGradients(torch.autograd.Function):
 class _ChunkLoop:
     """One pass over all answers, chunk by chunk, for the tensors that learn: they are given when it is called.
 
-    These are the student's hidden states, its head's weight and bias, and the switch's hidden states of each teacher that has them.
+    These are the weight and the bias of the student's head and, for each part of the answers, what `_hidden` names.
     """
 
     loss: ChunkLoss
-    targets: Int[Tensor, " n"]
-    student_softcap: float | None
-    compared: Mapping[str, Compared]
+    #: In each of which the same ids are compared.
+    parts: tuple[Signals, ...]
     chunk: int
     #: Which of the tensors that learn want a gradient.
     wanted: tuple[bool, ...]
@@ -164,67 +171,103 @@ class _ChunkLoop:
 
     def __call__(self, learned: tuple[Tensor | None, ...]) -> tuple[ChunkSums, list[Tensor | None]]:
         """The sums over all tokens, and the gradients wanted, in float32 or wider."""
-        with torch.no_grad(), torch.autocast(self.targets.device.type, enabled=False):
+        device = self.parts[0].targets.device
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
             return self._run(learned)
 
     def _run(self, learned: tuple[Tensor | None, ...]) -> tuple[ChunkSums, list[Tensor | None]]:
-        hidden, weight, bias, *switch_hidden = learned
-        assert hidden is not None
+        weight, bias, *hidden = learned
         assert weight is not None
-        student = _ChunkLogits(
-            [hidden], Head(weight, bias, self.student_softcap), len(weight), self, learns=any(self.wanted[:3])
-        )
-        names = [name for name, one in self.compared.items() if one.switch is not None]
-        places = {name: 3 + place for place, name in enumerate(names)}
-        switches = dict(zip(names, switch_hidden, strict=True))
-        frozen = {name: self._frozen(name, one, switches.get(name), places) for name, one in self.compared.items()}
+        assert hidden[0] is not None
+        head = Head(weight, bias, self.parts[0].student.head.softcap)
+        dtype = torch.promote_types(torch.promote_types(hidden[0].dtype, weight.dtype), torch.float32)
         gradients = [
-            torch.empty(x.shape, dtype=torch.promote_types(x.dtype, student.head.dtype), device=x.device)
+            torch.empty(x.shape, dtype=torch.promote_types(x.dtype, dtype), device=x.device)
             if x is not None and wanted
             else None
             for x, wanted in zip(learned, self.wanted, strict=True)
         ]
-        total = ChunkSums({}, {})
+        total, begin = ChunkSums({}, {}), 2
+        for number, part in enumerate(self.parts):
+            own = slice(begin, begin + len(_hidden(part)))
+            wanted = [any((*self.wanted[:2], self.wanted[begin])), *self.wanted[begin + 1 : own.stop]]
+            loop = _Part(self, part, head, learned[own], wanted, first=number == 0)
+            loop.run(total, gradients[:2], gradients[own])
+            begin = own.stop
+        return total, gradients
+
+
+class _Part:
+    """The loop over the chunks of one part of the answers.
+
+    Args:
+        loop: whose part it is.
+        part: these answers.
+        head: the student's.
+        hidden: what `_hidden` names, the student's first.
+        wanted: of which of these, or of the student's head, a gradient is wanted.
+        first: whether no other part has added to the gradient of the head.
+    """
+
+    def __init__(
+        self,
+        loop: _ChunkLoop,
+        part: Signals,
+        head: Head,
+        hidden: Sequence[Tensor | None],
+        wanted: list[bool],
+        *,
+        first: bool,
+    ) -> None:
+        self.loop, self.wanted, self.first = loop, wanted, first
+        self.targets, self.compared = part.targets.long(), part.compared
+        self.chunk = min(loop.chunk, max(len(self.targets), 1))
+        states, *switches = hidden
+        assert states is not None
+        self.student = self._logits([states], head, len(head.weight), learns=wanted[0])
+        with_switch = [name for name, one in self.compared.items() if one.switch is not None]
+        #: Teacher → the place of its switch among the hidden states.
+        self.places = {name: place for place, name in enumerate(with_switch, start=1)}
+        of_switch = dict(zip(with_switch, switches, strict=True))
+        self.frozen = {name: self._frozen(name, one, of_switch.get(name)) for name, one in self.compared.items()}
+
+    def run(self, total: ChunkSums, of_head: list[Tensor | None], of_hidden: list[Tensor | None]) -> None:
+        """Add the sums of these answers to `total`, and write their gradients."""
         slices = {name: self._slices(one) for name, one in self.compared.items()}
         for number, start in enumerate(range(0, max(len(self.targets), 1), self.chunk)):
             tokens = slice(start, start + self.chunk)
-            (whole,) = student.logits(tokens)
-            compared = {
-                name: self._compared(name, whole, slices[name][number], start, frozen[name]) for name in self.compared
-            }
-            sums, chunk_gradients = self.loss(
+            (whole,) = self.student.logits(tokens)
+            compared = {name: self._compared(name, whole, slices[name][number], start) for name in self.compared}
+            sums, gradients = self.loop.loss(
                 AnswerLogits(whole, self.targets[tokens], compared),
-                student=any(self.wanted[:3]),
-                switch=any(self.wanted[3:]),
+                student=self.wanted[0],
+                switch=any(self.wanted[1:]),
             )
             total.add(sums)
-            if chunk_gradients.student is not None:
-                _collect(student, chunk_gradients.student, tokens, gradients)
-            for name, gradient in chunk_gradients.switch.items():
-                into, source = gradients[places[name]], frozen[name]
-                if into is not None and source is not None:
-                    into[slices[name][number]] = source.hidden_gradient(gradient)
-        return total, gradients
+            if gradients.student is not None:
+                into = [of_hidden[0], *of_head]
+                _collect(self.student, gradients.student, tokens, into, first=self.first and start == 0)
+            for name, gradient in gradients.switch.items():
+                of_switch, source = of_hidden[self.places[name]], self.frozen[name]
+                if of_switch is not None and source is not None:
+                    of_switch[slices[name][number]] = source.hidden_gradient(gradient)
 
-    def _frozen(
-        self, name: str, compared: Compared, switch: Tensor | None, places: dict[str, int]
-    ) -> "_ChunkLogits | None":
+    def _logits(self, hidden: list[Tensor], head: Head, rows: int, *, learns: bool) -> "_ChunkLogits":
+        return _ChunkLogits(hidden, head, rows, self.chunk, autocast=self.loop.autocast, learns=learns)
+
+    def _frozen(self, name: str, compared: Compared, switch: Tensor | None) -> "_ChunkLogits | None":
         """A live teacher's logits and those of the switch, by one product; None for a teacher that is read from elsewhere."""
         teacher = compared.teacher
+        learns = name in self.places and self.wanted[self.places[name]]
         if not isinstance(teacher, FromHidden):
             if switch is None or compared.switch is None:
                 return None
-            return _ChunkLogits(
-                [switch], compared.switch.head, compared.vocabulary, self, learns=self.wanted[places[name]]
-            )
+            return self._logits([switch], compared.switch.head, compared.vocabulary, learns=learns)
         hidden = [teacher.hidden] if switch is None else [teacher.hidden, switch]
-        learns = name in places and self.wanted[places[name]]
-        return _ChunkLogits(hidden, teacher.head, compared.vocabulary, self, learns=learns)
+        return self._logits(hidden, teacher.head, compared.vocabulary, learns=learns)
 
-    def _compared(
-        self, name: str, whole: Tensor, part: slice, start: int, frozen: "_ChunkLogits | None"
-    ) -> ComparedLogits:
-        one = self.compared[name]
+    def _compared(self, name: str, whole: Tensor, part: slice, start: int) -> ComparedLogits:
+        one, frozen = self.compared[name], self.frozen[name]
         logits = frozen.logits(part) if frozen else []
         if not isinstance(one.teacher, FromHidden):
             stored = one.teacher.rows(part)
@@ -252,14 +295,21 @@ class _ChunkLogits:
     """Hidden states that share one head, and the memory in which their logits stand, a chunk at a time."""
 
     def __init__(
-        self, hidden: list[Float[Tensor, "n hidden"]], head: Head, rows: int, loop: _ChunkLoop, *, learns: bool
+        self,
+        hidden: list[Float[Tensor, "n hidden"]],
+        head: Head,
+        rows: int,
+        chunk: int,
+        *,
+        autocast: bool,
+        learns: bool,
     ) -> None:
         dtype = functools.reduce(torch.promote_types, (h.dtype for h in hidden))
-        self.head = Projection(head, rows, dtype, autocast=loop.autocast)
+        self.head = Projection(head, rows, dtype, autocast=autocast)
         self.hidden = [self.head.operand(h) for h in hidden]
         self.learns = learns
         self.softcap_derivative: Float[Tensor, "chunk rows"] | None = None
-        self.memory = torch.empty(len(hidden) * loop.chunk, rows, dtype=self.head.dtype, device=head.weight.device)
+        self.memory = torch.empty(len(hidden) * chunk, rows, dtype=self.head.dtype, device=head.weight.device)
 
     def logits(self, tokens: slice) -> list[Float[Tensor, "chunk rows"]]:
         """Of these tokens, one tensor for each of the hidden states, by one matrix product; the next call overwrites them."""
@@ -284,12 +334,16 @@ class _ChunkLogits:
 
 
 def _collect(
-    student: _ChunkLogits, gradient: Float[Tensor, "chunk rows"], tokens: slice, into: list[Tensor | None]
+    student: _ChunkLogits,
+    gradient: Float[Tensor, "chunk rows"],
+    tokens: slice,
+    into: list[Tensor | None],
+    *,
+    first: bool,
 ) -> None:
-    """From the gradient of a chunk's logits to those of hidden states, head and bias."""
+    """From the gradient of a chunk's logits to those of hidden states, head and bias; `first`: nothing was added to the head's yet."""
     gradient = student.before_cap(gradient)
-    first = tokens.start == 0
-    hidden, weight, bias = into[:3]
+    hidden, weight, bias = into
     if hidden is not None:
         hidden[tokens] = student.head.hidden_gradient(gradient)
     if weight is not None:
@@ -314,39 +368,3 @@ def chunk_that_fits(tokens: int, logit_bytes: int, device: torch.device) -> int:
     budget = CHUNK_MIB["cuda" if device.type == "cuda" else "cpu"] * 2**20
     most = max(budget // (logit_bytes + _WORK_BYTES), 1)
     return math.ceil(tokens / math.ceil(tokens / most))
-
-
-def _check(signals: Signals, chunk: int | None) -> None:
-    """Refuse what does not fit; see `fused_loss`."""
-    hidden, head = signals.student.hidden, signals.student.head
-    check_head("the student's head", head, hidden)
-    check_answers(signals.targets, len(hidden), head.rows)
-    for name, one in signals.compared.items():
-        check_at_least_two("vocabulary", one.vocabulary)
-        tokens = len(hidden) if one.answers is None else len(one.answers)
-        shared = head.rows
-        for route, logits in ((name, one.teacher), ("switch", one.switch)):
-            if isinstance(logits, FromHidden):
-                check_head(f"the teacher's head, for the {route},", logits.head, logits.hidden)
-                shared = min(shared, logits.head.rows) if one.ids is None else logits.head.rows
-            if logits is not None and len(logits) != tokens:
-                raise ValueError(
-                    f"every pathway must have the tokens that are compared: {tokens} of the student's {len(hidden)}, but {route} has "
-                    f"{len(logits)}"
-                )
-        if isinstance(one.teacher, FromHidden) and any(
-            x is not None and x.requires_grad
-            for x in (one.teacher.hidden, one.teacher.head.weight, one.teacher.head.bias)
-        ):
-            raise ValueError(
-                "the teacher's hidden states or its head require grad, but the teacher is a constant: freeze it with "
-                "requires_grad_(False) and run it under torch.no_grad()"
-            )
-        if one.vocabulary > shared:
-            raise ValueError(f"vocabulary is {one.vocabulary}, but the heads share {shared} rows only")
-        if one.ids is not None and len(one.ids) != one.vocabulary:
-            raise ValueError(f"{len(one.ids)} of the student's ids are given for {one.vocabulary} of the teacher's")
-        if len(one.targets) != tokens:
-            raise ValueError(f"{len(one.targets)} targets are given for {tokens} answers that are compared with {name}")
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"chunk must be at least 1 token, got {chunk}")

@@ -7,13 +7,18 @@ tokens before it matters.
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from switchkd.data.answer_tokens import AnswerToken
+from switchkd.data.chat_format import ChatFormat
 from switchkd.data.errors import DataError
 
 #: The sign that SentencePiece writes for the space before a word.
 _WORD_START = "\u2581"
+#: One of two models.
+Side = Literal["student", "teacher"]
+#: Answers of one word; a tokenizer of few words should know one of them.
+_WORDS = ("Yes", "yes", "A", "a", "No", "no", "1")
 
 
 def align(student: Sequence[AnswerToken | None], teacher: Sequence[AnswerToken | None]) -> Iterator[tuple[int, int]]:
@@ -69,24 +74,67 @@ def token_bytes(tokenizer: Any) -> dict[int, bytes]:
     )
 
 
-def match_ids(student: Any, teacher: Any, closing: tuple[int, int]) -> tuple[list[int], list[int]]:
+def match_ids(
+    student: Any, teacher: Any, closing: tuple[int, int], *, spaced: Side | None = None
+) -> tuple[list[int], list[int]]:
     """The ids of two tokenizers that stand for the same text, pairwise, in the order of the student's.
 
     Special tokens match where they are written alike; the tokens that close an answer, `closing`, match whatever they are called.
 
+    Args:
+        student: its tokenizer.
+        teacher: the other's.
+        closing: the ids of the tokens that close an answer.
+        spaced: whose tokens have a space before the text that the other's have not: "Cat" of the one matches " Cat" of this one. None
+            where both have the space or neither.
+
     Raises:
         DataError: for a tokenizer whose marks are not known.
     """
-    if student.get_vocab() == teacher.get_vocab():
+    if spaced is None and student.get_vocab() == teacher.get_vocab():
         ids = list(range(len(student)))
         return ids, ids
-    pairs = dict(_common(_by_text(student), _by_text(teacher)))
+    texts = _by_text(student), _by_text(teacher)
+    if spaced is None:
+        pairs = dict(_common(*texts))
+    elif spaced == "teacher":
+        pairs = dict(_common({b" " + text: index for text, index in texts[0].items()}, texts[1]))
+    else:
+        pairs = dict(_common(texts[0], {b" " + text: index for text, index in texts[1].items()}))
     special = [{t.content: index for index, t in tokens.added_tokens_decoder.items()} for tokens in (student, teacher)]
     pairs |= dict(_common(*special))
     pairs = {first: second for first, second in pairs.items() if first != closing[0] and second != closing[1]}
     pairs[closing[0]] = closing[1]
     student_ids = sorted(pairs)
     return student_ids, [pairs[index] for index in student_ids]
+
+
+def spaced_side(student: ChatFormat, teacher: ChatFormat) -> Side | None:
+    """Whose first token of an answer has the space before its word, where the other's has none; None where both do the same.
+
+    A template writes that space (Vicuna's `ASSISTANT: Cat`), or a tokenizer puts it before every text.
+
+    Raises:
+        DataError: for a tokenizer whose marks are not known.
+    """
+    carries = [_carries_space(chat) for chat in (student, teacher)]
+    return None if carries[0] == carries[1] else "student" if carries[0] else "teacher"
+
+
+def _carries_space(chat: ChatFormat) -> bool:
+    question = {"role": "user", "content": [{"type": "text", "text": "What is it?"}]}
+    texts: dict[int, bytes] | None = None
+    for word in _WORDS:
+        tokens = chat.tokenize([question, {"role": "assistant", "content": [{"type": "text", "text": word}]}], [])
+        first = [
+            index
+            for index, cover in zip(tokens.input_ids, tokens.covers, strict=True)
+            if cover is not None and cover.start == 0
+        ]
+        texts = token_bytes(chat.tokenizer) if texts is None else texts
+        if first and texts.get(first[0], b"").startswith(b" "):
+            return True
+    return False
 
 
 def _by_text(tokenizer: Any) -> dict[bytes, int]:

@@ -29,6 +29,8 @@ class Pair(nn.Module):
         needs: what the method will ask for; what that requires is checked here, before anything runs.
         vocabulary: the number of real token ids, `len(processor.tokenizer)`; head rows beyond it are padding and never compared. Where
             the tokenizers differ, the ids that mean the same in both. Required where `needs` has the teacher.
+        first_words: the ids that are compared where one model's token has a space before the word that the other's has not; None where
+            batches have no such answers.
         bridge: from the student's visual features to the teacher's projector, where their shapes differ.
         learned: what else the method trains, besides the student: it lives and learns with the pair and is in no student.
 
@@ -43,6 +45,7 @@ class Pair(nn.Module):
         *,
         needs: frozenset[Route | Site],
         vocabulary: int | Ids | None = None,
+        first_words: Ids | None = None,
         bridge: Bridge | None = None,
         learned: nn.Module | None = None,
     ) -> None:
@@ -56,9 +59,9 @@ class Pair(nn.Module):
         self.sites = frozenset(need for need in needs if isinstance(need, Site))
         for pathway in (student, *([teacher] if teacher is not None else [])):
             pathway.show_attention(any(site.eager_attention for site in self.sites))
-        self.shared = Vocabulary(
-            vocabulary, student.head, teacher.head if teacher is not None and "teacher" in needs else None
-        )
+        head = teacher.head if teacher is not None and "teacher" in needs else None
+        self.shared = Vocabulary(vocabulary, student.head, head)
+        self.first_words = None if first_words is None or head is None else Vocabulary(first_words, student.head, head)
 
     @property
     def auxiliary_modules(self) -> dict[str, nn.Module | None]:
@@ -71,11 +74,16 @@ class Pair(nn.Module):
         return self.shared.size
 
     def dropped_mass(self, signals: Signals) -> Float[Tensor, " compared"] | None:
-        """The teacher's probability on ids that are not compared; None where all real ones are."""
-        teacher = signals.compared[TEACHER].teacher if TEACHER in signals.compared else None
-        if self.teacher is None or not isinstance(teacher, FromHidden):
+        """The teacher's probability on ids that are not compared, at first words last; None where all real ones are."""
+        one = signals.compared.get(TEACHER)
+        if self.teacher is None or one is None or not isinstance(one.teacher, FromHidden):
             return None
-        return self.shared.dropped_mass(teacher.hidden, self.teacher.head)
+        dropped = self.shared.dropped_mass(one.teacher.hidden, self.teacher.head)
+        if one.first_words is None or self.first_words is None or not isinstance(one.first_words.teacher, FromHidden):
+            return dropped
+        of_first = self.first_words.dropped_mass(one.first_words.teacher.hidden, self.teacher.head)
+        assert of_first is not None
+        return torch.cat([of_first.new_zeros(len(one.targets)) if dropped is None else dropped, of_first])
 
     def forward(self, batch: Batch) -> Signals:
         """The signals that `needs` names: the student's, the teacher's and the switch's distributions, and what is inside both models.
@@ -97,7 +105,16 @@ class Pair(nn.Module):
         switch = None
         if "switch" in self.needs:  # the teacher's answers about what the student sees
             switch = self.teacher.say(self.cross(seen, batch), reader)  # L_T(P_T(V_S(x)), t): the visual switch
-        signals = replace(signals, compared={TEACHER: self._compared(teacher, switch, batch.shared[TEACHER])})
+        compared = self._compared(teacher, switch, batch.shared[TEACHER], self.shared)
+        if TEACHER in batch.first_words:
+            if self.first_words is None:
+                raise ValueError(
+                    "the batch has first words whose space one model alone reads with them, and the pair was not told which ids these are: "
+                    "give it `first_words`, the ids that the teacher's reading was given"
+                )
+            first_words = self._compared(teacher, switch, batch.first_words[TEACHER], self.first_words)
+            compared = replace(compared, first_words=first_words)
+        signals = replace(signals, compared={TEACHER: compared})
         if not self.sites:
             return signals
         heads = self.shared.cut_student(self.student.head), self.shared.cut_teacher(self.teacher.head)
@@ -128,13 +145,13 @@ class Pair(nn.Module):
             )
         return reader
 
-    def _compared(self, teacher: Tensor, switch: Tensor | None, aligned: Aligned) -> Compared:
+    def _compared(self, teacher: Tensor, switch: Tensor | None, aligned: Aligned, vocabulary: Vocabulary) -> Compared:
         assert self.teacher is not None
-        head = self.shared.head(self.teacher.head)
+        head = vocabulary.head(self.teacher.head)
         both = [None if hidden is None else _chosen(hidden, aligned.reader) for hidden in (teacher, switch)]
-        signals = [None if hidden is None else FromHidden(hidden, head, self.vocabulary) for hidden in both]
+        signals = [None if hidden is None else FromHidden(hidden, head, vocabulary.size) for hidden in both]
         assert signals[0] is not None
-        return Compared(signals[0], self.vocabulary, aligned.targets, signals[1], aligned.student, self.shared.ids)
+        return Compared(signals[0], vocabulary.size, aligned.targets, signals[1], aligned.student, vocabulary.ids)
 
     # ---- the bridge
 

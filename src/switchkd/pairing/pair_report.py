@@ -11,7 +11,7 @@ from switchkd.data.errors import DataError
 from switchkd.data.reader import Reader
 from switchkd.models.families import family_of
 from switchkd.models.opening import load_config, load_processor
-from switchkd.pairing.alignment import match_ids
+from switchkd.pairing.alignment import match_ids, spaced_side
 from switchkd.pairing.compatibility import ROWS, Difference, compare
 from switchkd.pairing.vocabulary import Ids
 
@@ -35,6 +35,8 @@ class PairReport:
     vocabulary: int | Ids
     #: The chat formats of student and teacher.
     formats: tuple[ChatFormat, ...] = ()
+    #: What is compared where one model's token has a space before the word that the other's has not; None where both have it or neither.
+    first_words: Ids | None = None
 
     @property
     def mismatches(self) -> list[Difference]:
@@ -80,17 +82,44 @@ def compare_models(
         Reader(processor, rows=family_of(config).geometry.vocabulary_rows) for config, processor in (student, teacher)
     ]
     formats = readers[0].format, readers[1].format
-    tokens, vocabulary = _tokenizers(*formats, [reader.ids for reader in readers])
+    real = [reader.ids for reader in readers]
+    tokens, vocabulary = _tokenizers(*formats, real)
     if tokens.verdict == "fits":
         differences = [_with_padding(difference, vocabulary) for difference in differences]
-    differences += [*_images(student[1], teacher[1], fixed=fixed), tokens]
-    same = formats[0].saved == formats[1].saved
-    differences.append(
-        Difference("chat template", "one", "one", "fits")
-        if same
-        else Difference("chat template", "its own", "its own", "own inputs", "answers are matched by their index")
+    template = Difference("chat template", "one", "one", "fits")
+    if formats[0].saved != formats[1].saved:
+        template = Difference("chat template", "its own", "its own", "own inputs", "answers are matched by their index")
+    first_words = None
+    if template.separate_inputs and tokens.verdict != "refused":
+        first_words, detail = _first_words(*formats, real)
+        template = replace(template, detail=template.detail + detail)
+    elif tokens.verdict == "aligned":
+        first_words, detail = _first_words(*formats, real)
+        tokens = replace(tokens, detail=tokens.detail + detail)
+    differences += [*_images(student[1], teacher[1], fixed=fixed), tokens, template]
+    return PairReport(differences, vocabulary, formats, first_words)
+
+
+def _first_words(student: ChatFormat, teacher: ChatFormat, real: list[int]) -> tuple[Ids | None, str]:
+    """Which ids are compared at first words, if the space before an answer is in the first token of one model alone; and what to say."""
+    try:
+        side = spaced_side(student, teacher)
+        if side is None:
+            return None, ""
+        closing = student.closing_id, teacher.closing_id
+        ids = _known(match_ids(student.tokenizer, teacher.tokenizer, closing, spaced=side), real)
+    except DataError as error:
+        return None, f"; whether first words have a space before them is not known: {error}"
+    return (
+        ids,
+        f"; first words have a space before them for the {side} alone: {len(ids[0]):,} ids mean the same but for it",
     )
-    return PairReport(differences, vocabulary, formats)
+
+
+def _known(ids: Ids, real: list[int]) -> Ids:
+    """Of these pairs, those of which both ids have an embedding."""
+    pairs = [pair for pair in zip(*ids, strict=True) if pair[0] < real[0] and pair[1] < real[1]]
+    return [first for first, _ in pairs], [second for _, second in pairs]
 
 
 def _with_padding(difference: Difference, vocabulary: int | Ids) -> Difference:
@@ -141,12 +170,8 @@ def _tokenizers(student: ChatFormat, teacher: ChatFormat, real: list[int]) -> tu
     if tokenizers[0].get_vocab() == tokenizers[1].get_vocab():
         return Difference("tokenizer", sizes[0], sizes[1], "fits"), min(real)
     try:
-        ids = match_ids(*tokenizers, (student.closing_id, teacher.closing_id))
+        ids = _known(match_ids(*tokenizers, (student.closing_id, teacher.closing_id)), real)
     except DataError as error:
         return Difference("tokenizer", sizes[0], sizes[1], "refused", str(error)), min(real)
-    pairs = [pair for pair in zip(*ids, strict=True) if pair[0] < real[0] and pair[1] < real[1]]
-    detail = f"{len(pairs):,} ids mean the same; answers are aligned by their text"
-    return Difference("tokenizer", sizes[0], sizes[1], "aligned", detail), (
-        [a for a, _ in pairs],
-        [b for _, b in pairs],
-    )
+    detail = f"{len(ids[0]):,} ids mean the same; answers are aligned by their text"
+    return Difference("tokenizer", sizes[0], sizes[1], "aligned", detail), ids

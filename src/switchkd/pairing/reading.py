@@ -48,19 +48,23 @@ class OwnInputs:
         reader: the teacher's.
         vocabulary: the shared one: student ids and teacher ids pairwise (`alignment.match_ids`), or the number of ids of one tokenizer.
             Only tokens that are a pair of it are compared.
+        first_words: further pairs, for tokens of which one has the space before the word in it and the other has not, as the first words
+            of answers do (`match_ids` with `spaced`); None where there are none.
     """
 
-    def __init__(self, reader: Reader, vocabulary: int | Ids) -> None:
+    def __init__(self, reader: Reader, vocabulary: int | Ids, first_words: Ids | None = None) -> None:
         self.reader = reader
-        student_ids, teacher_ids = (range(vocabulary),) * 2 if isinstance(vocabulary, int) else vocabulary
-        self._teacher_ids = dict(zip(student_ids, teacher_ids, strict=True))
-        self._columns = {token: column for column, token in enumerate(student_ids)}
+        whole = (range(vocabulary),) * 2 if isinstance(vocabulary, int) else vocabulary
+        self._same, self._first_words = (dict(zip(*ids, strict=True)) for ids in (whole, first_words or ([], [])))
+        self._columns, self._first_columns = (
+            {token: column for column, token in enumerate(ids)} for ids in (self._same, self._first_words)
+        )
 
     @property
     def fingerprint(self) -> str:
         """See `Teacher`."""
-        ids = hashlib.blake2b(repr(list(self._teacher_ids.items())).encode(), digest_size=16).hexdigest()
-        return f"{self.reader.fingerprint}, {ids}"
+        pairs = list(self._same.items()), list(self._first_words.items())
+        return f"{self.reader.fingerprint}, {hashlib.blake2b(repr(pairs).encode(), digest_size=16).hexdigest()}"
 
     def read(self, row: dict[str, Any], student: Encoded) -> Reading:
         """Encode the row for the teacher, and align the answers of both."""
@@ -73,13 +77,18 @@ class OwnInputs:
                 "max_length, or give both a template that writes the answer as it is"
             )
         covers = [[side.covers[place] for place in side.answers] for side in (student, teacher)]
-        compared = sorted(
-            (first, second)
-            for first, second in align(*covers)
-            if self._teacher_ids.get(student.tokens[student.answers[first]]) == teacher.tokens[teacher.answers[second]]
-        )
-        columns = [self._columns[student.tokens[student.answers[first]]] for first, _ in compared]
-        return Reading(student, teacher, compared, columns)
+        compared, columns, first_words = [], [], set()
+        for first, second in sorted(align(*covers)):
+            token, teacher_token = student.tokens[student.answers[first]], teacher.tokens[teacher.answers[second]]
+            if self._same.get(token) == teacher_token:
+                columns.append(self._columns[token])
+            elif self._first_words.get(token) == teacher_token:
+                columns.append(self._first_columns[token])
+                first_words.add(first)
+            else:
+                continue
+            compared.append((first, second))
+        return Reading(student, teacher, compared, columns, frozenset(first_words))
 
 
 def _end_together(*sides: Encoded) -> list[Encoded]:

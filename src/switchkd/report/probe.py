@@ -159,19 +159,24 @@ def _compute(
     for begin in range(0, len(counted), _BATCH):
         batch = collator([asked.sample(name) for name in counted[begin : begin + _BATCH]]).to(device)
         with torch.no_grad():
-            logits = pair(batch).logits()
-        compared = logits.compared.get(TEACHER)
-        for who, values in knees.items():
-            shown_logits = logits.student if compared is None else compared.of(cast(Route, who))
-            values += knee(shown_logits, window=knobs.window, min_k=knobs.min_k).tolist()
-        if compared is None:
-            tokens += len(logits.targets)
-            continue
-        for who, of_batches in distances.items():
-            of_batches.append(_distances(compared.of(cast(Route, who)), compared.teacher))
-        tokens += len(compared.targets)
+            parts = [part.logits() for part in pair(batch).parts()]
+        for logits in parts:
+            compared = logits.compared.get(TEACHER)
+            for who, values in knees.items():
+                shown_logits = logits.student if compared is None else compared.of(cast(Route, who))
+                values += knee(shown_logits, window=knobs.window, min_k=knobs.min_k).tolist()
+            if compared is None:
+                tokens += len(logits.targets)
+                continue
+            for who, of_batches in distances.items():
+                of_batches.append(_distances(compared.of(cast(Route, who)), compared.teacher))
+            tokens += len(compared.targets)
     attention, unseen = _attention(pair, collator, asked, shown, needs)
-    agreement = {who: Agreement(*torch.cat(parts).mean(dim=0).tolist()) for who, parts in distances.items() if parts}
+    agreement = {
+        who: Agreement(*torch.cat(of_batches).mean(dim=0).tolist())
+        for who, of_batches in distances.items()
+        if of_batches
+    }
     return Probe(
         questions=len(counted),
         tokens=tokens,
@@ -204,7 +209,12 @@ def _open(recipe: Recipe, run: Path, needs: frozenset[Route]) -> tuple[Pair, Col
     try:
         context = open_run(finished)
         pair = Pair(
-            context.student, context.teacher, needs=needs, vocabulary=context.vocabulary, bridge=context.bridge
+            context.student,
+            context.teacher,
+            needs=needs,
+            vocabulary=context.vocabulary,
+            first_words=context.first_words,
+            bridge=context.bridge,
         ).eval()
         if pair.bridge is not None:
             last = f"{len(recipe.stages)}-{recipe.stages[-1].name}"

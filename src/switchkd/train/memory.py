@@ -94,6 +94,9 @@ def estimate(
     with FakeTensorMode(allow_non_fake_inputs=True), _Live() as live, torch.device(device):
         step = _step(recipe, stage, *(_imagine(pathway) for pathway in pathways))
         batch = _largest(recipe, stage, step.pair) if batch is None else batch
+        batch = batch._replace(
+            first_words={}
+        )  # the pair that is measured compares the first rows of both heads and no others
         memory = _measure(recipe, stage, step, batch.to(device), live)
     quantized = sum(_saved_by_quantization(*pair) for pair in zip(pathways, chosen, strict=True))
     return _less(memory, quantized)

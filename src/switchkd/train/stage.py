@@ -72,6 +72,11 @@ class RunContext:
             return self.pair_report.vocabulary
         return self.reader.ids
 
+    @property
+    def first_words(self) -> Ids | None:
+        """Which ids are compared where one model's token has a space before the word that the other's has not."""
+        return self.pair_report.first_words if self.pair_report else None
+
 
 @dataclass(frozen=True)
 class StageContext:
@@ -155,7 +160,8 @@ def open_run(recipe: Recipe) -> RunContext:
     reading: SameInputs | OwnInputs
     if report.separate_inputs:
         teacher_processor = load_processor(recipe.teacher.path)
-        reading = OwnInputs(Reader(teacher_processor, rows=teacher.head.rows, **limits), report.vocabulary)
+        teacher_reader = Reader(teacher_processor, rows=teacher.head.rows, **limits)
+        reading = OwnInputs(teacher_reader, report.vocabulary, report.first_words)
     else:
         assert isinstance(report.vocabulary, int)  # with other tokenizers, inputs are separate
         reading = SameInputs(report.vocabulary)
@@ -265,6 +271,7 @@ def open_stage(run: RunContext, stage: ResolvedStage, directory: Path, rows: Dat
         run.teacher,
         needs=stage.method.needs,
         vocabulary=run.vocabulary,
+        first_words=run.first_words,
         bridge=run.bridge,
         learned=_learned(run, stage.method),
     )
@@ -291,7 +298,23 @@ def check_aligned(rows: Dataset, least: float) -> None:
             f"only {share:.1%} of the student's answer tokens are the same text and id for the teacher, and `pair.min_aligned` asks for "
             f"{least:.1%}: choose a teacher with a nearer tokenizer or chat template, or lower it"
         )
-    _log.info("%.1f %% of the student's answer tokens are compared with the teacher's", 100 * share)
+    _log.info(
+        "%.1f %% of the student's answer tokens are compared with the teacher's (%s)",
+        100 * share,
+        shares_by_words(rows),
+    )
+
+
+def shares_by_words(rows: Dataset) -> str:
+    """Of the answer tokens of these rows of an index, the share that is compared, by the length of the answer."""
+    arrays = rows.with_format("numpy")
+    answers, compared = (arrays[f"{what}_by_words"][:].sum(axis=0) for what in ("answers", "compared"))
+    shares = [
+        f"{100 * part / whole:.1f} % of {whole:,} in answers of {words}"
+        for words, whole, part in zip(("1 word", "2 to 4 words", "5 or more words"), answers, compared, strict=True)
+        if whole
+    ]
+    return ", ".join(shares)
 
 
 def fit_bridge(context: StageContext, rows: int) -> None:

@@ -68,9 +68,10 @@ class DistillationStep(nn.Module):
         """Sample → the pathways whose logits at its answers are not finite: what explains a loss that is not."""
         signals = self.pair(batch)
         pathways: list[tuple[str, Logits | None, Tensor]] = [("student", signals.student, signals.sample)]
-        for name, one in signals.compared.items():
-            sample = signals.sample if one.answers is None else signals.sample[one.answers]
-            pathways += [(name, one.teacher, sample), ("switch", one.switch, sample)]
+        for part in signals.parts():
+            for name, one in part.compared.items():
+                sample = part.sample if one.answers is None else part.sample[one.answers]
+                pathways += [(name, one.teacher, sample), ("switch", one.switch, sample)]
         blamed: dict[str, list[str]] = {}
         for pathway, logits, sample in pathways:
             if logits is None:
