@@ -1,5 +1,7 @@
 """The memory of a step, from configs alone, held against what real steps keep and hold."""
 
+import copy
+import re
 from dataclasses import replace
 
 import pytest
@@ -7,12 +9,15 @@ import torch
 from tiny_families import BUILDS, batch_for, tiny
 from tiny_models import IMAGE_TOKEN, make_inputs, read_alike, tiny_batch, tiny_llava
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from switchkd.methods import KD, SFT, AlignKD, FeatureKD, SwitchKD
 from switchkd.models import Pathway
 from switchkd.pairing import Pair
 from switchkd.recipe.schema import Data, LoRA, Pairing, Recipe, Stage, Student, Teacher, Train
-from switchkd.train.memory import _Live, estimate, forecast, left_out
+from switchkd.train.live import Live
+from switchkd.train.memory import estimate, forecast, left_out
+from switchkd.train.step import DistillationStep
 
 ALL = ("vision", "projector", "language")
 SHAPES = {"width": 64, "vocabulary": 2000, "image_size": 48}
@@ -117,10 +122,23 @@ def test_the_largest_batch_of_every_family_is_estimated(name):
     assert 1 < memory.peak / (memory.weights + memory.optimizer + kept_of(memory) + memory.loss) < 1.2
 
 
+def test_operations_are_those_that_torch_counts_in_a_real_step(models):
+    """With attention written out as products: of the fused one on a CPU torch counts nothing."""
+    student = copy.deepcopy(models[0])
+    student.set_attn_implementation("eager")
+    batch, given = load(), recipe(method=SFT(), student=Student("student", attn_implementation="eager"))
+    pathway = Pathway(student)
+    pathway.train_only(ALL)
+    step = DistillationStep(Pair(pathway, None, needs=SFT().needs, vocabulary=pathway.head.rows), SFT())
+    with FlopCounterMode(display=False) as counter:
+        step(batch._replace(readers={}, shared={})).loss.backward()
+    assert found(models, given, batch).flops == counter.get_total_flops() > 0
+
+
 @pytest.mark.skipif("dtype_out" not in torch.ops.aten.mm.overloads(), reason="torch 2.8 brought these products")
 def test_products_of_bf16_that_add_in_float32_have_their_sizes():
     """As the loss multiplies on a GPU; torch alone has no shapes for the last one."""
-    with FakeTensorMode(allow_non_fake_inputs=True), _Live() as live:
+    with FakeTensorMode(allow_non_fake_inputs=True), Live() as live:
         total, left, right = torch.empty(4, 3), torch.empty(4, 5).bfloat16(), torch.empty(5, 3).bfloat16()
         before = live.bytes
         assert torch.mm(left, right, out_dtype=torch.float32).dtype == torch.float32
@@ -206,6 +224,7 @@ def test_the_forecast_of_a_recipe(models, tmp_path):
     line = forecast(given, given.resolved_stages()[0])
     assert line.startswith("about 0.")
     assert "switch 0." in line
+    assert re.search(r"; 0\.\d\d TFLOP, for 4 rows", line)
     assert "for 4 rows of 120 tokens with an image each" in line
     (tmp_path / "teacher" / "config.json").unlink()
     cannot = forecast(given, given.resolved_stages()[0])

@@ -6,7 +6,6 @@ real, because shapes depend on their values; only what a loss makes of the *valu
 """
 
 import copy
-import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,8 +13,7 @@ from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConfig
 from transformers.initialization import no_init_weights
@@ -35,6 +33,7 @@ from switchkd.pairing.compatibility import compare
 from switchkd.recipe.schema import Recipe, ResolvedStage, Student, Teacher
 from switchkd.signals import AnswerLogits, Signals, TokenTerm
 from switchkd.train import lora
+from switchkd.train.live import Live
 from switchkd.train.parts import freeze
 from switchkd.train.precision import widen_learning
 from switchkd.train.step import DistillationStep
@@ -59,12 +58,17 @@ class Memory:
     loss: int
     #: The most that is alive at one time. Activations go while gradients come, so this is less than the sum.
     peak: int
+    #: No bytes: floating-point operations of matrix products, attention and convolutions, forward and backward; a product and a sum are
+    #: two.
+    flops: int = 0
 
     def __str__(self) -> str:
         """For a report, in GiB."""
-        shown = {name.replace("_", " "): value for name, value in vars(self).items() if name != "peak"}
-        return f"about {self.peak / 2**30:.2f} GiB per device at the peak: " + ", ".join(
-            f"{name} {value / 2**30:.2f}" for name, value in shown.items() if value
+        shown = {name.replace("_", " "): value for name, value in vars(self).items() if name not in ("peak", "flops")}
+        return (
+            f"about {self.peak / 2**30:.2f} GiB per device at the peak: "
+            + ", ".join(f"{name} {value / 2**30:.2f}" for name, value in shown.items() if value)
+            + f"; {self.flops / 1e12:.2f} TFLOP"
         )
 
 
@@ -78,8 +82,8 @@ def estimate(
     """The memory of a step of `stage`, from the configs of the models and the sizes of a batch.
 
     Without a `batch` it is the largest that the recipe allows: rows of `data.max_length` tokens (if it names none: of the image's and
-    1,024 more), nearly all of them answers, with one image each, which is the smallest that the encoders take (that matters where the
-    number of visual tokens depends on an image's size).
+    1,024 more), nearly all of them answers, with one image each: a photograph of 640 × 480 pixels, or where rows have no room for it the
+    smallest that the encoders take (that matters where the number of visual tokens depends on an image's size).
 
     Raises:
         ValueError: where the rows do not hold the images' tokens, or the pair does not fit the method.
@@ -91,7 +95,7 @@ def estimate(
         settings = recipe.student.lora
         lora.add(pathways[0], r=settings.r, alpha=settings.alpha, dropout=settings.dropout)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with FakeTensorMode(allow_non_fake_inputs=True), _Live() as live, torch.device(device):
+    with FakeTensorMode(allow_non_fake_inputs=True), Live() as live, torch.device(device):
         step = _step(recipe, stage, *(_imagine(pathway) for pathway in pathways))
         batch = _largest(recipe, stage, step.pair) if batch is None else batch
         batch = batch._replace(
@@ -130,62 +134,6 @@ def left_out(method: Method) -> str:
     """What the numbers do not hold: what a method makes of the inside of both models."""
     sites = ", ".join(sorted(map(str, method.sites)))
     return f"; without the terms of method {method.name} at {sites}" if sites else ""
-
-
-class _Live(TorchDispatchMode):
-    """Counts the bytes of all storages that are alive, and the most there have been.
-
-    What is made of the batch alone, and whole numbers, are real; whatever weights had a part in is fake.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes = self.peak = 0
-        self._known: dict[int, int] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        if given and not any(isinstance(x, FakeTensor) for x in given):
-            with unset_fake_temporarily():
-                return self._counted(func(*args, **kwargs))
-        if func is torch.ops.aten._local_scalar_dense.default:
-            return 0.5  # of a loss that nobody knows; it is only asked whether it is 1
-        if func.name() == "aten::addmm.dtype_out":  # bf16 factors, a float32 sum: torch has no shapes for it
-            return kwargs["out"]
-        if func is torch.ops.aten.index.Tensor:  # how many places a mask has is known where the mask is
-            args = (args[0], [_places(index) for index in args[1]])
-            args = (args[0], [index for group in args[1] for index in group])
-        result = func(*args, **kwargs)
-        if not given and isinstance(result, Tensor) and not result.dtype.is_floating_point:
-            with unset_fake_temporarily():
-                return func(*args, **kwargs)
-        return self._counted(result)
-
-    def _counted(self, result: Any) -> Any:
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and tensor.is_floating_point():
-                self.add(tensor.untyped_storage())
-        return result
-
-    def add(self, storage: torch.UntypedStorage) -> None:
-        """Count a storage for as long as it lives."""
-        if storage._cdata in self._known:
-            return
-        self._known[storage._cdata] = storage.nbytes()
-        self.bytes += storage.nbytes()
-        self.peak = max(self.peak, self.bytes)
-        weakref.finalize(storage, self._drop, storage._cdata)
-
-    def _drop(self, key: int) -> None:
-        self.bytes -= self._known.pop(key)
-
-
-def _places(index: Tensor | None) -> list[Tensor | None]:
-    if index is None or index.dtype != torch.bool or isinstance(index, FakeTensor):
-        return [index]
-    with unset_fake_temporarily():
-        return list(index.nonzero().unbind(dim=1))
 
 
 def _step(recipe: Recipe, stage: ResolvedStage, student: Pathway, teacher: Pathway | None = None) -> DistillationStep:
@@ -260,7 +208,7 @@ class _WrittenOut(ChunkLoss):
         return sums, gradients
 
 
-def _measure(recipe: Recipe, stage: ResolvedStage, step: DistillationStep, batch: Batch, live: _Live) -> Memory:
+def _measure(recipe: Recipe, stage: ResolvedStage, step: DistillationStep, batch: Batch, live: Live) -> Memory:
     """Forward, loss and backward, and what was alive."""
     pair, trainable = step.pair, [p for p in step.parameters() if p.requires_grad]
     weights, gradients = _bytes([*step.parameters(), *step.buffers()]), _bytes(trainable)
@@ -293,13 +241,13 @@ def _measure(recipe: Recipe, stage: ResolvedStage, step: DistillationStep, batch
     cast(Any, step)._sum = counted("loss", step._sum)
     half = recipe.train.bf16 or recipe.train.fp16
     dtype = torch.bfloat16 if recipe.train.bf16 else torch.float16
-    live.peak = live.bytes
+    live.peak, live.flops = live.bytes, 0
     with torch.autocast(batch.student.tokens.device.type, dtype, enabled=half):
         sums = step(batch)
     sums.loss.backward()
     optimizer = 2 * gradients  # AdamW: two moments in the parameter's precision
     peak = live.peak + uncounted + optimizer
-    return Memory(weights=weights, optimizer=optimizer, gradients=gradients, **kept, peak=peak)
+    return Memory(weights=weights, optimizer=optimizer, gradients=gradients, **kept, peak=peak, flops=live.flops)
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
@@ -322,11 +270,11 @@ def _largest(recipe: Recipe, stage: ResolvedStage, pair: Pair) -> Batch:
 
 def _inputs(pathway: Pathway, rows: int, max_length: int | None) -> Inputs:
     family = pathway.family
-    device = pathway.head.weight.device
-    images: Media = _real(lambda: {name: tensor.to(device) for name, tensor in family.blank().items()})
-    with torch.no_grad():
-        count = len(family.tokens_of(family.project(pathway.model, family.see(pathway.model, images), images)))
-    length = max_length or min(count + _TEXT, pathway.family.positions)
+    images, count = _image(pathway, family.photograph)
+    room = max_length or count + _TEXT
+    if count >= min(room, family.positions):
+        images, count = _image(pathway, family.blank)
+    length = max_length or min(count + _TEXT, family.positions)
     if count >= length:
         raise ValueError(
             f"{rows} images are {rows * count} visual tokens, but {rows} rows of {length} tokens hold {rows * length}: raise "
@@ -338,6 +286,14 @@ def _inputs(pathway: Pathway, rows: int, max_length: int | None) -> Inputs:
     sample = Encoded(tokens, answers, [None] * length, length, types, images)
     inputs: Inputs = _real(lambda: join([sample] * rows, word))
     return inputs
+
+
+def _image(pathway: Pathway, make: Callable[[], Media]) -> tuple[Media, int]:
+    """An image, and how many visual tokens it is."""
+    device, family = pathway.head.weight.device, pathway.family
+    images: Media = _real(lambda: {name: tensor.to(device) for name, tensor in make().items()})
+    with torch.no_grad():
+        return images, len(family.tokens_of(family.project(pathway.model, family.see(pathway.model, images), images)))
 
 
 def _real(make: Callable[[], Any]) -> Any:

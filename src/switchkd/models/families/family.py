@@ -26,6 +26,10 @@ Projected: TypeAlias = BaseModelOutputWithPooling
 Names: TypeAlias = Mapping[str, tuple[str, ...]]
 
 
+#: Height and width in pixels of what stands for a usual picture.
+PHOTOGRAPH = (480, 640)
+
+
 @dataclass(frozen=True)
 class Geometry:
     """Sizes that two models may have to share, from the config alone; None where the family has no such size.
@@ -290,6 +294,10 @@ class Family(ABC):
         """The smallest image that V can see, of ones: what reaches the features can be found out with it."""
         side = one(self.config.vision_config.image_size)
         return {"pixel_values": torch.ones(1, 3, side, side)}
+
+    def photograph(self) -> Media:
+        """An image of 640 × 480 pixels (`PHOTOGRAPH`) in the sizes and tiles that published processors make of it, of ones."""
+        return self.blank()
 
     # ---- sizes, from the config alone
 

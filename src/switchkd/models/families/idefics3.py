@@ -44,6 +44,11 @@ class Idefics3(Family):
         """One tile."""
         return {"pixel_values": super().blank()["pixel_values"][None]}
 
+    def photograph(self) -> Media:
+        """4 × 3 tiles and the whole: its longest side is made four tiles long."""
+        pixels = self.blank()["pixel_values"]
+        return {"pixel_values": pixels.repeat(1, 13, *[1] * (pixels.ndim - 2))}
+
     def sizes(self) -> dict[str, int]:
         """Every tile has the same number of tokens."""
         sizes = super().sizes()

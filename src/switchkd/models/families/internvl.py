@@ -2,6 +2,7 @@
 
 from typing import ClassVar
 
+from switchkd.batch import Media
 from switchkd.models.families.chat_blocks import CHATML
 from switchkd.models.families.family import Family, Names
 from switchkd.models.families.llava import PARTS
@@ -16,6 +17,10 @@ class InternVL(Family):
     one_tensor = True
     processors = ("InternVLProcessor",)
     template, template_name = CHATML, "ChatML"
+
+    def photograph(self) -> Media:
+        """4 × 3 tiles and the whole: of at most twelve tiles the most that have its shape."""
+        return {"pixel_values": self.blank()["pixel_values"].repeat(13, 1, 1, 1)}
 
     def sizes(self) -> dict[str, int]:
         """Of what the projector receives: fewer and wider tokens than the vision encoder's."""

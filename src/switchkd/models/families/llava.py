@@ -9,7 +9,7 @@ from transformers.models.llava_next.modeling_llava_next import image_size_to_num
 
 from switchkd.batch import Media
 from switchkd.models.families.chat_blocks import CHATML, content
-from switchkd.models.families.family import Family, Names, Projected, share
+from switchkd.models.families.family import PHOTOGRAPH, Family, Names, Projected, share
 
 PARTS = {
     "vision": ("model.vision_tower",),
@@ -89,8 +89,15 @@ class LlavaNext(Llava):
 
     def blank(self) -> Media:
         """One image of the size of a tile."""
+        return self._image(*[self.config.vision_config.image_size] * 2)
+
+    def photograph(self) -> Media:
+        """In the tiles of the resolution that fits it best."""
+        return self._image(*PHOTOGRAPH)
+
+    def _image(self, height: int, width: int) -> Media:
         side = self.config.vision_config.image_size
-        media = {"image_sizes": torch.tensor([[side, side]]), "batch_num_images": torch.tensor([1])}
+        media = {"image_sizes": torch.tensor([[height, width]]), "batch_num_images": torch.tensor([1])}
         return media | {"pixel_values": torch.ones(1, *self.tile_counts(media), 3, side, side)}
 
     def pack(self, model: PreTrainedModel, projected: list[Tensor], media: Media) -> Projected:

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from switchkd.batch import Media
 from switchkd.models.families.chat_blocks import content
-from switchkd.models.families.family import Family, Features, Names, one
+from switchkd.models.families.family import PHOTOGRAPH, Family, Features, Names, one
 from switchkd.models.families.llava import PARTS
 
 #: Without the system prompt that Mistral's own template writes where the conversation has none.
@@ -53,6 +53,12 @@ class Mistral3(Family):
         """One visual token."""
         side = one(self.config.vision_config.patch_size) * self.config.spatial_merge_size
         return {"pixel_values": torch.ones(1, 3, side, side), "image_sizes": torch.tensor([[side, side]])}
+
+    def photograph(self) -> Media:
+        """In whole blocks of patches."""
+        block = one(self.config.vision_config.patch_size) * self.config.spatial_merge_size
+        height, width = (-(-side // block) * block for side in PHOTOGRAPH)
+        return {"pixel_values": torch.ones(1, 3, height, width), "image_sizes": torch.tensor([[height, width]])}
 
     def sizes(self) -> dict[str, int]:
         """The number of tokens follows from them and the image."""

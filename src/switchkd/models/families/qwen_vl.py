@@ -11,7 +11,7 @@ from transformers.vision_utils import get_vision_window_index
 
 from switchkd.batch import Media
 from switchkd.models.families.chat_blocks import CHATML
-from switchkd.models.families.family import Family, Names, Projected, one
+from switchkd.models.families.family import PHOTOGRAPH, Family, Names, Projected, one
 
 #: ChatML with marks around an image.
 QWEN3_VL = CHATML.replace("'<image>\\n'", "'<|vision_start|><image><|vision_end|>'")
@@ -78,6 +78,16 @@ class Qwen2VL(Family):
         vision, merge = self.config.vision_config, self.merge_size
         values = vision.in_channels * one(vision.temporal_patch_size) * one(vision.patch_size) ** 2
         return {"pixel_values": torch.ones(merge**2, values), "image_grid_thw": torch.tensor([[1, merge, merge]])}
+
+    def photograph(self) -> Media:
+        """In whole blocks of patches."""
+        block = one(self.config.vision_config.patch_size) * self.merge_size
+        height, width = (round(side / block) * self.merge_size for side in PHOTOGRAPH)
+        pixels = self.blank()["pixel_values"]
+        return {
+            "pixel_values": pixels.new_ones(height * width, pixels.shape[1]),
+            "image_grid_thw": torch.tensor([[1, height, width]]),
+        }
 
     @property
     def merge_size(self) -> int:
