@@ -26,6 +26,7 @@ from switchkd.losses.projection import Sparse
 from switchkd.methods import Method, Need
 from switchkd.methods.method import SampleTerms, TokenTerms
 from switchkd.models import Pathway
+from switchkd.models.families import Family
 from switchkd.models.layers import recompute
 from switchkd.pairing import Pair
 from switchkd.pairing.bridge import Bridge
@@ -270,10 +271,14 @@ def _largest(recipe: Recipe, stage: ResolvedStage, pair: Pair) -> Batch:
 
 def _inputs(pathway: Pathway, rows: int, max_length: int | None) -> Inputs:
     family = pathway.family
-    images, count = _image(pathway, family.photograph)
-    room = max_length or count + _TEXT
-    if count >= min(room, family.positions):
-        images, count = _image(pathway, family.blank)
+    images, count = _image(pathway, family.blank)
+    room = min(max_length or family.positions, family.positions)
+    if (
+        count * _real(lambda: _cells(family, family.photograph()) / _cells(family, family.blank())) < 2 * room
+    ):  # else it cannot fit
+        photograph, larger = _image(pathway, family.photograph)
+        if larger < room:
+            images, count = photograph, larger
     length = max_length or min(count + _TEXT, family.positions)
     if count >= length:
         raise ValueError(
@@ -286,6 +291,10 @@ def _inputs(pathway: Pathway, rows: int, max_length: int | None) -> Inputs:
     sample = Encoded(tokens, answers, [None] * length, length, types, images)
     inputs: Inputs = _real(lambda: join([sample] * rows, word))
     return inputs
+
+
+def _cells(family: Family, images: Media) -> int:
+    return sum(height * width for height, width in family.grid_shapes(images))
 
 
 def _image(pathway: Pathway, make: Callable[[], Media]) -> tuple[Media, int]:
