@@ -23,9 +23,7 @@ def tokenizer(special: list[str] = (), *, bos: str | None = None, eos: str = "<|
     made.add_special_tokens({"additional_special_tokens": [*special, *named.values()], "eos_token": eos})
     if bos:
         made.add_special_tokens({"bos_token": bos})
-    for name, token in named.items():
-        setattr(made, name, token)
-        setattr(made, f"{name}_id", made.convert_tokens_to_ids(token))
+    made._set_model_specific_special_tokens(named)
     return made
 
 
