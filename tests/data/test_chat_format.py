@@ -408,7 +408,7 @@ WITHOUT_IMAGES = OWN.replace("{{ '<image>' }}", "").replace(
         ),
         (WITHOUT_IMAGES, CHATML, "has 0 image marks for 1 images"),
         ("{{ raise_exception('ASSISTANT: no') }}", VICUNA, "no; it writes nothing that could be compared"),
-        (None, CHATML, "there is none"),
+        (None, CHATML, "it has none"),
     ],
 )
 def test_ours_replaces_a_template_that_cannot_be_used_and_says_so(caplog, own, replacement, reason):
@@ -434,7 +434,7 @@ def test_a_processor_of_no_family_needs_a_template_of_its_own():
 
     processor = tiny_processor(None)
     processor.__class__ = OtherProcessor
-    with pytest.raises(DataError, match=r"\(there is none\) and none of ours fits it"):
+    with pytest.raises(DataError, match=r"\(it has none\) and none of ours fits it"):
         choose_format(processor)
     processor.chat_template = CHATML
     assert choose_format(processor).template == CHATML
@@ -445,7 +445,7 @@ def test_the_recipe_can_choose_another_template(tmp_path):
     assert choose_format(tiny_processor(CHATML), "llava").template == VICUNA
     chat = choose_format(tiny_processor(CHATML), str(tmp_path / "own.jinja"))
     assert chat.template == OWN
-    assert f"data.template is {tmp_path}" in chat.described
+    assert chat.described.startswith(f"{tmp_path}")
     with pytest.raises(DataError, match=r"neither own nor llava, and no file that can be read: none\.jinja"):
         choose_format(tiny_processor(CHATML), "none.jinja")
     (tmp_path / "own.jinja").write_text("{{ 1 }}")

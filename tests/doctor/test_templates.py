@@ -38,14 +38,14 @@ def test_a_template_that_stands_in_is_a_warning_of_the_pair_and_on_the_card(tmp_
     findings, _ = examine_pair(str(tmp_path / "student"), str(tmp_path / "teacher"))
     found = templates_of(findings)
     assert found["student's chat template"][0] == "warning"
-    assert "in place of the processor's own (there is none" in found["student's chat template"][1]
+    assert found["student's chat template"][1].startswith("ChatML, in place of the checkpoint's own (it has none); ")
     assert found["teacher's chat template"][0] == "ok"
     text = recipe.read_text()
     recipe.write_text(text[: text.index("evaluate:")])
     distill(load_recipe(recipe, ["--train.max_steps", "1"]))
     card = (tmp_path / "run" / "student" / "README.md").read_text()
     assert "| chat template | " in card
-    assert "in place of the processor's own" in card
+    assert "ChatML, in place of the checkpoint's own (it has none)" in card
 
 
 def test_a_template_that_a_recipe_names_is_said(tmp_path):
@@ -53,4 +53,4 @@ def test_a_template_that_a_recipe_names_is_said(tmp_path):
     file.write_text(CHATML.replace("<|im_start|>", "<|im_start|>\n"))
     told = template(choose_format(tiny_processor(), str(file)), "student")
     assert told.level == "warning"
-    assert f"data.template is {file}" in told.detail
+    assert told.detail.startswith(f"{file}, in place of the checkpoint's own (data.template names it); ")

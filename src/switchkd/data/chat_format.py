@@ -105,7 +105,11 @@ class ChatFormat:
     @property
     def described(self) -> str:
         """Which template it is, and how answers end in it."""
-        which = "the checkpoint's own" if self.problem is None else f"{self.name}: {self.problem}"
+        which = (
+            "the checkpoint's own"
+            if self.problem is None
+            else f"{self.name}, in place of the checkpoint's own ({self.problem})"
+        )
         if self.closing is not None:
             return f"{which}; {self.closing} closes an answer"
         return f"{which}; it writes nothing to close an answer: {self.ending} is learned behind the last one of a row"

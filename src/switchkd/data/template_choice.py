@@ -36,14 +36,14 @@ def choose_format(processor: ProcessorMixin, template: str = "own") -> ChatForma
             if template == "llava"
             else (template, _read(template))
         )
-        chosen, problem = _usable(processor, text, name, f"data.template is {template}")
+        chosen, problem = _usable(processor, text, name, "data.template names it")
         if chosen is None:
             raise DataError(f"data.template is {template}, and it cannot be used: {problem}")
         return chosen
     own = getattr(processor, "chat_template", None) or known.tokenizer.chat_template
     if isinstance(own, dict):
         own = own.get("default")
-    problem = "there is none"
+    problem = "it has none"
     if own is not None:
         chosen, problem = _usable(processor, own, "own", None)
         if chosen is not None:
@@ -62,8 +62,8 @@ def choose_format(processor: ProcessorMixin, template: str = "own") -> ChatForma
         raise DataError(
             f"the processor's chat template cannot be used ({problem}), and neither can ours, {name}: {reason}"
         )
-    difference = _first_difference(processor, own, chosen)
-    chosen.problem = f"{problem}; {difference}"
+    if own is not None:
+        chosen.problem = f"{problem}; {_first_difference(processor, own, chosen)}"
     _warn_once(f"using the {name} chat template of switchkd in place of the processor's own ({chosen.problem})")
     return chosen
 
@@ -94,11 +94,11 @@ def _usable(processor: ProcessorMixin, template: str, name: str, problem: str | 
     return best, next(iter(candidates[0].refused.values()), "")
 
 
-def _first_difference(processor: ProcessorMixin, own: str | None, chosen: ChatFormat) -> str:
+def _first_difference(processor: ProcessorMixin, own: str, chosen: ChatFormat) -> str:
     """Where ours differs first from the processor's own template, on the first probe."""
     messages = PROBES["text"]
     ids = []
-    for template in () if own is None else (own, as_text("") + own):
+    for template in (own, as_text("") + own):
         try:
             ids.append(chosen.tokenizer(ChatFormat(processor, template).render(messages, False)).input_ids)
         except DataError:
