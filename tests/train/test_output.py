@@ -38,10 +38,23 @@ def test_a_second_run_in_the_folder_is_refused_until_the_first_has_ended(tmp_pat
     assert [path.name for path in output.iterdir()] == ["recipe.yaml"]
 
 
+def test_a_default_of_locks_that_another_library_changes_is_not_ours(tmp_path, monkeypatch):
+    """lmms-eval makes one object of all locks of a file, which the same process may then take twice."""
+    meta = type(FileLock)
+    own = meta.__call__
+
+    def shared(cls, *arguments, **options):
+        return own(cls, *arguments, **({"is_singleton": True} | options))
+
+    monkeypatch.setattr(meta, "__call__", shared)
+    assert FileLock(tmp_path / "x") is FileLock(tmp_path / "x")
+    test_a_second_run_in_the_folder_is_refused_until_the_first_has_ended(tmp_path)
+
+
 def test_a_lock_that_a_killed_run_left_holds_nothing(tmp_path):
     (tmp_path / ".lock").touch()
     assert opened(tmp_path) == recipe(tmp_path)
-    with FileLock(tmp_path / ".lock"), pytest.raises(ValueError, match="is in use"):
+    with FileLock(tmp_path / ".lock", is_singleton=False), pytest.raises(ValueError, match="is in use"):
         opened(tmp_path)
 
 

@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+from accelerate import skip_first_batches
+from accelerate.data_loader import BatchSamplerShard, DataLoaderShard, SeedableRandomSampler
 from datasets import Dataset
 from steps import collate, make_trainer, read_metrics, rows
+from torch.utils.data import BatchSampler
 
 from switchkd.train import checkpoint
-from switchkd.train.sampler import LengthGroupedSampler
+from switchkd.train.sampler import FilledUp, FillersLast, LengthGroupedSampler
 
 
 def lengths_of(count=1000):
@@ -102,3 +105,28 @@ def test_a_run_resumed_in_its_second_epoch_sees_the_rows_of_the_uninterrupted_on
     again.train(resume_from_checkpoint=str(checkpoint.latest(tmp_path / "whole")))
     assert seen == whole[9:]
     assert [line["loss"] for line in read_metrics(tmp_path / "whole")] == losses
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 2])
+def test_ranks_that_skip_batches_go_on_in_the_rows_of_their_epoch(epoch):
+    """As a resumed run does: the loader is wrapped by accelerate, and what it is told does not reach our sampler."""
+    filled = FilledUp(list(range(11)), 4)
+
+    def of_rank(rank, skipped):
+        order = FillersLast(SeedableRandomSampler(filled.rows, data_seed=3), filled, epoch=lambda: epoch)
+        batches = BatchSamplerShard(BatchSampler(order, 2, drop_last=False), num_processes=2, process_index=rank)
+        loader = DataLoaderShard(list(range(12)), batch_sampler=batches)
+        loader = skip_first_batches(loader, skipped) if skipped else loader
+        loader.set_epoch(epoch)
+        return [batch.tolist() for batch in loader]
+
+    for rank in (0, 1):
+        whole = of_rank(rank, 0)
+        assert len(whole) == 3
+        assert of_rank(rank, 1) == whole[1:]
+    rows = [row for rank in (0, 1) for batch in of_rank(rank, 0) for row in batch]
+    assert sorted(rows) == list(range(12))
+    other = FillersLast(SeedableRandomSampler(filled.rows, data_seed=3), filled, epoch=lambda: epoch + 1)
+    this = FillersLast(SeedableRandomSampler(filled.rows, data_seed=3), filled, epoch=lambda: epoch)
+    assert list(other) != list(this)
+    assert list(this) == list(this)

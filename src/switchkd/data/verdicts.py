@@ -106,9 +106,8 @@ def open_verdicts(rows: Dataset, encoder: Encoder, *, measure: bool) -> Dataset:
     finished = folder / "verdicts.arrow"
     if measure:
         folder.mkdir(exist_ok=True)
-        with FileLock(
-            folder / "lock"
-        ):  # of another run, or of a node that shares the cache; freed when its holder dies
+        # of another run, or of a node that shares the cache; freed when its holder dies
+        with FileLock(folder / "lock", is_singleton=False):
             if not finished.exists():
                 _write_arrow(_from_shards(rows, encoder, folder / "shards"), finished)
                 shutil.rmtree(folder / "shards")

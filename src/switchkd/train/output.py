@@ -25,7 +25,9 @@ def open_output(recipe: Recipe, *, resume: bool) -> Iterator[Path]:
         ValueError: if it holds another run, a run of this recipe that must not be resumed, or a run that is still going on.
     """
     output = Path(recipe.train.output)
-    lock = FileLock(output / _LOCK)
+    lock = FileLock(
+        output / _LOCK, is_singleton=False
+    )  # said, because importing lmms-eval changes what goes without saying
     try:
         on_main(lambda: _hold(output, lock))
         on_main(lambda: _claim(recipe, output, resume=resume))

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from accelerate.data_loader import SeedableRandomSampler
 from torch.utils.data import Dataset, Sampler
 
 from switchkd.batch import Batch
@@ -73,23 +74,25 @@ class FilledUp(Dataset[Any]):
 
 
 class FillersLast(Sampler[int]):
-    """The order of another sampler, and the fillers of its rows behind it."""
+    """The order of another sampler, and the fillers of its rows behind it.
 
-    def __init__(self, sampler: Sampler[int], filled: FilledUp) -> None:
+    `epoch` is asked whenever the rows are gone through: told to a loader, it does not reach a sampler of several ranks after batches
+    were skipped (accelerate 1.15), so that a resumed run would go through the rows of the first epoch again.
+    """
+
+    def __init__(self, sampler: Sampler[int], filled: FilledUp, *, epoch: Callable[[], int]) -> None:
         self.sampler = sampler
         self.filled = filled
+        self.epoch = epoch
 
     def __len__(self) -> int:
         return len(self.filled)
 
     def __iter__(self) -> Iterator[int]:
+        if isinstance(self.sampler, SeedableRandomSampler):
+            self.sampler.set_epoch(self.epoch())
         yield from self.sampler
         yield from range(len(self.filled.rows), len(self.filled))
-
-    def set_epoch(self, epoch: int) -> None:
-        """Of the other sampler, where its order depends on it."""
-        if hasattr(self.sampler, "set_epoch"):
-            self.sampler.set_epoch(epoch)
 
 
 class WithoutFillers:

@@ -290,12 +290,16 @@ class DistillationTrainer(Trainer):
                 rows["length"],  # the index has it
                 self.args.per_device_train_batch_size * self.args.world_size,
                 seed=self.args.seed,
-                epoch=lambda: int(self.state.epoch or 0),
+                epoch=self._epoch,
             )
         if not isinstance(self.train_dataset, FilledUp):
             return sampler or super()._get_train_sampler(train_dataset)
         # that of a single process, which accelerate does not see behind another
-        return FillersLast(sampler or SeedableRandomSampler(rows, data_seed=self.args.seed), self.train_dataset)
+        shuffled = sampler or SeedableRandomSampler(rows, data_seed=self.args.seed)
+        return FillersLast(shuffled, self.train_dataset, epoch=self._epoch)
+
+    def _epoch(self) -> int:
+        return int(self.state.epoch or 0)
 
     # ---- checkpoints
 
