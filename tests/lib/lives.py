@@ -181,7 +181,7 @@ def _watch(context: Any, task: Task, environments: Sequence[Mapping[str, Any]]) 
             if pipes[number] in ready:
                 try:
                     said[number].append(pipes[number].recv())
-                except EOFError:
+                except (EOFError, OSError):  # OSError: killed in the middle of a word
                     hearing.discard(number)
                     continue
                 saves += said[number][-1][0] == "saving"

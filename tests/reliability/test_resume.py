@@ -38,9 +38,9 @@ class Kind:
 
 #: Twelve rows, two at a time: an epoch ends after every sixth micro-batch.
 KINDS = [
-    Kind("plain", 10),
+    Kind("plain", 9),
     Kind("switch_kd, accumulating", 10, method="switch_kd", accumulation=4),
-    Kind("two data workers", 8, workers=2),
+    Kind("two data workers", 9, workers=2),
     Kind("two data workers, accumulating, a last batch of one row", 6, workers=2, accumulation=3, rows=11),
     Kind("two stages", 6, stages=TWO_STAGES),
     Kind("two stages of align_kd", 5, method="align_kd", stages=TWO_STAGES),
