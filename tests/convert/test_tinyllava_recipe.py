@@ -41,6 +41,7 @@ def trained(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_every_stage_trains_its_parts_with_its_method(trained):
     weights = [load_file(trained / "student" / "model.safetensors")]
     lines = []

@@ -55,6 +55,7 @@ def pictured(folder, count, corrupt=()):
     return load_rows(folder / "data.json")
 
 
+@pytest.mark.slow
 def test_five_percent_of_corrupt_images_are_skipped_and_listed(tmp_path, collator, caplog, capsys):
     corrupt = set(range(3, 1000, 20))
     rows = pictured(tmp_path, 1000, corrupt)

@@ -38,7 +38,13 @@ def test_every_family_is_looked_at():
     assert {BUILDS[name].config(16, 1).model_type for name in PROCESSORS} == set(FAMILIES)
 
 
-@pytest.mark.parametrize("name", PROCESSORS)
+#: One family of every way to read images; the others take as long again.
+IN_EVERY_TEST = {"llava-siglip-qwen2", "llava_onevision", "qwen2_5_vl", "smolvlm", "gemma3"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in IN_EVERY_TEST else pytest.mark.slow) for n in PROCESSORS]
+)
 def test_no_false_alarm(tmp_path, name):
     lines = found(open_tiny(tmp_path, name))
     expected = {BLIND, OURS, "end of answers"} if name in OTHER_ENDS else {BLIND, OURS}

@@ -29,6 +29,7 @@ def test_interpreted_kernels_give_what_torch_gives():
     run("interpret", {"TRITON_INTERPRET": "1"})
 
 
+@pytest.mark.slow
 def test_the_kernels_compile_for_a_gpu(tmp_path):
     run("compile_for_a_gpu", {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)})
 

@@ -94,7 +94,7 @@ def strict_dynamo():
 
 @pytest.mark.filterwarnings("ignore")  # what torch warns itself of while it traces
 @pytest.mark.usefixtures("strict_dynamo")
-@pytest.mark.parametrize("recomputed", [False, True])
+@pytest.mark.parametrize("recomputed", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_compiled_layers_change_nothing(usual, recomputed):
     torch._dynamo.utils.counters.clear()
     loss, gradients, _, _ = step(compiled("aot_eager", recomputed=recomputed), watch=False)

@@ -170,6 +170,7 @@ def test_a_backward_through_a_retained_graph_gives_the_gradients_again():
         torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_gradcheck():
     x = inputs(bias=False)
 

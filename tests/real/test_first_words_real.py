@@ -45,7 +45,9 @@ def processors(tmp_path_factory):
     }
 
 
-@pytest.mark.parametrize(("student", "teacher"), [("qwen", "llava"), ("llava", "qwen")])
+@pytest.mark.parametrize(
+    ("student", "teacher"), [("qwen", "llava"), pytest.param("llava", "qwen", marks=pytest.mark.slow)]
+)
 def test_one_word_is_compared_wherever_both_have_it_as_one_token(processors, student, teacher):
     pair = processors[student], processors[teacher]
     chats = [choose_format(processor) for processor in pair]

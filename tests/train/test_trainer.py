@@ -61,6 +61,7 @@ def test_two_processes_are_the_same_step(whole, tmp_path, batch_size, accumulati
     assert_same_run(whole, tmp_path)
 
 
+@pytest.mark.slow
 def test_two_processes_learn_every_row_once_and_leave_alone_what_no_row_uses(tmp_path):
     """Ten rows in steps of four: in the last one a rank has no row. In steps without an image, vision has no gradient and stays."""
     trainer = make_trainer(tmp_path / "one", data=uneven_rows(), **UNEVEN)
