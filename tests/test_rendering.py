@@ -136,6 +136,26 @@ def test_a_process_that_was_killed_is_replaced():
     assert render(ORDINARY) == "<user>What?"
 
 
+def test_a_process_that_does_not_answer_is_replaced_once(monkeypatch):
+    monkeypatch.setattr(rendering, "MOST_WAITING_SECONDS", 0.5)
+    render(ORDINARY)
+    assert rendering._renderer is not None
+    silent = rendering._renderer._process
+    os.kill(silent, signal.SIGSTOP)
+    assert render(ORDINARY) == "<user>What?"
+    assert not psutil.pid_exists(silent)
+
+    def stopped(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    rendering._forget()
+    monkeypatch.setattr(rendering, "_reply", stopped)
+    with pytest.raises(rendering.TemplateError, match=r"did not answer within 0\.5 seconds"):
+        render(ORDINARY)
+    assert rendering._renderer is None
+    assert rendering._refused == {}
+
+
 def test_a_forked_process_has_its_own_and_none_outlives_who_asks():
     """As data workers do; at SIGTERM of the whole group the renderer stays for the last checkpoint, and ends with who asks."""
     render(ORDINARY)

@@ -12,6 +12,7 @@ import resource
 import signal
 import threading
 import warnings
+from contextlib import suppress
 from itertools import pairwise
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
@@ -22,6 +23,8 @@ from transformers.utils.chat_template_utils import _compile_jinja_template, rend
 
 #: Of computing, for one conversation. An ordinary template takes a ten-thousandth of it.
 MOST_SECONDS = 2.0
+#: By the clock, until it is taken for dead: it was forked while another thread held what it needs, or somebody has stopped it.
+MOST_WAITING_SECONDS = 60.0
 #: Beyond what the process has at its beginning.
 MOST_BYTES = 2**29
 #: A text of more characters is not handed over.
@@ -72,12 +75,22 @@ class _Renderer:
         self._ask.close()
         self._answer.close()
 
+    def end(self) -> None:
+        """Close this side of the pipes, and wait for the end of the process, whatever it is at."""
+        self.close()
+        with suppress(ChildProcessError):  # somebody else has waited for it
+            if os.waitpid(self._process, os.WNOHANG)[0] == 0:
+                os.kill(self._process, signal.SIGKILL)
+                os.waitpid(self._process, 0)
+
     def send(self, template: str, arguments: dict[str, Any] | None) -> None:
         """Raises OSError if the process has ended."""
         self._ask.send_bytes(pickle.dumps((template, arguments)))
 
     def receive(self) -> tuple[type[TemplateError] | None, str]:
-        """What a template has made, or an error and its words."""
+        """What a template has made, or an error and its words. Raises OSError if the process does not answer."""
+        if not self._answer.poll(MOST_WAITING_SECONDS):
+            raise TimeoutError(f"the process that renders it did not answer within {MOST_WAITING_SECONDS:g} seconds")
         try:
             return cast(tuple[type[TemplateError] | None, str], pickle.loads(self._answer.recv_bytes()))
         except EOFError:
@@ -95,18 +108,19 @@ _refused: dict[str, str] = {}
 
 
 def _forget() -> None:
-    """Let the process end; the next question starts another."""
+    """End the process; the next question starts another."""
     global _renderer
-    if _renderer is not None:
-        _renderer.close()
-    _renderer = None
+    renderer, _renderer = _renderer, None
+    if renderer is not None:
+        renderer.end()
 
 
 def _start_anew() -> None:
     """In a process that is forked from this one: it gets a renderer of its own, and must not keep this one's alive."""
-    global _lock
-    _forget()
-    _lock = threading.Lock()
+    global _renderer, _lock
+    if _renderer is not None:
+        _renderer.close()
+    _renderer, _lock = None, threading.Lock()
 
 
 os.register_at_fork(after_in_child=_start_anew)
@@ -119,13 +133,13 @@ def _ask(template: str, arguments: dict[str, Any] | None) -> str:
             raise LimitError(_refused[template])
         try:
             try:
-                if _renderer is None:
-                    _renderer = _Renderer()
-                _renderer.send(template, arguments)
-            except OSError:  # it has ended since the last conversation
-                _renderer = _Renderer()
-                _renderer.send(template, arguments)
-            error, text = _renderer.receive()
+                error, text = _exchange(template, arguments)
+            except OSError:  # it has ended since the last conversation, or does not answer
+                _forget()
+                error, text = _exchange(template, arguments)
+        except OSError as silent:
+            _forget()
+            raise TemplateError(str(silent)) from silent
         except BaseException:  # what it answers later is no answer to the next question
             _forget()
             raise
@@ -134,6 +148,14 @@ def _ask(template: str, arguments: dict[str, Any] | None) -> str:
     if error is not None:
         raise error(text)
     return text
+
+
+def _exchange(template: str, arguments: dict[str, Any] | None) -> tuple[type[TemplateError] | None, str]:
+    global _renderer
+    if _renderer is None:
+        _renderer = _Renderer()
+    _renderer.send(template, arguments)
+    return _renderer.receive()
 
 
 def _serve(asked: Connection, answered: Connection) -> NoReturn:
