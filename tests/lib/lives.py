@@ -11,6 +11,7 @@ import resource
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -121,7 +122,9 @@ class Nursery:
     def live(self, fields: Sequence[str] = (), *, end: End | None = None, trouble: Trouble | None = None) -> Life:
         """As `lives.live`, without loading the models."""
         self._pipe.send(Task(str(self.recipe), tuple(fields), end or End(), trouble or Trouble(), False))
-        lives: list[Life] = self._pipe.recv()
+        lives: list[Life] | AssertionError = self._pipe.recv()
+        if isinstance(lives, AssertionError):
+            raise lives
         return lives[0]
 
     def __enter__(self) -> "Nursery":
@@ -256,7 +259,10 @@ def _nurse(pipe: Connection, path: str) -> None:
             task = pipe.recv()
         except EOFError:
             return
-        pipe.send(_watch(fork, task, [{}]))
+        try:
+            pipe.send(_watch(fork, task, [{}]))
+        except AssertionError as error:
+            pipe.send(error)
 
 
 def _seeded(run: Any) -> Any:
@@ -270,10 +276,14 @@ def _seeded(run: Any) -> Any:
 def _train(pipe: Connection, task: Task, environment: Mapping[str, Any]) -> None:
     os.environ.update({name: str(value) for name, value in environment.items()})
     _settle()
+    from tqdm import tqdm
+
     from switchkd import distillation
     from switchkd.doctor.findings import Findings
     from switchkd.recipe.schema import load_recipe
 
+    # tqdm's own lock is one semaphore of all that are forked: a life killed while it draws a bar would hold it for ever
+    tqdm.set_lock(threading.RLock())
     if not task.doctor:
         distillation.examine_stage = lambda context: Findings([])
     if task.trouble.max_file_bytes is not None:
