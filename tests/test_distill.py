@@ -1,5 +1,7 @@
 """A recipe from start to end on real files, what it leaves behind, and what it refuses."""
 
+import csv
+import gzip
 import json
 import os
 import shutil
@@ -10,6 +12,7 @@ from collections import Counter
 
 import pytest
 import torch
+import yaml
 from run_files import ANSWER_ALONE, write_data, write_run
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -397,3 +400,38 @@ def test_every_row_is_encoded_once_for_the_index_and_once_when_it_is_trained_on(
     assert second["build_index"] == 0
     assert second["training"] <= 12
     assert second["examine_stage"] <= 16
+
+
+@pytest.mark.slow
+def test_rows_in_columns_of_their_own_train_the_same_student(fresh, finished):
+    """A list of a table and packed JSON, with other names of columns, for training and for the questions at the end."""
+    folder, flags = fresh
+    data = folder / "data"
+    for name in ("train", "test"):
+        rows = json.loads((data / f"{name}.json").read_text())
+        flat = [
+            {"nr": row["id"], "talk": row["conversations"], "img": row["image"], "kinds": row["kinds"]} for row in rows
+        ]
+        with (data / f"{name}.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, ["nr", "talk", "img", "kinds"])
+            writer.writeheader()
+            written = flat[:10] if name == "train" else flat
+            writer.writerows(row | {key: json.dumps(row[key]) for key in ("talk", "kinds")} for row in written)
+        (data / f"{name}.json").unlink()
+        if name == "train":
+            (data / "rest.json.gz").write_bytes(gzip.compress(json.dumps({"data": flat[10:]}, indent=1).encode()))
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    columns = {"id": "nr", "conversations": "talk", "image": "img"}
+    recipe["data"]["columns"] = recipe["evaluate"]["columns"] = columns
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    flags[flags.index("--data.train") + 1] = f"{data}/train.csv"
+    flags.insert(flags.index("--data.train") + 2, f"{data}/rest.json.gz")
+    flags[flags.index("--evaluate.data") + 1] = f"{data}/test.csv"
+    recipe = load_recipe(folder / "recipe.yaml", flags)
+    assert recipe.data.train == (f"{data}/train.csv", f"{data}/rest.json.gz")
+    distill(recipe)
+    first, second = (load_file(run / "student" / "model.safetensors") for run in (finished, folder / "run"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert json.loads((folder / "run" / "results.json").read_text())["questions"] == 6
+    assert f"`{data}/train.csv`, `{data}/rest.json.gz`" in (folder / "run" / "student" / "README.md").read_text()
+    assert load_recipe(folder / "run" / "recipe.yaml") == recipe

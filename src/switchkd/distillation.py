@@ -31,7 +31,8 @@ def distill(recipe: Recipe, *, resume: bool = True, accept_changes: bool = False
     """
     check_packages(recipe)
     if recipe.evaluate:  # what cannot be asked at the end must not show hours later
-        load_questions(recipe.evaluate.data, recipe.evaluate.image_root, recipe.evaluate.max_bad_fraction)
+        asked = recipe.evaluate
+        load_questions(asked.data, asked.image_root, asked.max_bad_fraction, asked.columns)
     with open_output(recipe, resume=resume) as output:
         return _distill(recipe, output, accept_changes=accept_changes)
 
@@ -57,6 +58,7 @@ def _distill(recipe: Recipe, output: Path, *, accept_changes: bool) -> Path:
             student,
             settings.data,
             image_root=settings.image_root,
+            columns=settings.columns,
             batch_size=settings.batch_size,
             max_new_tokens=settings.max_new_tokens,
             max_bad_fraction=settings.max_bad_fraction,

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from switchkd.commands.verb import Verb, fail, say, slug
+from switchkd.commands.verb import Verb, fail, parse_columns, say, slug
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Evaluate(Verb):
 
     #: A checkpoint directory, or a name on the Hugging Face hub.
     model: Annotated[Positional[str], arg(metavar="MODEL")]
-    #: LLaVA JSON, or messages and images as JSON, JSONL, Parquet or a saved data set. Not with --benchmarks.
+    #: Questions in any form and file of docs/data.md. Not with --benchmarks.
     questions: Annotated[Positional[Path | None], arg(metavar="DATA")] = None
     #: Names with commas: mme, mmbench_en, mmbench_cn, vqav2, gqa, scienceqa, mmmu, textvqa, vizwiz, pope, or `all` for these ten; ai2d.
     benchmarks: str | None = None
@@ -31,6 +31,8 @@ class Evaluate(Verb):
     data: Path | None = None
     #: Where image paths of DATA start; by default its folder.
     image_root: Path | None = None
+    #: Columns of DATA that have names of their own: question=q answer=a image=img.
+    columns: tuple[str, ...] = ()
     #: Questions at a time.
     batch_size: int = 32
     #: Longer answers are cut, and counted; by default 64 for DATA, and what each benchmark says.
@@ -52,6 +54,8 @@ class Evaluate(Verb):
             return fail(f"evaluate takes DATA ({self.questions}) or --benchmarks, not both; their folder is --data", 2)
         if self.image_root is not None:
             return fail("--image-root is for DATA; benchmarks hold their images inside", 2)
+        if self.columns:
+            return fail("--columns are those of DATA", 2)
         if self.max_bad_fraction is not None:
             return fail("--max-bad-fraction is for DATA; the figures of benchmarks count every row", 2)
         return self._ask_benchmarks(self.benchmarks)
@@ -68,7 +72,9 @@ class Evaluate(Verb):
         output = self._output(slug(str(data.with_suffix(""))))
         given = {"max_new_tokens": self.max_new_tokens, "max_bad_fraction": self.max_bad_fraction}
         sizes: Any = {"batch_size": self.batch_size} | {k: v for k, v in given.items() if v is not None}
-        results = evaluate_model(self.model, data, image_root=self.image_root, output=output, **sizes)
+        results = evaluate_model(
+            self.model, data, image_root=self.image_root, columns=parse_columns(self.columns), output=output, **sizes
+        )
         Console().print(rich_table(compare({self.model: output})))
         if results.bad_rows:
             say(

@@ -35,6 +35,18 @@ def load_recipe(path: Path, fields: Sequence[str]) -> "Recipe":
     return recipe.load_recipe(path, fields)
 
 
+def parse_columns(columns: Sequence[str]) -> dict[str, str]:
+    """`question=q` … → our names and those of the data.
+
+    Raises:
+        ValueError: one without `=`.
+    """
+    for column in columns:
+        if "=" not in column:
+            raise ValueError(f"--columns {column}: write our name, =, and the data's, as in question=q")
+    return dict(column.split("=", 1) for column in columns)
+
+
 def slug(text: str) -> str:
     """`text` as a part of a file name."""
     return re.sub(r"[^\w.]+", "-", text).strip("-.")

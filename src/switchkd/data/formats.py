@@ -1,14 +1,11 @@
 """Reading what people have: every supported file becomes the same rows (see `FEATURES`).
 
-Formats, detected from the content: LLaVA JSON (`conversations` of human and gpt turns, `image`), and `messages` +
-`images`; each in any container that `sources` reads. `row_form` makes one row of one row.
+`sources` says what is read, `forms` which forms of rows are known; `row_form` makes one row of one row.
 """
 
 import hashlib
 import json
-import logging
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +13,14 @@ import datasets
 import pyarrow as pa
 from datasets import ArrowBasedBuilder, Dataset, DatasetInfo, Features, Image, List, Split, SplitGenerator, Value
 from datasets.exceptions import DatasetGenerationError
+from datasets.table import InMemoryTable, concat_tables
 
 from switchkd.console import progress
 from switchkd.data.cache_folder import cache_folder
 from switchkd.data.errors import DataError, SampleError
-from switchkd.data.row_form import Row, canonical_row, row_id, writable
-from switchkd.data.sources import raw_rows, source_identity, source_paths
+from switchkd.data.forms import Row, check_columns, renamed
+from switchkd.data.row_form import Noted, canonical_row, row_id, writable
+from switchkd.data.sources import Data, Source, find_sources
 
 #: The canonical row. `source` says in which file it stands, and where; `kinds` has one entry per assistant turn; `problem` says why a row
 #: cannot be used (None: nothing found while reading) and is reported by `index.build_index`. Of a message, `reasoning` is what an answer
@@ -44,34 +43,39 @@ FEATURES = Features(
     }
 )
 #: To be raised when this module makes other rows of the same file: what is in the cache counts no longer.
-_VERSION = 2
+_VERSION = 3
 #: Rows that are written at a time, fewer where they carry their images.
 _CHUNK_ROWS, _CHUNK_BYTES = 1_000, 64 << 20
 
-_log = logging.getLogger(__name__)
 
-
-def load_rows(data: str | Path | Sequence[str | Path], image_root: str | Path | None = None) -> Dataset:
-    """Read data files, whatever their format, into canonical rows (`FEATURES`).
+def load_rows(data: Data, image_root: str | Path | None = None, columns: Mapping[str, str] | None = None) -> Dataset:
+    """Read data, whatever their format, into canonical rows (`FEATURES`).
 
     The first start writes the rows into the cache (`cache_folder`); later ones map them into memory from there, as long as every file has
-    the path, size and time of change that it had.
+    the path, size and time of change that it had. Rows that come from memory stay there.
 
-    Image paths are relative to `image_root` (default: each file's folder); they become absolute here but are not opened.
+    Image paths are relative to `image_root` (default: each file's folder), or lie in it; they become absolute here but are not opened.
     A row that cannot be used keeps its place, with `problem` set. Keys that nobody reads are named in the log, once for each file. Missing
     ids become the row's number, from 0, over all files; a repeated id gets `#` and that number.
 
     Args:
-        data: a file, a data set saved by `datasets`, a folder of Parquet or JSON files, a glob, or several of these.
+        data: a file, a data set saved by `datasets`, a folder, a glob, a name on the hub (NAME:CONFIG:SPLIT), or several of these; a
+            `Dataset`, or a list or other iterable of rows, whose images may be Pillow's.
         image_root: the folder that image paths begin in.
+        columns: our names of columns (`forms.COLUMNS`) → the data's.
 
     Raises:
         DataError: naming file and line or row, for files that are missing, truncated or of unknown format, and for those of which no row
             has a form that can be used.
     """
-    sources = [(path, _root(path, image_root)) for path in source_paths(data)]
-    identity = _identity(sources)
-    builder = _CanonicalRows(sources, identity, cache_dir=str(cache_folder("rows")))
+    if isinstance(data, Dataset) and data.features == FEATURES:
+        return data
+    reading = Reading(data, image_root, columns or {})
+    if reading.identity is None:
+        return Dataset(
+            concat_tables([InMemoryTable(table) for table in _tables(reading)]), DatasetInfo(features=FEATURES)
+        )
+    builder = _CanonicalRows(reading, cache_dir=str(cache_folder("rows")))
     shown = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()  # ours is shown
     try:
@@ -87,26 +91,92 @@ def load_rows(data: str | Path | Sequence[str | Path], image_root: str | Path | 
     return rows
 
 
-def _root(path: Path, image_root: str | Path | None) -> Path:
-    root = Path(image_root) if image_root is not None else (path if path.is_dir() else path.parent)
+class Reading:
+    """What is read, and how: sources, where their images are, and what their columns are called."""
+
+    def __init__(self, data: Data, image_root: str | Path | None, columns: Mapping[str, str]) -> None:
+        check_columns(columns)
+        self.columns = dict(columns)
+        self.sources = [(source, _root(source, image_root)) for source in find_sources(data)]
+        self.identity = self._identity()
+        #: What was found in each source, when all has been read.
+        self.noted: list[Noted] = []
+
+    def _identity(self) -> str | None:
+        """The same as long as nothing has changed that rows are made of."""
+        files = [(source.name, source.identity(), str(root.resolve())) for source, root in self.sources]
+        if any(identity is None for _, identity, _ in files):
+            return None
+        return hashlib.blake2b(json.dumps([_VERSION, files, self.columns]).encode(), digest_size=16).hexdigest()
+
+    def check_unchanged(self) -> None:
+        """Raise DataError where a source is another than it was when reading began."""
+        if self._identity() != self.identity:
+            raise DataError(f"{self.sources[0][0].name}: the data changed while it was read; start again")
+
+    def rows(self) -> Iterator[Row]:
+        """The canonical rows of all sources, each with an id of its own.
+
+        Raises:
+            DataError: as `load_rows`.
+        """
+        ids: set[str] = set()
+        count = 0
+        for source, root in self.sources:
+            self.noted.append(noted := Noted())
+            before, refused, first_problem, columns = count, 0, "", dict(source.columns) | self.columns
+            for raw in source.rows():
+                content = renamed(raw.content, columns)
+                name = row_id(content, count)
+                where = f"{source.name}, " + ("" if raw.line is None else f"line {raw.line}, ") + f"row {raw.number}"
+                row: Row = {"source": writable(where)}
+                try:
+                    row |= canonical_row(content, root, noted, self.columns)
+                except SampleError as error:
+                    problem = writable(f"{where} (id {name!a}): {error}")
+                    refused, first_problem = refused + 1, first_problem or problem
+                    row |= {"images": [], "messages": [], "kinds": [], "problem": problem}
+                while name in ids:  # as in mix-665k, where tasks that share an image share its id
+                    name = f"{name}#{count}"
+                ids.add(name)
+                count += 1
+                yield {"id": name, **row}
+            if count == before:
+                raise DataError(f"{source.name}: has no rows")
+            if refused == count - before:
+                raise DataError(
+                    first_problem + (f". None of the {refused} rows of the file can be used" if refused > 1 else "")
+                )
+            noted.check(source.name, self.columns)
+
+
+def _root(source: Source, image_root: str | Path | None) -> Path:
+    root = source.root if image_root is None else Path(image_root)
     if not root.is_dir():
-        raise DataError(f"image folder {root} (for {path}) does not exist")
+        raise DataError(f"image folder {root} (for {source.name}) does not exist")
     return root
 
 
-def _identity(sources: list[tuple[Path, Path]]) -> str:
-    """The same as long as nothing has changed that rows are made of."""
-    files = [(str(path), source_identity(path), str(root.resolve())) for path, root in sources]
-    return hashlib.blake2b(json.dumps([_VERSION, files]).encode(), digest_size=16).hexdigest()
+def _tables(reading: Reading) -> Iterator[pa.Table]:
+    """All rows, some at a time, fewer where they carry their images."""
+    pending: list[Row] = []
+    pending_bytes = 0
+    for row in progress(reading.rows(), "reading rows", None):
+        pending.append(row)
+        pending_bytes += sum(len(image["bytes"] or b"") for image in row["images"])
+        if len(pending) == _CHUNK_ROWS or pending_bytes >= _CHUNK_BYTES:
+            yield pa.Table.from_pylist(pending, FEATURES.arrow_schema)
+            pending_bytes, pending = 0, []
+    if pending:
+        yield pa.Table.from_pylist(pending, FEATURES.arrow_schema)
 
 
 class _CanonicalRows(ArrowBasedBuilder):  # type: ignore[misc]  # datasets ships no types
     """Writes the rows of all sources into the cache: wholly, or not at all."""
 
-    def __init__(self, sources: list[tuple[Path, Path]], identity: str, *, cache_dir: str) -> None:
-        self.sources = sources
-        self.identity = identity
-        super().__init__(cache_dir=cache_dir, config_name=identity)
+    def __init__(self, reading: Reading, *, cache_dir: str) -> None:
+        self.reading = reading
+        super().__init__(cache_dir=cache_dir, config_name=reading.identity)
 
     def _info(self) -> DatasetInfo:
         return DatasetInfo(features=FEATURES)
@@ -115,47 +185,5 @@ class _CanonicalRows(ArrowBasedBuilder):  # type: ignore[misc]  # datasets ships
         return [SplitGenerator(name=Split.TRAIN)]
 
     def _generate_tables(self) -> Iterator[tuple[int, pa.Table]]:
-        pending: list[Row] = []
-        pending_bytes = written = 0
-        for row in progress(_canonical_rows(self.sources), "reading rows", None):
-            pending.append(row)
-            pending_bytes += sum(len(image["bytes"] or b"") for image in row["images"])
-            if len(pending) == _CHUNK_ROWS or pending_bytes >= _CHUNK_BYTES:
-                yield written, pa.Table.from_pylist(pending, FEATURES.arrow_schema)
-                written, pending_bytes, pending = written + len(pending), 0, []
-        if pending:
-            yield written, pa.Table.from_pylist(pending, FEATURES.arrow_schema)
-        if _identity(self.sources) != self.identity:
-            raise DataError(f"{self.sources[0][0]}: the data changed while it was read; start again")
-
-
-def _canonical_rows(sources: list[tuple[Path, Path]]) -> Iterator[Row]:
-    """The rows of all sources, each with an id of its own."""
-    ids: set[str] = set()
-    count = 0
-    for path, root in sources:
-        before, refused, first_problem, unread = count, 0, "", Counter[str]()
-        for raw in raw_rows(path):
-            name = row_id(raw.content, count)
-            source = f"{path}, " + ("" if raw.line is None else f"line {raw.line}, ") + f"row {raw.number}"
-            row: Row = {"source": writable(source)}
-            try:
-                row |= canonical_row(raw.content, root, unread)
-            except SampleError as error:
-                problem = writable(f"{source} (id {name!a}): {error}")
-                refused, first_problem = refused + 1, first_problem or problem
-                row |= {"images": [], "messages": [], "kinds": [], "problem": problem}
-            while name in ids:  # as in mix-665k, where tasks that share an image share its id
-                name = f"{name}#{count}"
-            ids.add(name)
-            count += 1
-            yield {"id": name, **row}
-        if count == before:
-            raise DataError(f"{path}: has no rows")
-        if refused == count - before:
-            raise DataError(
-                first_problem + (f". None of the {refused} rows of the file can be used" if refused > 1 else "")
-            )
-        if unread:
-            listed = ", ".join(f"`{key}` ({rows:,})" for key, rows in unread.most_common())
-            _log.warning("%s: these keys are not read (in so many rows or turns): %s", path, listed)
+        yield from enumerate(_tables(self.reading))
+        self.reading.check_unchanged()

@@ -27,10 +27,11 @@ _URL = re.compile(r"\s*([a-z]:|[a-z][a-z0-9+.-]*:/|(file|data|blob|https?|ftp|pi
 def image_path(root: Path, name: str) -> Path:
     """Where the image called `name` in a data file lies: below `root`, whatever the data file says. Opens nothing.
 
-    Raises `SampleError` for a path that is empty, absolute or a URL, that names a parent folder or a drive, that holds
-    backslashes or control characters, or that leads out of `root` through a symbolic link. Percent-encoded and
+    Raises `SampleError` for a path that is empty, absolute and not below `root`, or a URL, that names a parent folder or a drive, that
+    holds backslashes or control characters, or that leads out of `root` through a symbolic link. Percent-encoded and
     Unicode-equivalent spellings of these are refused as well.
     """
+    name = _below(root, name)
     spellings = {name, unquote(name), unquote(unquote(name))}
     for form in {unicodedata.normalize("NFKC", spelling) for spelling in spellings}:
         if problem := _path_problem(form):
@@ -43,6 +44,14 @@ def image_path(root: Path, name: str) -> Path:
     if real == real_root or os.path.commonpath([real, real_root]) != real_root:
         raise SampleError(f"image path {_shown(name)} leads out of the image folder {root}")
     return Path(real)
+
+
+def _below(root: Path, name: str) -> str:
+    """An absolute path that begins with the folder's, as what follows that; any other as it is."""
+    for folder in (os.path.abspath(root), os.path.realpath(root)):
+        if name.startswith(f"{folder}/"):
+            return name.removeprefix(f"{folder}/")
+    return name
 
 
 def _shown(name: str) -> str:
@@ -59,9 +68,9 @@ def _path_problem(name: str) -> str | None:
     if "\\" in name:
         return "holds a backslash"
     if _URL.match(name):
-        return "is a URL or names a drive"
+        return "is a URL or names a drive, and nothing is fetched"
     if name.lstrip().startswith(("/", "~")):
-        return "is not relative"
+        return "is not relative, nor in that folder"
     if ".." in (part.strip() for part in name.split("/")):
         return "names a parent folder"
     return None

@@ -3,58 +3,55 @@
 What `<image>` means. In string content of a *user* turn, in a row that has images, it marks the place of an image;
 there must be as many marks as images. In text parts of list content (where `{"type": "image"}` is the mark), in answers
 and in system turns it is text. In the question of a row without images it is the trace of an image that was lost: such a
-row is bad. One line break after a mark is layout, which the chat template writes by itself.
+row is bad. One line break after a mark is layout, which the chat template writes by itself. A row that has its question
+in a column need not mark its images: they stand before the first question.
 """
 
-import math
-import re
+import base64
+import binascii
+import logging
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from switchkd.data.errors import SampleError
+from PIL import Image
+
+from switchkd.data.errors import DataError, SampleError
+from switchkd.data.forms import IMAGE_MARK, Row, read_form
 from switchkd.data.images import image_path
+from switchkd.data.lost_content import refuse_lost_of_row
+from switchkd.data.turns import Part, carries_images, read_turn
 
-IMAGE_MARK = "<image>"
-Row = dict[str, Any]
+_log = logging.getLogger(__name__)
 
-_KNOWN = {"id", "image", "images", "conversations", "messages", "system", "kind", "kinds"}
-#: List of turns → the keys of who speaks and of what is said, and the names of the roles.
-_FORMS = {
-    "conversations": ("from", "value", {"human": "user", "gpt": "assistant", "system": "system"}),
-    "messages": ("role", "content", {"user": "user", "assistant": "assistant", "system": "system"}),
-}
-#: Keys of a turn that say whether it is learned.
-_LEARNED = ("loss", "weight", "train", "loss_scale")
-#: Names of keys that hold pictures in other tools' rows, without case and punctuation.
-_PICTURE_KEY = re.compile(r"(im|img|image|picture|photo|pic|file)(file|s)?(path|name|url|uri|byte|data|list|file)?s?")
-_PICTURE_NAME = re.compile(r"\.(png|jpe?g|webp|bmp|gif|tiff?|ppm)$", re.IGNORECASE)
-#: Names of keys that hold what is not carried to the models, without case and punctuation, and what to do.
-_CONTENT_KEYS = {
-    re.compile(r"(video|audio)(file|s)?(path|name|url|uri|file)?s?"): (
-        "only images are supported, so leave the row out or give frames as images"
-    ),
-    re.compile(r"systems?(prompt|message)s?"): "name it `system`",
-    re.compile(
-        r"(tool|function)(s|calls?)?"
-    ): "tools are not carried: write them into `system` and the turns, or leave it out",
-    re.compile(r"(rejected|chosen)\w*"): "preferences are not learned from: keep the chosen turns alone",
-    re.compile(r"thinking|reasoning"): "name it `reasoning_content`, in the turn that it belongs to",
-    re.compile(r"loss|weight"): "a turn may be left out with it, a row cannot be weighed: leave it out",
-}
+#: Modes that PNG keeps; TIFF keeps the others.
+_PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
+
+#: How files of `images.IMAGE_FORMATS` begin.
+_BEGINNINGS = (b"\x89PNG", b"\xff\xd8", b"RIFF", b"BM", b"GIF8", b"II", b"MM", b"P")
 
 
-@dataclass(frozen=True)
-class _Part:
-    """Text, or an image: the next one of the row, or the one of this index."""
+@dataclass
+class Noted:
+    """What was found in the rows of one source, for its user."""
 
-    text: str | None
-    index: int | None = None
+    #: Forms, and the columns and keys that were read, by the number of rows.
+    forms: Counter[str] = field(default_factory=Counter)
+    read: Counter[str] = field(default_factory=Counter)
+    #: Keys that say something and that nobody reads, by the number of rows or turns.
+    unread: Counter[str] = field(default_factory=Counter)
 
-    @property
-    def canonical(self) -> Row:
-        return {"type": "image" if self.text is None else "text", "text": self.text}
+    def check(self, name: str, columns: Mapping[str, str]) -> None:
+        """Log what nobody reads, and raise DataError where no row has a column that `columns` names."""
+        for ours, theirs in columns.items():
+            if ours not in self.read:
+                raise DataError(f"{name}: data.columns names `{theirs}` as {ours}, and no row that can be used has it")
+        if self.unread:
+            listed = ", ".join(f"`{key}` ({rows:,})" for key, rows in self.unread.most_common())
+            _log.warning("%s: these keys are not read (in so many rows or turns): %s", name, listed)
 
 
 def row_id(raw: Any, number: int) -> str:
@@ -68,159 +65,58 @@ def writable(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-def canonical_row(raw: Any, root: Path, unread: Counter[str]) -> Row:
-    """The row without `id` and `source`. Counts in `unread` every key that says something and that nobody reads.
+def canonical_row(raw: Any, root: Path, noted: Noted, columns: Mapping[str, str]) -> Row:
+    """The row without `id` and `source`. Counts in `noted` what is read, and every key that says something and that nobody reads.
 
     A row whose image has a refused path keeps its place, without the image and with `problem` set.
+
+    Args:
+        raw: as it was written, after `forms.renamed`; or the error that came instead of it.
+        root: the folder that image paths begin in.
+        noted: of the source.
+        columns: `data.columns`.
 
     Raises:
         SampleError: the row cannot be used.
     """
+    if isinstance(raw, SampleError):
+        raise raw
     if not isinstance(raw, dict):
         raise SampleError(f"a row must be an object, not {type(raw).__name__}")
-    lists = sorted((key for key in _FORMS if isinstance(raw.get(key), list)), key=lambda key: not raw[key])
-    if len(lists) > 1 and raw[lists[1]]:
-        raise SampleError("has both `conversations` and `messages`; keep one")
-    if not lists:
-        raise SampleError(
-            "unknown format; looked for a list `conversations` (LLaVA) or a list `messages` (with `images`), but the row has the keys "
-            f"{', '.join(map(str, raw)) or '(none)'}"
-        )
-    key, images = lists[0], _image_list(raw)
-    _refuse_lost_content(raw, bool(images), unread)
-    turns = [_turn(turn, key, bool(images), unread) for turn in raw[key]]
-    images = _in_order(images, [part for _, parts in turns for part in parts if part.text is None])
+    talk = read_form(raw, columns)
+    images = _image_list(talk.beside)
+    inside = carries_images(talk.turns)
+    if inside and images:
+        raise SampleError("has pictures in its turns and beside them, under `image` or `images`; keep one")
+    has_images = bool(images) or inside
+    refuse_lost_of_row(talk.rest, has_images=has_images, one_question=talk.pictures_first, unread=noted.unread)
+    turns = [read_turn(turn, talk.name, has_images, noted.unread) for turn in talk.turns]
+    if talk.pictures_first and not inside:
+        _put_first(images, turns)
+    marks = [part for _, parts in turns for part in parts if part.text is None]
+    images = [_image(mark.image) for mark in marks] if inside else _in_order(images, marks)
     messages = _with_system(
-        raw.get("system"), [turn | {"content": [p.canonical for p in parts]} for turn, parts in turns]
+        talk.beside.get("system"), [turn | {"content": [p.canonical for p in parts]} for turn, parts in turns]
     )
-    kinds = _kinds(raw, sum(message["role"] == "assistant" for message in messages))
+    kinds = _kinds(talk.beside, sum(message["role"] == "assistant" for message in messages))
     _check_text(messages, kinds)
     problem = _resolve(images, root)
+    noted.forms[talk.form] += 1
+    noted.read.update(key for key in raw if key not in talk.rest)
     return {"images": images, "messages": messages, "kinds": kinds, "problem": problem}
 
 
-def _refuse_lost_content(raw: Row, has_images: bool, unread: Counter[str]) -> None:
-    for name, value in raw.items():
-        if name in _KNOWN or not (_says_something(value) or (value is False and name in ("loss", "weight"))):
-            continue
-        plain = re.sub(r"[^a-z]", "", str(name).lower())
-        if way_out := _way_out(plain, value):
-            raise SampleError(f"has `{name}`, which is not read; {way_out}")
-        if not has_images and (_PICTURE_KEY.fullmatch(plain) or _is_picture(value)):
-            raise SampleError(
-                f"has `{name}` and no image, and pictures are read from `image` or `images` alone: name it so"
-            )
-        unread[str(name)] += 1
+def _put_first(images: list[Row], turns: list[tuple[Row, list[Part]]]) -> None:
+    """Mark the images before the first question, where there is no mark."""
+    asked = next((parts for turn, parts in turns if turn["role"] == "user"), None)
+    if asked is None or any(part.text is None for _, parts in turns for part in parts):
+        return
+    asked[:0] = [Part(None)] * len(images)
+    if not asked or (asked == [Part("")]):
+        raise SampleError("has neither a question nor a picture to ask about")
 
 
-def _way_out(plain: str, value: Any) -> str | None:
-    """What to do with a key that holds what would be lost; None for another."""
-    if value is True or (value == 1 and plain in ("loss", "weight")):
-        return None
-    return next((text for pattern, text in _CONTENT_KEYS.items() if pattern.fullmatch(plain)), None)
-
-
-def _says_something(value: Any) -> bool:
-    """Whether anything would be lost with a value; Arrow fills what a row does not have with nulls."""
-    if isinstance(value, dict):
-        return any(map(_says_something, value.values()))
-    if isinstance(value, list):
-        return any(map(_says_something, value))
-    return not (
-        value is None or value is False or value in ("", b"") or (isinstance(value, float) and math.isnan(value))
-    )
-
-
-def _is_picture(value: Any) -> bool:
-    if isinstance(value, list):
-        return any(map(_is_picture, value))
-    if isinstance(value, dict):
-        return any(_is_picture(value.get(name)) for name in ("bytes", "path", "url"))
-    return isinstance(value, bytes) or (isinstance(value, str) and _PICTURE_NAME.search(value) is not None)
-
-
-def _turn(turn: Any, key: str, has_images: bool, unread: Counter[str]) -> tuple[Row, list[_Part]]:
-    """A message without its content, and the parts of its content."""
-    role_key, content_key, roles = _FORMS[key]
-    said = turn.get(role_key) if isinstance(turn, dict) else None
-    if not isinstance(said, str) or said not in roles:
-        raise SampleError(f"each turn needs `{role_key}` to be one of {', '.join(roles)}, not {said!a}")
-    role = roles[said]
-    for name, value in turn.items():
-        if name in (role_key, content_key, "reasoning_content", *_LEARNED) or not _says_something(value):
-            continue
-        plain = re.sub(r"[^a-z]", "", str(name).lower())
-        if way_out := _way_out(plain, value):
-            raise SampleError(f"a turn has `{name}`, which is not read; {way_out}")
-        if _PICTURE_KEY.fullmatch(plain) or _is_picture(value):
-            raise SampleError(f"a turn has `{name}`: list the row's pictures under `image` or `images`, beside `{key}`")
-        unread[f"{key}.{name}"] += 1
-    reasoning = turn.get("reasoning_content") if _says_something(turn.get("reasoning_content")) else None
-    if reasoning is not None and (role != "assistant" or not isinstance(reasoning, str)):
-        raise SampleError("`reasoning_content` must be text, in an assistant turn")
-    message = {"role": role, "reasoning": reasoning, "learned": _learned(turn, role)}
-    return message, _parts(role, turn.get(content_key), has_images)
-
-
-def _learned(turn: Row, role: str) -> bool:
-    """Whether the turn is learned, as its flags say: answers are, unless one says no."""
-    learned = role == "assistant"
-    for name in _LEARNED:
-        flag = turn.get(name)
-        if flag is None:
-            continue
-        if not isinstance(flag, bool | int | float) or flag not in (0, 1):
-            raise SampleError(
-                f"a turn has `{name}` {flag!a}; supported are 0 and 1, false and true: a turn is learned or not"
-            )
-        if flag and role != "assistant":
-            raise SampleError(f"a {role} turn has `{name}` {flag!a}; only answers can be learned")
-        learned = learned and bool(flag)
-    return learned
-
-
-def _parts(role: str, content: Any, has_images: bool) -> list[_Part]:
-    """The content of one turn as text and image parts; neighbouring texts joined."""
-    parts: list[_Part] = []
-    if isinstance(content, str):
-        texts = content.split(IMAGE_MARK) if role == "user" and has_images else [content]
-        for number, text in enumerate(texts):
-            if number:
-                parts.append(_Part(None))
-            parts.append(_Part(text.removeprefix("\n") if number else text))
-        parts = [part for part in parts if part.text != ""] if len(parts) > 1 or has_images else parts
-    elif isinstance(content, list):
-        for written in content:
-            part = _part(role, written)
-            if part.text is not None and parts and parts[-1].text is not None:
-                part = _Part(f"{parts.pop().text}{part.text}")
-            parts.append(part)
-    else:
-        raise SampleError(f"the content of a {role} turn must be text or a list of parts, not {type(content).__name__}")
-    if role == "user" and not has_images and any(IMAGE_MARK in (part.text or "") for part in parts):
-        raise SampleError(
-            f"a question holds {IMAGE_MARK}, and the row has no image: name its picture under `image`, or several under `images`"
-        )
-    return parts
-
-
-def _part(role: str, written: Any) -> _Part:
-    kind = written.get("type") if isinstance(written, dict) else None
-    if kind == "text" and isinstance(written.get("text"), str):
-        return _Part(written["text"])
-    if kind != "image" or role != "user":
-        raise SampleError(
-            f"a {role} turn has a part of type {kind!a}; supported are text parts with `text`, and image parts in user turns"
-        )
-    if extra := [key for key, value in written.items() if key not in ("type", "text", "index") and value is not None]:
-        raise SampleError(f"an image part carries `{extra[0]}`; list the row's images under `images`")
-    index = written.get("index")
-    if index is not None and (not isinstance(index, int) or isinstance(index, bool) or index < 0):
-        raise SampleError(f"an image part has `index` {index!a}; it counts the row's `images` from 0")
-    return _Part(None, index)
-
-
-def _in_order(images: list[Row], marks: list[_Part]) -> list[Row]:
+def _in_order(images: list[Row], marks: list[Part]) -> list[Row]:
     """The images in the order of their marks."""
     if len(marks) != len(images):
         raise SampleError(f"{len(marks)} image marks ({IMAGE_MARK}) but {len(images)} images; they must be equal")
@@ -249,25 +145,36 @@ def _with_system(system: Any, messages: list[Row]) -> list[Row]:
     return [{"role": "system", "reasoning": None, "learned": False, "content": content}, *messages]
 
 
-def _image_list(raw: Row) -> list[Row]:
-    """The images of a row: a path, embedded bytes, `{bytes, path}`, or a list of these, under `image` or `images`."""
-    given = [raw[key] for key in ("image", "images") if raw.get(key) is not None and raw[key] != []]
+def _image_list(beside: Row) -> list[Row]:
+    """The images of a row: one or a list of what `_image` reads, under `image` or `images`."""
+    given = [beside[key] for key in ("image", "images") if beside.get(key) is not None and beside[key] != []]
     if len(given) > 1:
         raise SampleError("has both `image` and `images`; keep one")
     value = given[0] if given else []
-    images = []
-    for image in value if isinstance(value, list) else [value]:
-        if isinstance(image, str):
-            image = {"bytes": None, "path": image}
-        elif isinstance(image, bytes):
-            image = {"bytes": image, "path": None}
-        content, name = (image.get("bytes"), image.get("path")) if isinstance(image, dict) else (None, None)
-        if not isinstance(content, bytes) and not (content is None and isinstance(name, str)):
-            raise SampleError(
-                f"an image must be a path, bytes, or an object with `bytes` or `path`, not {image!a:.80}; a row of text has no `image`"
-            )
-        images.append({"bytes": content, "path": name})
-    return images
+    return [_image(image) for image in (value if isinstance(value, list) else [value])]
+
+
+def _image(image: Any) -> Row:
+    """A path, a data: URL, embedded bytes, `{bytes, path}`, or a picture of Pillow's."""
+    if isinstance(image, str | Path):
+        return {"bytes": None, "path": str(image)}
+    if isinstance(image, Image.Image):
+        return {"bytes": _written(image), "path": None}
+    if isinstance(image, bytes):
+        image = {"bytes": image, "path": None}
+    content, name = (image.get("bytes"), image.get("path")) if isinstance(image, dict) else (None, None)
+    if not isinstance(content, bytes) and not (content is None and isinstance(name, str)):
+        raise SampleError(
+            f"an image must be a path, bytes, or an object with `bytes` or `path`, not {image!a:.80}; a row of text has no `image`"
+        )
+    return {"bytes": content, "path": name}
+
+
+def _written(picture: Image.Image) -> bytes:
+    """A picture from memory as a file of the same pixels, with its orientation."""
+    file = BytesIO()
+    picture.save(file, "PNG" if picture.mode in _PNG_MODES else "TIFF", exif=picture.getexif())
+    return file.getvalue()
 
 
 def _kinds(raw: Row, answers: int) -> list[str | None]:
@@ -300,7 +207,24 @@ def _resolve(images: list[Row], root: Path) -> str | None:
             image["path"] = None  # only a name from elsewhere
             continue
         try:
-            image["path"] = str(image_path(root, image["path"]))
+            if image["path"].startswith("data:"):
+                image["bytes"], image["path"] = _decoded_url(image["path"]), None
+            else:
+                image["path"] = str(image_path(root, image["path"]))
         except SampleError as error:
             image["path"], problem = None, problem or f"image {position + 1} of {len(images)}: {error}"
     return problem
+
+
+def _decoded_url(url: str) -> bytes:
+    """The picture inside of a data: URL."""
+    head, comma, content = url.partition(",")
+    if not comma or not head.startswith("data:image/") or not head.endswith(";base64"):
+        raise SampleError(f"{head[:60]!a} is no data: URL of a picture in base64 (data:image/png;base64,…)")
+    try:
+        picture = base64.b64decode("".join(content.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise SampleError(f"a data: URL of a picture cannot be decoded: {error}") from error
+    if not picture.startswith(_BEGINNINGS):
+        raise SampleError(f"image path {head[:60]!a} is a data: URL that holds no picture")
+    return picture

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,17 @@ logger = logging.getLogger(__name__)
 
 
 def load_questions(
-    data: str | Path, image_root: str | Path | None = None, max_bad_fraction: float = MAX_BAD_FRACTION
+    data: str | Path,
+    image_root: str | Path | None = None,
+    max_bad_fraction: float = MAX_BAD_FRACTION,
+    columns: Mapping[str, str] | None = None,
 ) -> tuple[Dataset, list[Question], list[Bad]]:
     """The samples of `data`, every question that they ask, and those that cannot be used. No image is opened.
 
     Raises:
         DataError: there is no such data, none of it can be asked, or more than `max_bad_fraction` cannot.
     """
-    samples = load_rows(data, image_root)
+    samples = load_rows(data, image_root, columns)
     asked, bad = questions(samples)
     check_share(bad, len(samples), max_bad_fraction)
     return samples, asked, bad
@@ -40,6 +44,7 @@ def evaluate_model(
     *,
     processor: ProcessorMixin | None = None,
     image_root: str | Path | None = None,
+    columns: Mapping[str, str] | None = None,
     batch_size: int = 32,
     max_new_tokens: int = 64,
     max_bad_fraction: float = MAX_BAD_FRACTION,
@@ -55,6 +60,7 @@ def evaluate_model(
         data: anything `data.formats.load_rows` reads.
         processor: by default the one saved with the model.
         image_root: where image paths start; by default the folder of `data`.
+        columns: our names of columns → those of `data`, as `load_rows` takes them.
         batch_size: questions at a time.
         max_new_tokens: an answer is cut after so many, and counted as truncated.
         max_bad_fraction: the share of rows that is put up with of which something cannot be asked.
@@ -73,7 +79,7 @@ def evaluate_model(
     if output is not None and output.suffix != ".json":
         raise ValueError(f"{output}: results are written as JSON, so the name must end in .json")
     with kept_answers(output, None if output is None else predictions_path(output)) as keep:
-        samples, asked, bad = load_questions(data, image_root, max_bad_fraction)
+        samples, asked, bad = load_questions(data, image_root, max_bad_fraction, columns)
         loaded, processor, name = given_or_loaded(model, processor)
         images: Any = processor.image_processor
         begin = time.perf_counter()

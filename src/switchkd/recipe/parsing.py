@@ -146,7 +146,9 @@ class Builder:
         if origin in (Union, UnionType):
             if value is None or (isinstance(value, str) and value.lower() in ("none", "null")):
                 return None
-            (kind,) = (option for option in options if option is not NoneType)
+            kinds = [option for option in options if option is not NoneType]
+            # one, or one and a list of such
+            kind = next((kind for kind in kinds if (get_origin(kind) is tuple) == isinstance(value, list)), kinds[0])
             return self.build(kind, value, at)
         if origin is dict:
             given = self._mapping(value, at, "a mapping")

@@ -4,40 +4,28 @@ Fields that users know from Hugging Face have their names there. Relative paths 
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from switchkd.data.errors import MAX_BAD_FRACTION
+from switchkd.data.forms import check_columns
 from switchkd.data.images import MAX_PIXELS
 from switchkd.methods import METHODS, Method
 from switchkd.models.capture import Vision
 from switchkd.models.quantize import Quantization
-from switchkd.recipe.packages import check_trackers
-from switchkd.recipe.parsing import Builder, lay_over, parse_flags, read_yaml
+from switchkd.recipe.field_checks import at_least, require, share
+from switchkd.recipe.parsing import Builder, RecipeError, lay_over, parse_flags, read_yaml
 from switchkd.recipe.saving import recipe_to_dict as recipe_to_dict
 from switchkd.recipe.saving import save_recipe as save_recipe
+from switchkd.recipe.training import LearningRates as LearningRates
+from switchkd.recipe.training import Train as Train
+from switchkd.recipe.training import check_steps
 
 #: How attention is computed; `auto` is what transformers chooses, SDPA where the model has it.
 Attention = Literal["auto", "eager", "sdpa", "flash_attention_2"]
 #: The parts of a student that a stage can train.
 Part = Literal["vision", "projector", "language"]
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
-
-
-def _at_least(section: object, least: int, *names: str) -> None:
-    for name in names:
-        value = getattr(section, name)
-        _require(value is None or value >= least, f"{name} must be at least {least}, got {value}")
-
-
-def _share(section: object, name: str) -> None:
-    value = getattr(section, name)
-    _require(0 <= value < 1, f"{name} must be at least 0 and below 1, got {value}")
 
 
 @dataclass(frozen=True)
@@ -52,7 +40,7 @@ class Teacher:
     quantization: Quantization | None = None
 
     def __post_init__(self) -> None:
-        _require(bool(self.path), "path must not be empty")
+        require(bool(self.path), "path must not be empty")
 
 
 @dataclass(frozen=True)
@@ -64,8 +52,8 @@ class LoRA:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "r", "alpha")
-        _share(self, "dropout")
+        at_least(self, 1, "r", "alpha")
+        share(self, "dropout")
 
 
 @dataclass(frozen=True)
@@ -84,31 +72,11 @@ class Student:
     freeze: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _require(bool(self.path), "path must not be empty")
-        _require(
+        require(bool(self.path), "path must not be empty")
+        require(
             self.quantization is None or self.lora is not None,
             "quantization 4bit makes weights that cannot be trained: add `lora`, whose adapters are",
         )
-
-
-@dataclass(frozen=True)
-class LearningRates:
-    """Learning rates of the parts; a part without one has `learning_rate`."""
-
-    vision: float | None = None
-    projector: float | None = None
-    language: float | None = None
-
-    def __post_init__(self) -> None:
-        for part, rate in asdict(self).items():
-            _require(
-                rate is None or rate > 0,
-                f"{part} must be positive, got {rate}; to keep a part as it is, leave it out of `train`",
-            )
-
-    def given(self) -> dict[str, float]:
-        """Part → rate, of those that have one."""
-        return {part: rate for part, rate in asdict(self).items() if rate is not None}
 
 
 @dataclass(frozen=True)
@@ -124,17 +92,20 @@ class Pairing:
     min_aligned: float = 0.5
 
     def __post_init__(self) -> None:
-        _require(self.fit_rows >= 0, f"fit_rows must not be negative, got {self.fit_rows}")
-        _require(0 < self.min_aligned <= 1, f"min_aligned must be above 0 and at most 1, got {self.min_aligned}")
+        require(self.fit_rows >= 0, f"fit_rows must not be negative, got {self.fit_rows}")
+        require(0 < self.min_aligned <= 1, f"min_aligned must be above 0 and at most 1, got {self.min_aligned}")
 
 
 @dataclass(frozen=True)
 class Data:
-    """Training rows: LLaVA JSON, or `messages` + `images` as JSON, JSONL, Parquet or a saved data set; detected."""
+    """Training rows, in any of the forms and files of docs/data.md; detected."""
 
-    train: str
+    #: A file, a folder, a glob, or a data set of the hub (NAME:CONFIG:SPLIT); or a list of these.
+    train: str | tuple[str, ...]
     #: Where image paths start; the data file's own folder if not given.
     image_root: str | None = None
+    #: Columns that have names of their own: `{question: q, answer: a, image: img}`. Ours come first.
+    columns: dict[str, str] = field(default_factory=dict)
     #: The student's chat template: its `own` (one of ours only where it has none that can be used), `llava` (LLaVA 1.5's), or a file.
     template: str = "own"
     #: Train on the first so many rows; on all of them if not given.
@@ -148,66 +119,11 @@ class Data:
     max_bad_fraction: float = MAX_BAD_FRACTION
 
     def __post_init__(self) -> None:
-        _require(bool(self.train), "train must name a file or a folder")
-        _require(self.rows is None or self.rows >= 1, f"rows must be at least 1, or none for all, got {self.rows}")
-        _at_least(self, 1, "max_length", "max_pixels")
-        _share(self, "max_bad_fraction")
-
-
-@dataclass(frozen=True)
-class Train:
-    """How it is trained; names and meanings as in `transformers.TrainingArguments`."""
-
-    output: str
-    num_train_epochs: float = 1.0
-    #: Optimizer steps; above 0 it replaces `num_train_epochs`.
-    max_steps: int = -1
-    per_device_train_batch_size: int = 8
-    gradient_accumulation_steps: int = 1
-    learning_rate: float = 2e-5
-    learning_rates: LearningRates = LearningRates()
-    lr_scheduler_type: Literal[
-        "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
-    ] = "cosine"
-    warmup_ratio: float = 0.03
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    bf16: bool = False
-    fp16: bool = False
-    #: Recompute the student's activations in the backward pass: less memory, one more of its forward passes.
-    gradient_checkpointing: bool = False
-    #: The same for the teacher's language model on the way of the switch, the largest activations of a step.
-    switch_checkpointing: bool = False
-    #: `fused` holds the logits of some tokens at a time; `plain` all of them, for debugging. They give the same numbers.
-    loss: Literal["fused", "plain"] = "fused"
-    seed: int = 42
-    logging_steps: int = 10
-    save_steps: int = 500
-    #: Older checkpoints beyond this many are deleted; none = keep all.
-    save_total_limit: int | None = 2
-    dataloader_num_workers: int = 0
-    #: Compile every transformer layer of both models, with this backend of torch.compile.
-    torch_compile: bool = False
-    torch_compile_backend: Literal["inductor", "cudagraphs", "aot_eager", "eager"] = "inductor"
-    #: Liger's fused norm, SwiGLU and rotary kernels in both language models; needs a CUDA GPU and the package liger-kernel.
-    liger_kernel: bool = False
-    #: Put rows of about one length into a batch, so that little of it is padding.
-    group_by_length: bool = False
-    report_to: tuple[str, ...] = ("tensorboard",)
-
-    def __post_init__(self) -> None:
-        _require(bool(self.output), "output must name a folder")
-        check_trackers(self.report_to)
-        _check_steps(self)
-        _share(self, "warmup_ratio")
-        _require(self.weight_decay >= 0, f"weight_decay must not be negative, got {self.weight_decay}")
-        _require(self.max_grad_norm > 0, f"max_grad_norm must be positive, got {self.max_grad_norm}")
-        _require(not (self.bf16 and self.fp16), "bf16 and fp16 are both true: choose one")
-        _require(0 <= self.seed < 2**32, f"seed must lie between 0 and {2**32 - 1}, got {self.seed}")
-        _at_least(self, 1, "logging_steps", "save_steps")
-        _at_least(self, 0, "dataloader_num_workers")
-        limit = self.save_total_limit
-        _require(limit is None or limit >= 1, f"save_total_limit must be at least 1, or none for all, got {limit}")
+        require(bool(self.train), "train must name a file or a folder")
+        check_columns(self.columns)
+        require(self.rows is None or self.rows >= 1, f"rows must be at least 1, or none for all, got {self.rows}")
+        at_least(self, 1, "max_length", "max_pixels")
+        share(self, "max_bad_fraction")
 
 
 @dataclass(frozen=True)
@@ -220,7 +136,7 @@ class Stage:
     name: str
     train: tuple[Part, ...] = ("vision", "projector", "language")
     method: Method | None = None
-    data: str | None = None
+    data: str | tuple[str, ...] | None = None
     num_train_epochs: float | None = None
     max_steps: int | None = None
     learning_rate: float | None = None
@@ -230,17 +146,22 @@ class Stage:
 
     def __post_init__(self) -> None:
         plain = self.name.replace("-", "").replace("_", "").isalnum()
-        _require(plain, f"name must be letters, digits, - and _, because it names a folder, got {self.name!r}")
+        require(plain, f"name must be letters, digits, - and _, because it names a folder, got {self.name!r}")
         parts = ", ".join(self.train)
-        _require(len(self.train) > 0, f"train is empty: stage {self.name} would train nothing")
-        _require(len(set(self.train)) == len(self.train), f"train names a part twice: {parts}")
-        _require(self.data is None or bool(self.data), "data must name a file or a folder")
+        require(len(self.train) > 0, f"train is empty: stage {self.name} would train nothing")
+        require(len(set(self.train)) == len(self.train), f"train names a part twice: {parts}")
+        require(self.data is None or bool(self.data), "data must name a file or a folder")
         idle = sorted(set(self.learning_rates.given()) - set(self.train)) if self.learning_rates else []
-        _require(
+        require(
             not idle,
             f"learning_rates names {', '.join(idle)}, which stage {self.name} does not train: it trains {parts}",
         )
-        _check_steps(self)
+        check_steps(self)
+
+
+def data_names(data: str | tuple[str, ...]) -> tuple[str, ...]:
+    """What a stage's `data` names, as a list."""
+    return (data,) if isinstance(data, str) else data
 
 
 @dataclass(frozen=True)
@@ -250,7 +171,7 @@ class ResolvedStage:
     name: str
     train: tuple[Part, ...]
     method: Method
-    data: str
+    data: str | tuple[str, ...]
     num_train_epochs: float
     #: Above 0 it replaces `num_train_epochs`.
     max_steps: int
@@ -260,27 +181,13 @@ class ResolvedStage:
     gradient_accumulation_steps: int
 
 
-def _check_steps(section: Train | Stage) -> None:
-    """What can be wrong with the fields that a stage may set for itself."""
-    epochs, steps, rate = section.num_train_epochs, section.max_steps, section.learning_rate
-    _require(
-        steps is None or steps == -1 or steps >= 1, f"max_steps must be at least 1, or -1 to count epochs, got {steps}"
-    )
-    _require(
-        steps not in (None, -1) or epochs is None or epochs > 0,
-        f"num_train_epochs is {epochs} and max_steps counts no steps: nothing would be trained",
-    )
-    _require(rate is None or rate > 0, f"learning_rate must be positive, got {rate}")
-    _at_least(section, 1, "per_device_train_batch_size", "gradient_accumulation_steps")
-
-
 def _check_vision_learns(stage: ResolvedStage, freeze: Sequence[str]) -> None:
     """Raise ValueError where a term that trains the vision encoder and nothing else would find it frozen, and be dead work."""
     needs = stage.method.needs
     term = "the switch" if "switch" in needs else "the term on V(x)" if Vision() in needs else ""
     unused = f"stage {stage.name} trains {', '.join(stage.train)}" if "vision" not in stage.train else ""
     frozen = "student.freeze names vision" if "vision" in freeze else unused
-    _require(
+    require(
         not (term and frozen),
         f"{frozen}, and the method of stage {stage.name}, {stage.method.name}, uses {term}: {term} trains nothing but the vision encoder. "
         f"Let it learn, or choose another method{' or `switch: 0`' if 'switch' in needs else ''}",
@@ -293,15 +200,18 @@ class Evaluate:
 
     data: str
     image_root: str | None = None
+    #: As in `data`.
+    columns: dict[str, str] = field(default_factory=dict)
     batch_size: int = 32
     max_new_tokens: int = 64
     #: The evaluation stops when of more than this share of the rows something cannot be asked; fewer are skipped and counted.
     max_bad_fraction: float = MAX_BAD_FRACTION
 
     def __post_init__(self) -> None:
-        _require(bool(self.data), "data must name a file or a folder")
-        _at_least(self, 1, "batch_size", "max_new_tokens")
-        _share(self, "max_bad_fraction")
+        require(bool(self.data), "data must name a file or a folder")
+        check_columns(self.columns)
+        at_least(self, 1, "batch_size", "max_new_tokens")
+        share(self, "max_bad_fraction")
 
 
 @dataclass(frozen=True)
@@ -318,15 +228,15 @@ class Recipe:
     pair: Pairing = field(default_factory=Pairing)
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             len(self.stages) > 0,
             "stages is an empty list: nothing would be trained. Leave it out for one stage that trains everything",
         )
         names = [stage.name for stage in self.stages]
-        _require(len(set(names)) == len(names), f"two stages have one name: {', '.join(names)}")
+        require(len(set(names)) == len(names), f"two stages have one name: {', '.join(names)}")
         for stage in self.resolved_stages():
             _check_vision_learns(stage, self.student.freeze)
-            _require(
+            require(
                 self.teacher is not None or "teacher" not in stage.method.needs,
                 f"stage {stage.name}: method {stage.method.name} needs a teacher, and the recipe names none; "
                 "add `teacher: {path: …}`, or choose method sft",
@@ -377,8 +287,22 @@ def build_recipe(tree: dict[str, Any], source: str, overrides: Sequence[str] = (
     method, stages = tree.get("method"), tree.get("stages")
     if isinstance(method, dict) and isinstance(stages, list):
         tree = {**tree, "stages": [_inherit_method(stage, method) for stage in stages]}
+    _refuse_weights(tree, source)
     recipe: Recipe = Builder(Recipe, {Method: METHODS}, source, flags.keys()).build(Recipe, tree)
     return recipe
+
+
+def _refuse_weights(tree: dict[str, Any], source: str) -> None:
+    """Raise RecipeError where data are named with something beside their names, as other tools' weights are."""
+    written = {"data.train": tree.get("data")} | {
+        f"stages.{n}.data": one for n, one in enumerate(tree.get("stages") or [])
+    }
+    for at, section in written.items():
+        data = section.get(at.rpartition(".")[2]) if isinstance(section, dict) else None
+        if isinstance(data, dict) or (isinstance(data, list) and any(isinstance(one, dict) for one in data)):
+            raise RecipeError(
+                f"{source}: {at}: must be a name or a list of names; weights are not supported: name a file twice to see its rows twice"
+            )
 
 
 def _inherit_method(stage: Any, method: dict[str, Any]) -> Any:

@@ -60,8 +60,9 @@ def _read_questions(models: Sequence[Model]) -> probe.Asked | None:
     if data is None:
         return None
     root = next((str(tree["image_root"]) for tree in recipes if tree.get("image_root")), None)
+    columns = next((tree["columns"] for tree in recipes if tree.get("columns")), None)
     skipped = {one.id for model in models if model.results for one in model.results.skipped}
-    return probe.read_questions(data, root, skipped)
+    return probe.read_questions(data, root, skipped, columns)
 
 
 def _computed(evidence: Evidence, asked: probe.Asked, count: int, attention: int, show: Sequence[str]) -> Evidence:

@@ -55,13 +55,18 @@ class Asked:
         return {**sample, "id": name, "messages": [*sample["messages"], answer] if answered else sample["messages"]}
 
 
-def read_questions(data: str | Path, image_root: str | Path | None = None, left_out: Collection[str] = ()) -> Asked:
+def read_questions(
+    data: str | Path,
+    image_root: str | Path | None = None,
+    left_out: Collection[str] = (),
+    columns: Mapping[str, str] | None = None,
+) -> Asked:
     """The questions of a data set, without those that an evaluation could not ask.
 
     Raises:
         DataError: if it cannot be read.
     """
-    samples = load_rows(data, image_root)
+    samples = load_rows(data, image_root, columns)
     asked, _ = questions(samples)
     return Asked(samples, {question.id: question for question in asked if question.id not in left_out})
 

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from switchkd.data.errors import DataError
-from switchkd.data.sources import source_paths
+from switchkd.data.sources import find_sources
 from switchkd.recipe.schema import build_recipe, recipe_to_dict, save_recipe
 from switchkd.results.question_results import Results
 from switchkd.results.study_results import ArmSummary, CellRecord
@@ -89,7 +89,7 @@ def _check_questions(cells: Sequence[Cell]) -> None:
         asked.setdefault(cell.recipe.evaluate.data, cell)
     for data, cell in asked.items():
         try:
-            source_paths(data)
+            find_sources(data)
         except DataError as error:
             raise ValueError(f"evaluate.data of the cell {cell}: {error}") from error
 
@@ -124,6 +124,9 @@ def _teacher_job(cell: Cell, file: Path) -> Job:
     command += ["--batch-size", str(settings.batch_size), "--max-new-tokens", str(settings.max_new_tokens)]
     command += ["--max-bad-fraction", str(settings.max_bad_fraction)]
     command += ["--image-root", settings.image_root] if settings.image_root else []
+    command += (
+        ["--columns", *(f"{ours}={theirs}" for ours, theirs in settings.columns.items())] if settings.columns else []
+    )
     return Job(f"teacher {teacher.path} on {settings.data}", tuple(command), file.with_name("log"), resumed=False)
 
 

@@ -43,7 +43,7 @@ def model_card(
         pipeline_tag=_TASK,
         tags=["switchkd", "knowledge-distillation"],
         base_model=[path for path in (student, teacher) if path and _on_the_hub(path)] or None,
-        datasets=[path for path in data if _on_the_hub(path)] or None,
+        datasets=[name for path in data if _on_the_hub(name := path.split(":")[0])] or None,
         license=_license(Path(student)),
     )
     differ = "".join(f"\n- {line}" for line in mismatches)

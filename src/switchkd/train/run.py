@@ -24,7 +24,7 @@ from switchkd.interrupts import caught
 from switchkd.manifest import MANIFEST, write_manifest
 from switchkd.models.layers import compile_layers
 from switchkd.processes import processes
-from switchkd.recipe.schema import recipe_to_dict
+from switchkd.recipe.schema import data_names, recipe_to_dict
 from switchkd.train import checkpoint
 from switchkd.train.agree import on_main
 from switchkd.train.launch import check_accelerator
@@ -178,7 +178,7 @@ def _card(context: StageContext, ran: dict[str, str]) -> str:
         student=recipe.student.path,
         teacher=recipe.teacher.path if context.run.teacher and recipe.teacher else None,
         methods=list(dict.fromkeys(stage.method.name for stage in stages)),
-        data=list(dict.fromkeys(stage.data for stage in stages)),
+        data=list(dict.fromkeys(name for stage in stages for name in data_names(stage.data))),
         template=context.run.reader.format.described,
         dtype=str(context.run.student_dtype).removeprefix("torch."),
         mismatches=[f"{difference}: {difference.verdict}" for difference in context.run.pair_report.mismatches]

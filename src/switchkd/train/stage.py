@@ -31,7 +31,7 @@ from switchkd.pairing.pair_report import PairReport, compare_models
 from switchkd.pairing.reading import OwnInputs, SameInputs
 from switchkd.pairing.vocabulary import Ids
 from switchkd.processes import processes
-from switchkd.recipe.schema import Recipe, ResolvedStage
+from switchkd.recipe.schema import Recipe, ResolvedStage, data_names
 from switchkd.train import lora
 from switchkd.train.launch import check_launch
 from switchkd.train.lengths import row_length
@@ -235,10 +235,12 @@ def index_rows(run: RunContext, stage: ResolvedStage, directory: Path) -> Datase
     """
     recipe = run.recipe
     directory.mkdir(parents=True, exist_ok=True)
-    rows = load_rows(stage.data, recipe.data.image_root)
+    rows = load_rows(stage.data, recipe.data.image_root, recipe.data.columns)
     if recipe.data.rows is not None:
         if recipe.data.rows > len(rows):
-            raise ValueError(f"data.rows asks for the first {recipe.data.rows} rows, and {stage.data} has {len(rows)}")
+            raise ValueError(
+                f"data.rows asks for the first {recipe.data.rows} rows, and {', '.join(data_names(stage.data))} has {len(rows)}"
+            )
         rows = rows.select(range(recipe.data.rows))
     index = build_index(
         rows,

@@ -1,0 +1,101 @@
+"""Keys of rows and turns that nobody reads: those with content that would be lost are refused, the others are counted."""
+
+import math
+import re
+from collections import Counter
+from typing import Any
+
+from PIL import Image
+
+from switchkd.data.errors import SampleError
+
+Row = dict[str, Any]
+
+#: Keys of a turn that say whether it is learned.
+LEARNED = ("loss", "weight", "train", "loss_scale")
+#: Names of keys that hold pictures in other tools' rows, without case and punctuation.
+_PICTURE_KEY = re.compile(r"(im|img|image|picture|photo|pic|file)(file|s)?(path|name|url|uri|byte|data|list|file)?s?")
+_PICTURE_NAME = re.compile(r"\.(png|jpe?g|webp|bmp|gif|tiff?|ppm)$", re.IGNORECASE)
+#: Names of keys that hold what is not carried to the models, without case and punctuation, and what to do.
+_CONTENT_KEYS = {
+    re.compile(r"(video|audio)(file|s)?(path|name|url|uri|file)?s?|mp|mov|avi|mkv|webm|wav|flac|ogg"): (
+        "only images are supported, so leave the row out or give frames as images"
+    ),
+    re.compile(r"systems?(prompt|message)s?"): "name it `system`",
+    re.compile(
+        r"(tool|function)(s|calls?)?"
+    ): "tools are not carried: write them into `system` and the turns, or leave it out",
+    re.compile(r"(rejected|chosen)\w*"): "preferences are not learned from: keep the chosen turns alone",
+    re.compile(r"thinking|reasoning"): "name it `reasoning_content`, in the turn that it belongs to",
+    re.compile(r"loss|weight"): "a turn may be left out with it, a row cannot be weighed: leave it out",
+}
+#: The same of keys beside one question: a part of it.
+_OF_QUESTIONS = re.compile(r"(choice|option|context|passage|hint|document)s?(text)?s?")
+
+
+def refuse_lost_of_row(rest: Row, *, has_images: bool, one_question: bool, unread: Counter[str]) -> None:
+    """Raise SampleError where `rest`, keys of a row that nobody reads, holds what would be lost; count what else says something.
+
+    `one_question`: a row in columns, whose question others may belong to.
+    """
+    for name, value in rest.items():
+        if not (says_something(value) or (value is False and name in ("loss", "weight"))):
+            continue
+        plain = _plain(name)
+        if way_out := _way_out(plain, value):
+            raise SampleError(f"has `{name}`, which is not read; {way_out}")
+        if one_question and _OF_QUESTIONS.fullmatch(plain):
+            raise SampleError(f"has `{name}`, which is not read; write it into the question, or leave it out")
+        if not has_images and (_PICTURE_KEY.fullmatch(plain) or _is_picture(value)):
+            raise SampleError(
+                f"has `{name}` and no image, and pictures are read from `image` or `images` alone: name it so, or say "
+                f"data.columns: {{image: {name}}}"
+            )
+        unread[str(name)] += 1
+
+
+def refuse_lost_of_turn(rest: Row, key: str, unread: Counter[str]) -> None:
+    """The same for a turn of the list `key`."""
+    for name, value in rest.items():
+        if not says_something(value):
+            continue
+        plain = _plain(name)
+        if way_out := _way_out(plain, value):
+            raise SampleError(f"a turn has `{name}`, which is not read; {way_out}")
+        if name in ("from", "role", "value", "content"):
+            raise SampleError(f"a turn has `{name}` beside what it says already; keep one")
+        if _PICTURE_KEY.fullmatch(plain) or _is_picture(value):
+            raise SampleError(f"a turn has `{name}`: list the row's pictures under `image` or `images`, beside `{key}`")
+        unread[f"{key}.{name}"] += 1
+
+
+def _plain(name: Any) -> str:
+    return re.sub(r"[^a-z]", "", str(name).lower())
+
+
+def _way_out(plain: str, value: Any) -> str | None:
+    """What to do with a key that holds what would be lost; None for another."""
+    if value is True or (value == 1 and plain in ("loss", "weight")):
+        return None
+    return next((text for pattern, text in _CONTENT_KEYS.items() if pattern.fullmatch(plain)), None)
+
+
+def says_something(value: Any) -> bool:
+    """Whether anything would be lost with a value; Arrow fills what a row does not have with nulls."""
+    if isinstance(value, dict):
+        return any(map(says_something, value.values()))
+    if isinstance(value, list):
+        return any(map(says_something, value))
+    if isinstance(value, float):
+        return not math.isnan(value)
+    return not (value is None or value is False or (isinstance(value, str | bytes) and not value))
+
+
+def _is_picture(value: Any) -> bool:
+    if isinstance(value, list):
+        return any(map(_is_picture, value))
+    if isinstance(value, dict):
+        return any(_is_picture(value.get(name)) for name in ("bytes", "path", "url"))
+    if isinstance(value, str):
+        return _PICTURE_NAME.search(value) is not None
+    return isinstance(value, bytes | Image.Image)

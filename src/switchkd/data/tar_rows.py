@@ -1,0 +1,98 @@
+"""WebDataset: an archive in which neighbours of one name make a row: `1.jpg`, `1.json`.
+
+Nothing is unpacked to the disk, links are not followed, and no member is decoded but pictures, JSON and text: no pickle, tensor or array.
+"""
+
+import json
+import lzma
+import tarfile
+import zlib
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from switchkd.data.errors import DataError, SampleError
+from switchkd.data.json_list import LONGEST_ROW_BYTES
+
+_PICTURES = ("png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff", "ppm")
+
+
+def read_tar(path: Path) -> Iterator[Any]:
+    """The rows of an archive: what the JSON of each says, its texts by their names, and its pictures as `image` or `images`.
+
+    Raises:
+        DataError: not a readable archive.
+    """
+    try:
+        with tarfile.open(path, "r|*") as archive:
+            for (folder, stem), members in groupby(_members(archive), lambda member: member[0]):
+                yield _row(f"{folder}{stem}", [(name, content) for _, name, content in members])
+    except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError, ValueError) as error:
+        raise DataError(f"{path}: not a readable archive, perhaps cut off: {error}") from error
+
+
+def _members(archive: tarfile.TarFile) -> Iterator[tuple[tuple[str, str], str, bytes | str | SampleError]]:
+    """Folder and name of each file up to the first dot, its ending, and its content, or a word of what is not decoded."""
+    for member in archive:
+        archive.members = []  # type: ignore[attr-defined]  # an archive keeps what it has read
+        folder, _, name = member.name.rpartition("/")
+        stem, _, ending = name.partition(".")
+        if member.isdir() or not stem:
+            continue
+        file = archive.extractfile(member) if member.isfile() else None
+        kind = ending.lower().rpartition(".")[2]
+        content: bytes | str | SampleError
+        if file is None:
+            content = SampleError(f"{member.name!a} is a link or no file")
+        elif kind not in (*_PICTURES, "json", "txt"):
+            content = "a file that is not decoded"
+        elif member.size > LONGEST_ROW_BYTES:
+            raise DataError(f"{member.name!a} is longer than {LONGEST_ROW_BYTES >> 20} MiB")
+        else:
+            content = file.read()
+        yield (f"{folder}/" if folder else "", stem), ending, content
+
+
+def _row(key: str, members: list[tuple[str, bytes | str | SampleError]]) -> Any:
+    """The row of the files of one name."""
+    row: dict[str, Any] = {}
+    pictures: list[tuple[str, bytes]] = []
+    others: dict[str, Any] = {}
+    try:
+        for ending, content in members:
+            name, _, kind = ending.lower().rpartition(".")
+            if isinstance(content, SampleError):
+                return content
+            if isinstance(content, str):
+                others[ending or "a file without an ending"] = content
+            elif kind == "txt":
+                others[name or "txt"] = content.decode("utf-8-sig")
+            elif kind == "json":
+                said = json.loads(content)
+                if row or not isinstance(said, dict):
+                    return SampleError("its JSON must be one object")
+                row = said
+            else:
+                pictures.append((f"{key.rpartition('/')[2]}.{ending}", content))
+    except (UnicodeDecodeError, ValueError, RecursionError) as error:
+        return SampleError(f"{key!a}: its text cannot be read: {error}")
+    if twice := sorted(row.keys() & others.keys()):
+        return SampleError(f"{key!a} has `{twice[0]}` in its JSON and as a file of its own; keep one")
+    try:
+        return {"id": key} | _with_pictures(row, pictures) | others
+    except SampleError as error:
+        return error
+
+
+def _with_pictures(row: dict[str, Any], pictures: list[tuple[str, bytes]]) -> dict[str, Any]:
+    """The row with its pictures: in the order in which its JSON names them, or in that of their names."""
+    if not pictures:
+        return row
+    images = {name: {"bytes": content, "path": None} for name, content in sorted(pictures)}
+    named = row.get("images") or row.get("image") or []
+    names = [Path(str(name)).name for name in (named if isinstance(named, list) else [named])]
+    if names and len(images) > 1 and set(names) != images.keys():
+        raise SampleError(f"its JSON names the pictures {', '.join(names)}, and beside it are {', '.join(images)}")
+    rest = {name: value for name, value in row.items() if name not in ("image", "images")}
+    return rest | {"images": [images[name] for name in names if name in images] or list(images.values())}

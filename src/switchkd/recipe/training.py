@@ -1,0 +1,97 @@
+"""The section `train` of a recipe, and what a stage may set of it for itself."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from switchkd.recipe.field_checks import at_least, require, share
+from switchkd.recipe.packages import check_trackers
+
+
+@dataclass(frozen=True)
+class LearningRates:
+    """Learning rates of the parts; a part without one has `learning_rate`."""
+
+    vision: float | None = None
+    projector: float | None = None
+    language: float | None = None
+
+    def __post_init__(self) -> None:
+        for part, rate in asdict(self).items():
+            require(
+                rate is None or rate > 0,
+                f"{part} must be positive, got {rate}; to keep a part as it is, leave it out of `train`",
+            )
+
+    def given(self) -> dict[str, float]:
+        """Part → rate, of those that have one."""
+        return {part: rate for part, rate in asdict(self).items() if rate is not None}
+
+
+@dataclass(frozen=True)
+class Train:
+    """How it is trained; names and meanings as in `transformers.TrainingArguments`."""
+
+    output: str
+    num_train_epochs: float = 1.0
+    #: Optimizer steps; above 0 it replaces `num_train_epochs`.
+    max_steps: int = -1
+    per_device_train_batch_size: int = 8
+    gradient_accumulation_steps: int = 1
+    learning_rate: float = 2e-5
+    learning_rates: LearningRates = LearningRates()
+    lr_scheduler_type: Literal[
+        "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
+    ] = "cosine"
+    warmup_ratio: float = 0.03
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    bf16: bool = False
+    fp16: bool = False
+    #: Recompute the student's activations in the backward pass: less memory, one more of its forward passes.
+    gradient_checkpointing: bool = False
+    #: The same for the teacher's language model on the way of the switch, the largest activations of a step.
+    switch_checkpointing: bool = False
+    #: `fused` holds the logits of some tokens at a time; `plain` all of them, for debugging. They give the same numbers.
+    loss: Literal["fused", "plain"] = "fused"
+    seed: int = 42
+    logging_steps: int = 10
+    save_steps: int = 500
+    #: Older checkpoints beyond this many are deleted; none = keep all.
+    save_total_limit: int | None = 2
+    dataloader_num_workers: int = 0
+    #: Compile every transformer layer of both models, with this backend of torch.compile.
+    torch_compile: bool = False
+    torch_compile_backend: Literal["inductor", "cudagraphs", "aot_eager", "eager"] = "inductor"
+    #: Liger's fused norm, SwiGLU and rotary kernels in both language models; needs a CUDA GPU and the package liger-kernel.
+    liger_kernel: bool = False
+    #: Put rows of about one length into a batch, so that little of it is padding.
+    group_by_length: bool = False
+    report_to: tuple[str, ...] = ("tensorboard",)
+
+    def __post_init__(self) -> None:
+        require(bool(self.output), "output must name a folder")
+        check_trackers(self.report_to)
+        check_steps(self)
+        share(self, "warmup_ratio")
+        require(self.weight_decay >= 0, f"weight_decay must not be negative, got {self.weight_decay}")
+        require(self.max_grad_norm > 0, f"max_grad_norm must be positive, got {self.max_grad_norm}")
+        require(not (self.bf16 and self.fp16), "bf16 and fp16 are both true: choose one")
+        require(0 <= self.seed < 2**32, f"seed must lie between 0 and {2**32 - 1}, got {self.seed}")
+        at_least(self, 1, "logging_steps", "save_steps")
+        at_least(self, 0, "dataloader_num_workers")
+        limit = self.save_total_limit
+        require(limit is None or limit >= 1, f"save_total_limit must be at least 1, or none for all, got {limit}")
+
+
+def check_steps(section: Any) -> None:
+    """What can be wrong with the fields that a stage may set for itself."""
+    epochs, steps, rate = section.num_train_epochs, section.max_steps, section.learning_rate
+    require(
+        steps is None or steps == -1 or steps >= 1, f"max_steps must be at least 1, or -1 to count epochs, got {steps}"
+    )
+    require(
+        steps not in (None, -1) or epochs is None or epochs > 0,
+        f"num_train_epochs is {epochs} and max_steps counts no steps: nothing would be trained",
+    )
+    require(rate is None or rate > 0, f"learning_rate must be positive, got {rate}")
+    at_least(section, 1, "per_device_train_batch_size", "gradient_accumulation_steps")
