@@ -51,6 +51,7 @@ ALLOWED: dict[str, set[str]] = {
     "commands": {
         "chat",
         "convert",
+        "data",
         "demonstration",
         "distillation",
         "doctor",

@@ -5,6 +5,7 @@ What a verb needs is imported when it runs, so that `--help` is quick.
 
 from switchkd.commands.chat import Chat
 from switchkd.commands.convert import Convert
+from switchkd.commands.data import Data
 from switchkd.commands.demo import Demo
 from switchkd.commands.doctor import Doctor
 from switchkd.commands.evaluate import Evaluate
@@ -15,6 +16,6 @@ from switchkd.commands.study import Study
 from switchkd.commands.train import Train
 from switchkd.commands.verb import Verb
 
-VERBS: tuple[type[Verb], ...] = (Demo, Train, Evaluate, Report, Chat, Doctor, Study, Init, Convert, Models)
+VERBS: tuple[type[Verb], ...] = (Demo, Train, Evaluate, Report, Chat, Doctor, Study, Init, Convert, Data, Models)
 
 __all__ = ["VERBS", "Verb"]

@@ -140,6 +140,15 @@ def _name(image: dict[str, Any], number: int, count: int, source: str | None) ->
     return name + (f" ({source})" if source and image.get("bytes") is not None else "")
 
 
+def open_picture_file(image: dict[str, Any]) -> BytesIO | BufferedReader:
+    """The file of `{"bytes": ..., "path": ...}` as it is, not decoded; errors as `open_images`, and OSError."""
+    name = _name(image, 1, 1, None)
+    try:
+        return _file(image, name)
+    except FileNotFoundError as error:
+        raise SampleError(f"{name} is missing") from error
+
+
 def _file(image: dict[str, Any], name: str) -> BytesIO | BufferedReader:
     """The image's content, opened once: what is checked is what is read."""
     content, path = image.get("bytes"), image.get("path")

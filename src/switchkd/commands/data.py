@@ -1,0 +1,107 @@
+"""`switchkd data`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from tyro.conf import OmitSubcommandPrefixes, Positional, arg, subcommand
+
+from switchkd.commands.verb import Verb, parse_columns, say, slug
+
+if TYPE_CHECKING:
+    from collections import Counter
+
+    from switchkd.data.overview import Overview
+
+_DataName = Annotated[Positional[str], arg(metavar="DATA")]
+
+
+@dataclass(frozen=True)
+class Check:
+    """Say what is understood of data, and show three rows with their pictures as a page.
+
+    Example: switchkd data check mine.csv --columns question=q answer=a image=img
+    """
+
+    #: A file, a folder, a glob or a data set of the hub (docs/data.md).
+    data: _DataName
+    #: Where image paths start; by default the data's folder.
+    image_root: Path | None = None
+    #: Columns that have names of their own: question=q answer=a image=img.
+    columns: tuple[str, ...] = ()
+    #: The page; by default runs/check/DATA.html.
+    page: Path | None = None
+
+    def run(self) -> int:
+        """Print what is understood; 1 if training would stop at so many bad rows."""
+        from switchkd.data.errors import MAX_BAD_FRACTION
+        from switchkd.data.overview import look_over
+        from switchkd.report.rows_page import write_rows_page
+
+        seen = look_over(self.data, self.image_root, parse_columns(self.columns))
+        lines = describe(seen)
+        print("\n".join(lines))
+        page = self.page or Path("runs/check", f"{slug(self.data)}.html")
+        say(f"{len(seen.examples)} rows with their pictures: {write_rows_page(self.data, lines, seen.examples, page)}")
+        return 1 if seen.bad > MAX_BAD_FRACTION * seen.rows else 0
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """Write data as LLaVA JSON lines, which read back as the same rows.
+
+    Pictures below the folder of OUTPUT are referenced, others are written beside it. Rows that cannot be used are left out and named.
+
+    Example: switchkd data convert 'shards/*.tar' mine.jsonl
+    """
+
+    #: A file, a folder, a glob or a data set of the hub (docs/data.md).
+    data: _DataName
+    #: A new file, .jsonl.
+    output: Annotated[Positional[Path], arg(metavar="OUTPUT.jsonl")]
+    #: Where image paths start; by default the data's folder.
+    image_root: Path | None = None
+    #: Columns that have names of their own: question=q answer=a image=img.
+    columns: tuple[str, ...] = ()
+
+    def run(self) -> int:
+        """Write the rows, and say what was left out."""
+        from switchkd.data.llava_rows import write_llava
+
+        done = write_llava(self.data, self.output, self.image_root, parse_columns(self.columns))
+        for problem in done.left_out[:5]:
+            say(f"left out: {problem}")
+        say(
+            f"{done.rows:,} rows in {self.output}, {len(done.left_out):,} left out; pictures: {done.referenced:,} where they were, "
+            f"{done.written:,} written beside it"
+        )
+        return 0
+
+
+@dataclass(frozen=True)
+class Data(Verb):
+    """Look at data as training would read them (check), or write them as LLaVA JSON lines (convert)."""
+
+    action: OmitSubcommandPrefixes[Annotated[Check, subcommand("check")] | Annotated[Rewrite, subcommand("convert")]]
+
+    def run(self, fields: Sequence[str]) -> int:
+        """Do what was asked."""
+        return self.action.run()
+
+
+def describe(seen: "Overview") -> list[str]:
+    """What is understood of data, in lines."""
+    lines = [
+        f"{seen.rows:,} rows, {seen.rows - seen.bad:,} of them can be used",
+        f"{seen.answers:,} answers, {seen.learned:,} of them are learned; pictures: {seen.files:,} in files, {seen.embedded:,} inside",
+    ]
+    for name, noted in seen.sources.items():
+        lines.append(
+            f"{name}: form {_listed(noted.forms)}; read {_listed(noted.read)}; not read {_listed(noted.unread)}"
+        )
+    return lines + [f"problem: {problem}" for problem in seen.problems]
+
+
+def _listed(counter: "Counter[str]") -> str:
+    return ", ".join(f"{name} ({count:,})" for name, count in counter.most_common()) or "nothing"
