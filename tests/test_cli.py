@@ -15,6 +15,7 @@ from tiny_models import tiny_llava
 from switchkd import cli
 from switchkd.commands.train import Train
 from switchkd.recipe.schema import load_recipe
+from switchkd.world import student_path, teacher_path
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 TINY = str(RECIPES / "tiny.yaml")
@@ -73,12 +74,6 @@ def test_the_example_of_train_can_be_run_beside_the_demo():
     assert recipe != load_recipe(Path(TINY))
 
 
-def test_help_is_quick_because_it_loads_no_model_library():
-    code = "import sys, switchkd.cli as c; c.main(['train', '--help']); print({'torch', 'transformers'} & set(sys.modules))"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    assert result.stdout.splitlines()[-1] == "set()"
-
-
 WRONG = {
     "nothing": ([], 2, ["Missing subcommand", "demo, train, evaluate, report, chat, doctor, study,"]),
     "a verb": (["trian", TINY], 2, ["no command trian", "did you mean `train`"]),
@@ -102,6 +97,41 @@ WRONG = {
     "a field for another verb": (["models", "--train.seed", "1"], 2, ["--train.seed", "only train, doctor and study"]),
     "no such data": (["evaluate", "a/b/c", "nowhere.json"], 1, ["nowhere.json: no such file"]),
     "no such model": (["chat", "no/such/folder"], 1, ["no/such/folder: no such folder"]),
+    "no such picture": (["chat", "some/model", "--image", "no.png"], 1, ["no.png: no such file"]),
+    "no such model on the page": (["chat", "--web", "a=no/such/folder"], 1, ["no/such/folder: no such folder"]),
+    "two models of one name": (["chat", "--web", "a=b", "a=c"], 1, ["two models are called 'a'"]),
+    "no such model to ask": (["evaluate", "nowhere", TINY], 1, ["nowhere: no such folder"]),
+    "a folder that is no model": (["evaluate", str(RECIPES), TINY], 1, ["has no config.json"]),
+    "a benchmark": (["evaluate", "some/model", "--benchmarks", "mne"], 1, ["there is no benchmark 'mne'"]),
+    "no such benchmarks": (
+        ["evaluate", "some/model", "--benchmarks", "mme", "--data", "no/folder"],
+        1,
+        ["no/folder: no such file or folder"],
+    ),
+    "no such pair": (["doctor", "--student", "no/such/a", "--teacher", "no/such/b"], 1, ["no/such/a: no such folder"]),
+    "no such checkpoint": (["convert", "no/such/folder", "out"], 1, ["no/such/folder: no such folder"]),
+    "no such teacher": (["init", "out", "--from-teacher", "no/such/folder"], 1, ["no/such/folder: no such folder"]),
+    "no such run": (["report", "nowhere"], 1, ["nowhere: no such file or folder"]),
+    "no such study": (["study", "nowhere.yaml"], 2, ["nowhere.yaml: no such file"]),
+    "a method": (["train", TINY, "--method.name", "swich_kd"], 2, ["did you mean `switch_kd`"]),
+    "a field of a method": (["train", TINY, "--method.temprature", "2"], 2, ["did you mean `temperature`"]),
+    "a value of a method": (["train", TINY, "--method.temperature", "0"], 2, ["temperature must be positive"]),
+    "a tracker": (["train", TINY, "--train.report-to", "wandbb"], 2, ["did you mean `wandb`"]),
+    "no such training data": (
+        ["train", TINY, "--evaluate.data", TINY, "--data.train", "nowhere.json"],
+        1,
+        ["no such file or folder"],
+    ),
+    "no such student": (
+        ["train", TINY, "--evaluate.data", TINY, "--data.train", TINY, "--student.path", "no/such/folder"],
+        1,
+        ["no/such/folder: no such folder"],
+    ),
+    "no such student for the doctor": (
+        ["doctor", TINY, "--data.train", TINY, "--evaluate.data", TINY, "--student.path", "no/such/folder"],
+        1,
+        ["can be opened", "no/such/folder: no such folder"],
+    ),
 }
 
 
@@ -115,12 +145,37 @@ def test_what_is_wrong_gets_one_clear_message_and_an_exit_code(case, capsys):
     assert printed.out == ""
 
 
-def test_a_missing_package_is_one_message(capsys, monkeypatch):
+#: What takes seconds to import, or is not needed by everybody.
+SLOW = {
+    "accelerate", "bitsandbytes", "datasets", "gradio", "jaxtyping", "lmms_eval", "matplotlib", "numpy", "pandas", "peft", "plotly",
+    "pyarrow", "scipy", "sklearn", "tensorboard", "torch", "torchvision", "transformers",
+}  # fmt: skip
+
+
+def test_what_is_wrong_is_told_before_a_model_library_is_imported():
+    """In one process, which none of them makes slow for the others."""
+    cases = {"help": ["--help"], "help of a verb": ["train", "--help"]} | {case: WRONG[case][0] for case in WRONG}
+    code = (
+        "import contextlib, io, json, sys\nfrom switchkd.cli import main\nloaded = {}\n"
+        "for case, arguments in json.loads(sys.argv[1]).items():\n"
+        "    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):\n"
+        "        main(arguments)\n"
+        "    loaded[case] = sorted({name.partition('.')[0] for name in sys.modules})\n"
+        "print(json.dumps(loaded))"
+    )
+    command = [sys.executable, "-c", code, json.dumps(cases)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    loaded = json.loads(result.stdout)
+    assert set(loaded) == set(cases)
+    assert {case: sorted(SLOW & set(names)) for case, names in loaded.items() if SLOW & set(names)} == {}
+
+
+def test_a_missing_package_is_one_message(student, capsys, monkeypatch):
     def load(path):
         raise ImportError("PixtralProcessor requires the Torchvision library\nSee there")
 
     monkeypatch.setattr("switchkd.evaluate.generate.load", load)
-    assert run("chat", "some/model") == 1
+    assert run("chat", student) == 1
     assert capsys.readouterr().err == "switchkd: PixtralProcessor requires the Torchvision library See there\n"
 
 
@@ -145,6 +200,7 @@ def test_train_hands_the_recipe_with_its_overrides_to_the_pipeline(monkeypatch, 
         return Path("runs/out/student")
 
     monkeypatch.setitem(sys.modules, "switchkd.distillation", SimpleNamespace(distill=pretend))
+    monkeypatch.setattr("switchkd.commands.train.require_parts", lambda recipe: None)  # neither data nor wandb are here
     assert run("train", TINY, "--train.report-to", "tensorboard", "wandb", "--no-resume", "--train.seed=3") == 0
     assert calls == [(3, ("tensorboard", "wandb"), False, False)]
     assert "runs/out/student" in capsys.readouterr().err
@@ -177,6 +233,7 @@ def test_the_doctor_looks_at_a_pair_without_weights(student, tmp_path, capsys):
 def test_the_doctors_verdict_is_the_exit_code(monkeypatch, capsys, tmp_path):
     from switchkd.doctor import Finding, Findings
 
+    monkeypatch.setattr("switchkd.commands.doctor.require_parts", lambda recipe: None)  # its data are not here
     for level, code in [("ok", 0), ("warning", 0), ("failed", 1)]:
         findings = Findings([Finding(level, "steps", "some")])
         monkeypatch.setattr("switchkd.doctor.examine", lambda recipe, f=findings: f)
@@ -297,7 +354,19 @@ def test_the_program_exits_with_two_for_a_typo_and_prints_no_traceback():
 
 
 def test_the_program_prints_a_resolved_recipe():
-    result = program("train", str(RECIPES / "tinyllava-0.5b-from-3b.yaml"), "--dry-run", HF_HUB_OFFLINE="1")
+    """And loads nothing that trains, for the memory of real models too."""
+    code = (
+        "import sys\nfrom switchkd.cli import main\ncode = main(sys.argv[1:])\n"
+        "print('loaded', *sys.modules, file=sys.stderr)\nsys.exit(code)"
+    )
+    models = ["--student.path", str(student_path()), "--teacher.path", str(teacher_path())]
+    command = [sys.executable, "-c", code, "train", str(RECIPES / "tinyllava-0.5b-from-3b.yaml"), "--dry-run", *models]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == 0
     assert "stage 3, dft: switch_kd trains vision, projector, language" in result.stderr
     assert "stage 1, dpt: switch_kd trains projector for 1 epochs" in result.stderr
+    assert re.search(r"stage 3, memory: about [\d.]+ .iB", result.stderr)
+    loaded = result.stderr.splitlines()[-1].split()
+    assert loaded[0] == "loaded"
+    trainers = {"peft", "bitsandbytes", "transformers.trainer", "tensorboard", "plotly", "gradio", "lmms_eval"}
+    assert trainers & set(loaded) == set()

@@ -8,11 +8,11 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from switchkd.names import TEACHER as TEACHER
+
 _Tree = TypeVar("_Tree")
 #: What a family's image or video processor makes, by the names of the model's arguments.
 Media = dict[str, Tensor]
-#: The name of the one teacher that a recipe has.
-TEACHER = "teacher"
 
 
 class Inputs(NamedTuple):

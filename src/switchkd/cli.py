@@ -4,7 +4,6 @@ The commands are in `switchkd.commands`. Exit codes: 0 done, 1 failed, 2 the com
 or 129 ended by Ctrl-C, SIGTERM or SIGHUP.
 """
 
-import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -43,7 +42,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from switchkd.interrupts import ended_by_signals
 
         with ended_by_signals():
-            _quiet()
             return verb.run(fields)
     except KeyboardInterrupt as stop:
         return fail(str(stop) or "interrupted", getattr(stop, "code", 130))
@@ -69,21 +67,6 @@ def split_fields(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
             current = fields if "." in argument.partition("=")[0] else rest
         current.append(argument)
     return rest, fields
-
-
-def _quiet() -> None:
-    """Our own messages on stderr, and no progress bars of others but those of downloads."""
-    import datasets
-    from huggingface_hub.utils.tqdm import enable_progress_bars
-    from transformers.utils import logging as transformers_logging
-
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("switchkd").setLevel(logging.INFO)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on a CPU it names a kernel that it can do without
-    datasets.disable_progress_bars()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    enable_progress_bars()
 
 
 if __name__ == "__main__":

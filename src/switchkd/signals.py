@@ -3,15 +3,15 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-#: The pathways whose distributions a method can ask for.
-Route = Literal["student", "teacher", "switch"]
+from switchkd.names import Place
+from switchkd.names import Route as Route
 
 
 class Head(NamedTuple):
@@ -87,13 +87,6 @@ class Compared:
     ids: Int[Tensor, " vocab"] | None = None
     #: Further answers, over other ids: one model's token has a space before the word that the other's has not; None without any.
     first_words: "Compared | None" = None
-
-
-class Place:
-    """A place inside both models: `models.capture` has them. Equal places are one."""
-
-    #: What the last two axes of a sample's tensor count.
-    axes: ClassVar[tuple[str, str]] = ("tokens", "channels")
 
 
 @dataclass(frozen=True)
@@ -222,6 +215,12 @@ class TokenTerm:
     answers: Int[Tensor, " n"] | None = None
 
 
+#: Named terms about answer tokens.
+TokenTerms = dict[str, TokenTerm]
+#: Named values, one for each sample of the batch.
+SampleTerms = dict[str, Float[Tensor, " samples"]]
+
+
 @dataclass(frozen=True)
 class ComparedLogits:
     """Logits over the ids that student and teacher share, at the answers that both have."""
@@ -266,6 +265,10 @@ class AnswerLogits:
     targets: Int[Tensor, " answers"]
     #: By the teacher's name.
     compared: Mapping[str, ComparedLogits]
+
+    def term(self, values: Float[Tensor, " answers"]) -> TokenTerm:
+        """A term about all of them."""
+        return TokenTerm(values)
 
     def with_student(self, student: Float[Tensor, "answers rows"]) -> "AnswerLogits":
         """The same with other logits of the student."""

@@ -17,11 +17,11 @@ from transformers import LlavaForConditionalGeneration
 
 from switchkd import cli
 from switchkd.data.errors import DataError, SampleError
-from switchkd.evaluate.benchmarks import BENCHMARKS
+from switchkd.evaluate.benchmarks import BENCHMARKS, parse_names
 from switchkd.evaluate.benchmarks import ask_benchmarks as run
 from switchkd.evaluate.benchmarks import benchmark_samples as data
 from switchkd.evaluate.benchmarks.adapter import upstream_config
-from switchkd.evaluate.benchmarks.ask_benchmarks import evaluate_benchmarks, parse_names
+from switchkd.evaluate.benchmarks.ask_benchmarks import evaluate_benchmarks
 from switchkd.evaluate.generate import Answer
 from switchkd.results.benchmark_results import BenchmarkResult, BenchmarkResults, Given
 from switchkd.results.ten_way_mean import TEN

@@ -14,6 +14,21 @@ checked_outside = beartype(conf=BeartypeConf(is_pep484_tower=True))
 
 
 class _OutsideFunctions(_import_hook.JaxtypingTransformer):
+    _postponed = False
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> Any:  # noqa: N802
+        """Whether annotations are evaluated later: then names in them may be those of type checkers."""
+        self._postponed |= node.module == "__future__" and any(one.name == "annotations" for one in node.names)
+        return node
+
+    def visit_If(self, node: ast.If) -> Any:  # noqa: N802
+        """Import what a module imports for type checkers alone: its annotations name it. What imports the module in turn stays out."""
+        if self._postponed and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            unknown = ast.ExceptHandler(ast.Name("ImportError", ast.Load()), None, [ast.Pass()])
+            node.test = ast.Constant(True)
+            node.body = [ast.Try([one], [unknown], [], []) for one in node.body]
+        return self.generic_visit(node)
+
     def visit_FunctionDef(self, node: ast.FunctionDef) -> Any:  # noqa: N802
         """Decorate a function of a module or a class; leave what is inside another one as it is."""
         inside = any(isinstance(parent, ast.FunctionDef) for parent in self._parents)

@@ -9,7 +9,7 @@ from inner_cases import make_pair, reached, signals_of, written_out
 
 from switchkd.batch import TEACHER
 from switchkd.methods import AlignKD
-from switchkd.methods.align_kd import Maps
+from switchkd.methods.align_maps import Maps
 from switchkd.models.capture import Attention, Hidden, Projected
 from switchkd.signals import Sizes
 

@@ -10,8 +10,9 @@ import yaml
 from run_files import write_run
 
 from switchkd import cli
-from switchkd.study import load_study, run_study
+from switchkd.study import load_study
 from switchkd.study.plan import cells
+from switchkd.study.run_study import run_study
 
 driver = sys.modules["switchkd.study.run_study"]  # as an attribute of the package it is the function of that name
 

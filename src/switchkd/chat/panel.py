@@ -4,7 +4,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
+from switchkd.chat.model_names import by_name
 from switchkd.evaluate.attention import attention_maps
 from switchkd.evaluate.generate import answers, load, reader
 from switchkd.models import Pathway
@@ -78,15 +78,7 @@ def load_models(models: Sequence[str]) -> list[Member]:
         ValueError: a model that cannot be used, or a name that is there twice.
         OSError: there is no such model on the hub.
     """
-    paths: dict[str, str] = {}
-    for text in models:
-        name, equals, path = text.partition("=")
-        if not equals or Path(text).is_dir():
-            name, path = text, text
-        if name in paths:
-            raise ValueError(f"two models are called {name!r}: give each its own name, NAME=PATH")
-        paths[name] = path
-    members = [Member(name, *load(path)) for name, path in paths.items()]
+    members = [Member(name, *load(path)) for name, path in by_name(models).items()]
     blank = BytesIO()
     Image.new("RGB", (224, 224)).save(blank, format="PNG")
     for member in members:

@@ -11,7 +11,8 @@ from typing import Annotated
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from switchkd.commands.verb import Verb, fail, say
+from switchkd.commands.presence import require_model, require_paths
+from switchkd.commands.verb import Verb, fail, quiet_libraries, say
 
 #: The environment variable with the page's password, and how long it must be: nothing limits how often it is guessed.
 PASSWORD, PASSWORD_LENGTH = "SWITCHKD_CHAT_PASSWORD", 12
@@ -59,6 +60,9 @@ class Chat(Verb):
             return fail("--port is that of the page: add --web", 2)
         if self.host is not None:
             return fail("--host is that of the page: add --web", 2)
+        require_paths(self.image)
+        require_model(self.models[0])
+        quiet_libraries()
         from switchkd.chat.conversation import Conversation, talk
         from switchkd.evaluate.generate import load
 
@@ -72,11 +76,17 @@ class Chat(Verb):
 
     def _serve(self) -> int:
         """Show the page until Ctrl-C, SIGTERM or SIGHUP (`switchkd.interrupts`)."""
+        from switchkd.chat.model_names import by_name
+
+        require_paths(self.image)
+        for path in by_name(self.models).values():
+            require_model(path)
+        password = None if self.host is None else _password()
+        quiet_libraries()
         # imported here, because it makes the folder of the uploads
         from switchkd.chat.panel import load_models
         from switchkd.chat.web_page import Page
 
-        password = None if self.host is None else _password()
         picture = self.image[0] if self.image else None
         page = Page(
             load_models(self.models), max_new_tokens=self.max_new_tokens, picture=picture, question=self.question

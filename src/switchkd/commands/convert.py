@@ -7,7 +7,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from switchkd.commands.verb import Verb, say
+from switchkd.commands.verb import Verb, quiet_libraries, say
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,10 @@ class Convert(Verb):
 
     def run(self, fields: Sequence[str]) -> int:
         """Convert."""
+        from switchkd.models.refusals import refuse_absent
+
+        refuse_absent(self.source)
+        quiet_libraries()
         from switchkd.convert import convert
 
         say(convert(self.source, self.target, language=self.language, vision=self.vision))

@@ -3,11 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from tyro.conf import Positional, arg
 
-from switchkd.commands.verb import Verb, fail, load_recipe
+from switchkd.commands.presence import require_model, require_parts
+from switchkd.commands.verb import Verb, fail, load_recipe, quiet_libraries
+
+if TYPE_CHECKING:
+    from switchkd.doctor import Findings
+    from switchkd.recipe.schema import Recipe
 
 
 @dataclass(frozen=True)
@@ -34,17 +39,34 @@ class Doctor(Verb):
 
     def run(self, fields: Sequence[str]) -> int:
         """Print the findings, and samples or a proposal; 1 if the recipe, or the pair, must not be trained like this."""
-        from switchkd.doctor import examine, examine_pair
-
         if self.recipe is None and self.teacher is not None and self.student is not None and not fields:
+            for model in (self.student, self.teacher):
+                require_model(model)
+            quiet_libraries()
+            from switchkd.doctor import examine_pair
+
             findings, proposal = examine_pair(self.student, self.teacher)
             if findings.ok and str(self.json) != "-":
                 print(proposal, end="")
         elif self.recipe is None or self.teacher is not None or self.student is not None:
             return fail("doctor takes a recipe, or --teacher and --student", 2)
         else:
-            findings = examine(load_recipe(self.recipe, fields))
+            findings = _examine(load_recipe(self.recipe, fields))
         findings.print()
         if self.json is not None:
             findings.write_json(self.json)
         return 0 if findings.ok else 1
+
+
+def _examine(recipe: "Recipe") -> "Findings":
+    """What is found; what is not even there is a finding too, before a model library is imported."""
+    try:
+        require_parts(recipe)
+    except (ValueError, OSError) as error:
+        from switchkd.doctor.findings import unopened
+
+        return unopened(error)
+    quiet_libraries()
+    from switchkd.doctor import examine
+
+    return examine(recipe)

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from switchkd.commands.verb import Verb, fail, parse_columns, say, slug
+from switchkd.commands.presence import require_data, require_model, require_paths
+from switchkd.commands.verb import Verb, fail, parse_columns, quiet_libraries, say, slug
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,10 @@ class Evaluate(Verb):
         return self.output or Path("runs/evaluate", f"{slug(self.model)}--{what}.json")
 
     def _ask_questions(self, data: Path) -> int:
+        columns = parse_columns(self.columns)
+        require_data(data)
+        require_model(self.model)
+        quiet_libraries()
         from rich.console import Console
 
         from switchkd.evaluate import evaluate_model
@@ -72,9 +77,7 @@ class Evaluate(Verb):
         output = self._output(slug(str(data.with_suffix(""))))
         given = {"max_new_tokens": self.max_new_tokens, "max_bad_fraction": self.max_bad_fraction}
         sizes: Any = {"batch_size": self.batch_size} | {k: v for k, v in given.items() if v is not None}
-        results = evaluate_model(
-            self.model, data, image_root=self.image_root, columns=parse_columns(self.columns), output=output, **sizes
-        )
+        results = evaluate_model(self.model, data, image_root=self.image_root, columns=columns, output=output, **sizes)
         Console().print(rich_table(compare({self.model: output})))
         if results.bad_rows:
             say(
@@ -85,14 +88,21 @@ class Evaluate(Verb):
         return 0
 
     def _ask_benchmarks(self, names: str) -> int:
+        from switchkd.evaluate.benchmarks import parse_names
+
+        listed = parse_names(names)
+        if self.data is not None:
+            require_paths([self.data])
+        require_model(self.model)
+        quiet_libraries()
         from rich.console import Console
 
-        from switchkd.evaluate.benchmarks.ask_benchmarks import evaluate_benchmarks, parse_names
+        from switchkd.evaluate.benchmarks.ask_benchmarks import evaluate_benchmarks
         from switchkd.results.benchmark_results import answers_path, table
 
         output = self._output("benchmarks")
         sizes: Any = {"batch_size": self.batch_size, "max_new_tokens": self.max_new_tokens}
-        results = evaluate_benchmarks(self.model, parse_names(names), data=self.data, output=output, **sizes)
+        results = evaluate_benchmarks(self.model, listed, data=self.data, output=output, **sizes)
         Console().print(table(results))
         _say_set_aside(results.generation_set_aside)
         say(f"results in {output}, answers in {answers_path(output)}")

@@ -7,7 +7,8 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from switchkd.commands.verb import Verb, say
+from switchkd.commands.presence import require_model
+from switchkd.commands.verb import Verb, quiet_libraries, say
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,9 @@ class Init(Verb):
 
     def run(self, fields: Sequence[str]) -> int:
         """Write the student."""
+        for model in filter(None, (self.from_teacher, self.vision, self.language)):
+            require_model(model)
+        quiet_libraries()
         from switchkd.convert import Start, init_student
 
         start = Start(self.from_teacher, self.vision, self.language, self.vision_layers, self.language_layers)

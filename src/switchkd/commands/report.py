@@ -7,7 +7,8 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from switchkd.commands.verb import Verb, say
+from switchkd.commands.presence import require_paths
+from switchkd.commands.verb import Verb, quiet_libraries, say
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,12 @@ class Report(Verb):
 
     def run(self, fields: Sequence[str]) -> int:
         """Gather, compute and write."""
-        from switchkd.report.build import report, write_cards
-
         if not self.runs:
             raise ValueError("name at least one run: switchkd report RUN -o report.html")
+        require_paths(self.runs)
+        quiet_libraries()
+        from switchkd.report.build import report, write_cards
+
         evidence, page = report(
             self.runs,
             self.output,

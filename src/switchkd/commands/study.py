@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 
 from tyro.conf import Positional, arg
 
-from switchkd.commands.verb import Verb, say
+from switchkd.commands.verb import Verb, quiet_libraries, say
 
 
 @dataclass(frozen=True)
@@ -32,21 +32,25 @@ class Study(Verb):
 
     def run(self, fields: Sequence[str]) -> int:
         """Run what is left of it and print the table."""
-        from rich.console import Console
-
-        from switchkd.study import load_study, run_study
-        from switchkd.study.plan import cells
-        from switchkd.study.study_table import rich_table
+        from switchkd.study import load_study
 
         study = load_study(self.study)
         if self.jobs is not None:
             study = replace(study, jobs=self.jobs)
         if self.dry_run:
+            from switchkd.study.plan import cells
+
             planned = cells(study, fields)
             for cell in planned:
                 print(cell)
             say(f"{len(planned)} cells; nothing was trained (--dry-run)")
             return 0
+        quiet_libraries()
+        from rich.console import Console
+
+        from switchkd.study.run_study import run_study
+        from switchkd.study.study_table import rich_table
+
         rows = run_study(study, fields)
         title = "Exact match in percent, mean over kinds and seeds; difference to " + study.baseline
         Console(width=None if sys.stdout.isatty() else 160).print(rich_table(rows, title=title))

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from switchkd.commands.verb import RecipeFile, Verb, load_recipe, say
+from switchkd.commands.presence import require_parts
+from switchkd.commands.verb import RecipeFile, Verb, load_recipe, quiet_libraries, say
 
 if TYPE_CHECKING:
     from switchkd.recipe.schema import Recipe
@@ -36,6 +37,8 @@ class Train(Verb):
         if self.dry_run:
             show(recipe)
             return 0
+        require_parts(recipe)
+        quiet_libraries()
         from switchkd.distillation import distill
 
         student = distill(recipe, resume=self.resume, accept_changes=self.accept_changes)
@@ -48,10 +51,12 @@ def show(recipe: "Recipe") -> None:
     import yaml
 
     from switchkd.recipe.packages import check_packages
+
+    check_packages(recipe)
+    quiet_libraries()
     from switchkd.recipe.schema import data_names, recipe_to_dict
     from switchkd.train.memory import forecast
 
-    check_packages(recipe)
     print(yaml.safe_dump(recipe_to_dict(recipe), sort_keys=False, allow_unicode=True), end="")
     for number, stage in enumerate(recipe.resolved_stages(), start=1):
         length = f"{stage.max_steps} steps" if stage.max_steps > 0 else f"{stage.num_train_epochs:g} epochs"

@@ -1,5 +1,6 @@
 """What every command is, and what several of them use. Imports nothing slow, so that `--help` is quick."""
 
+import logging
 import re
 import sys
 from abc import ABC, abstractmethod
@@ -45,6 +46,21 @@ def parse_columns(columns: Sequence[str]) -> dict[str, str]:
         if "=" not in column:
             raise ValueError(f"--columns {column}: write our name, =, and the data's, as in question=q")
     return dict(column.split("=", 1) for column in columns)
+
+
+def quiet_libraries() -> None:
+    """Our own messages on stderr, and no progress bars of others but those of downloads. Called before a model library is used."""
+    import datasets
+    from huggingface_hub.utils.tqdm import enable_progress_bars
+    from transformers.utils import logging as transformers_logging
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("switchkd").setLevel(logging.INFO)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on a CPU it names a kernel that it can do without
+    datasets.disable_progress_bars()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    enable_progress_bars()
 
 
 def slug(text: str) -> str:

@@ -1,101 +1,17 @@
-"""The checks that catch silent failure before hours are spent. docs/doctor.md has what each one catches and what to do then."""
+"""The checks that catch silent failure before hours are spent. docs/doctor.md has what each one catches and what to do then.
 
-import logging
-from collections.abc import Callable, Iterable
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TypeVar
+Each name is imported when it is first used: what cannot even be opened is a finding that needs no model library.
+"""
 
-from switchkd.doctor import (
-    check_answers,
-    check_directions,
-    check_images,
-    check_lengths,
-    check_loader,
-    check_memory,
-    check_shift,
-    check_stage,
-    check_switch,
-    check_templates,
-    check_weights,
-)
-from switchkd.doctor.findings import Finding, Findings, Level, Sample
-from switchkd.doctor.pair_findings import examine_pair
-from switchkd.doctor.samples import Examined
-from switchkd.recipe.packages import check_packages
-from switchkd.recipe.schema import Recipe
-from switchkd.train.stage import StageContext, open_run, open_stage
+from typing import TYPE_CHECKING
 
-_log = logging.getLogger(__name__)
-T = TypeVar("T")
-Check = Callable[[Examined], Iterable[Finding]]
+from switchkd.lazy import on_use
 
-#: Name → check. These read the recipe, the method and the data.
-LOOKING: dict[str, Check] = {
-    "steps": check_stage.steps,
-    "trainable parameters": check_stage.trainable,
-    "weights": check_weights.weights,
-    "KL directions": check_directions.directions,
-    "row lengths": check_lengths.lengths,
-    "chat templates": check_templates.templates,
-    "answers": check_answers.answers,
-    "vocabulary": check_answers.vocabulary,
-    "answer tokens": check_answers.answer_tokens,
-}
-#: These run the models, and only where nothing before them failed.
-RUNNING: dict[str, Check] = {
-    "image tokens": check_images.tokens_and_features,
-    "images": check_images.effects,
-    "shift": check_shift.scored_tokens,
-    "switch": check_switch.alive,
-    "memory": check_memory.memory,
-    "data loader": check_loader.throughput,
-}
-
-
-def examine(recipe: Recipe) -> Findings:
-    """Examine every stage of a recipe without training. What cannot be opened at all is a finding too, and ends the examination."""
-    findings = Findings()
-    try:
-        check_packages(recipe)
-        run = open_run(recipe)
-        with TemporaryDirectory() as scratch:
-            for stage in recipe.resolved_stages():
-                context = open_stage(run, stage, Path(scratch) / stage.name)
-                of_stage = examine_stage(context, samples=True)
-                findings.add(of_stage, stage=stage.name)
-    except (ValueError, OSError) as error:
-        findings.lines.append(Finding("failed", "can be opened", str(error)))
-    return findings
-
-
-def examine_stage(context: StageContext, *, samples: bool = False) -> Findings:
-    """Examine a stage that is about to be trained. Where something fails, the checks that run the models are left out.
-
-    Args:
-        context: the stage.
-        samples: show some rows as the student reads them, too.
-    """
-    findings, examined = Findings(), Examined(context)
-    for name, check in (LOOKING | RUNNING).items():
-        if name not in RUNNING or findings.ok:
-            findings.lines += _tried(findings, name, check, examined)
-    if samples:
-        findings.samples = _tried(findings, "samples", check_answers.samples, examined)
-    return findings
-
-
-def _tried(findings: Findings, name: str, look: Callable[[Examined], Iterable[T]], examined: Examined) -> list[T]:
-    """What a check yields; whatever goes wrong here goes wrong in training, hours later perhaps, and is a finding."""
-    results: list[T] = []
-    try:
-        for item in look(examined):
-            results.append(item)
-    except Exception as error:
-        _log.debug("the check of %s", name, exc_info=True)
-        findings.lines.append(Finding("failed", name, f"{type(error).__name__}: {error}"))
-    return results
-
+if TYPE_CHECKING:
+    from switchkd.doctor.examination import LOOKING, RUNNING, examine, examine_stage
+    from switchkd.doctor.findings import Finding, Findings, Level, Sample
+    from switchkd.doctor.pair_findings import examine_pair
+    from switchkd.doctor.samples import Examined
 
 __all__ = [
     "LOOKING",
@@ -109,3 +25,13 @@ __all__ = [
     "examine_pair",
     "examine_stage",
 ]
+
+__getattr__ = on_use(
+    __name__,
+    {
+        "examination": ("LOOKING", "RUNNING", "examine", "examine_stage"),
+        "findings": ("Finding", "Findings", "Level", "Sample"),
+        "pair_findings": ("examine_pair",),
+        "samples": ("Examined",),
+    },
+)

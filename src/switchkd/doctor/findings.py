@@ -85,3 +85,8 @@ class Findings:
         """Raise ValueError with everything that failed."""
         if failed := [f"{line.check}: {line.detail}" for line in self.lines if line.level == "failed"]:
             raise ValueError("the doctor refuses to train: " + "; ".join(failed))
+
+
+def unopened(error: Exception) -> Findings:
+    """What there is to say where a recipe cannot even be opened."""
+    return Findings([Finding("failed", "can be opened", str(error))])

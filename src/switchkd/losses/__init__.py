@@ -5,7 +5,7 @@
 
 from switchkd.losses.activation_losses import of_logits, relation, squared_error
 from switchkd.losses.chunks import AutogradTerms, ChunkLoss, CrossEntropyDBiLD
-from switchkd.losses.dbild import DBiLDSettings, Softmax, bild, dbild
+from switchkd.losses.dbild import DBiLDSettings, bild, dbild
 from switchkd.losses.divergence import cross_entropy, forward_kl, jsd, reverse_kl, soft_cross_entropy
 from switchkd.losses.fused import SummedLoss, fused_loss, plain_loss, with_samples
 from switchkd.losses.knee import knee
@@ -17,7 +17,6 @@ __all__ = [
     "CrossEntropyDBiLD",
     "DBiLDSettings",
     "Head",
-    "Softmax",
     "SummedLoss",
     "bild",
     "cross_entropy",

@@ -2,7 +2,7 @@
 
 import mmap
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -12,11 +12,7 @@ from torch.autograd.function import once_differentiable
 from switchkd.losses.checks import at_least_float32, check_at_least_two, check_pair, check_temperature
 from switchkd.losses.knee import choose, leader_order
 from switchkd.losses.pairs import pair_forward_kl, pair_reverse_kl, row_kl
-
-#: forward: KL(p_T ‖ p_X), the expectation is the teacher's. reverse: KL(p_X ‖ p_T), the learner's.
-Direction = Literal["forward", "reverse"]
-#: What one softmax is over: all pairs i < j, or for each i those with j > i.
-Softmax = Literal["all", "row"]
+from switchkd.names import Direction, Softmax
 
 
 def bild(

@@ -6,7 +6,7 @@ from switchkd.methods.feature_kd import FeatureKD
 from switchkd.methods.kd import KD
 from switchkd.methods.llava_kd import LLaVAKD
 from switchkd.methods.llava_mod import LLaVAMoD
-from switchkd.methods.method import Direction, Method, Need, SampleTerms, TokenTerms
+from switchkd.methods.method import Method, Need
 from switchkd.methods.sft import SFT
 from switchkd.methods.switch_kd import SwitchKD
 
@@ -30,13 +30,10 @@ __all__ = [
     "SFT",
     "AlignKD",
     "BiLD",
-    "Direction",
     "FeatureKD",
     "LLaVAKD",
     "LLaVAMoD",
     "Method",
     "Need",
-    "SampleTerms",
     "SwitchKD",
-    "TokenTerms",
 ]

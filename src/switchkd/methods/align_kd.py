@@ -1,50 +1,23 @@
 """Align-KD (arXiv 2412.01282): soft targets, where the first layer's text looks, and what it looks at."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import asdict, dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
-
-from switchkd.batch import TEACHER
-from switchkd.losses import cross_entropy, forward_kl, of_logits, squared_error
-from switchkd.methods.method import Direction, Method, Need, SampleTerms, TokenTerms, check_temperature
+from switchkd.methods.method import Method, Need, check_temperature
 from switchkd.models.capture import Attention, Hidden, Projected
-from switchkd.signals import Activations, AnswerLogits, Signals, Sizes, TokenTerm
+from switchkd.names import TEACHER, Direction
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor, nn
+
+    from switchkd.methods.align_maps import Maps
+    from switchkd.signals import Activations, AnswerLogits, SampleTerms, Signals, Sizes, TokenTerms
 
 _TEXT, _PROJECTED, _ATTENTION = Hidden(at="text"), Projected(), Attention(layer=0, of="text", to="visual")
-
-
-class Maps(nn.Module):
-    """M_A from the student's heads to the teacher's, linear (a 1 × 1 convolution), and M_P from its width to the teacher's.
-
-    M_A begins as the mean of the heads, M_P as the identity where the widths are equal, else with orthonormal rows or columns that keep
-    the mean square of a channel.
-    """
-
-    def __init__(self, student: Sizes, teacher: Sizes) -> None:
-        super().__init__()
-        self.heads = nn.Linear(student.heads, teacher.heads)
-        self.width = nn.Linear(student.width, teacher.width)
-        nn.init.constant_(self.heads.weight, 1 / student.heads)
-        if student.width == teacher.width:
-            nn.init.eye_(self.width.weight)
-        else:
-            nn.init.orthogonal_(self.width.weight, gain=math.sqrt(max(teacher.width / student.width, 1)))
-        for layer in (self.heads, self.width):
-            nn.init.zeros_(layer.bias)
-
-    def attention(self, student: Float[Tensor, "heads texts tokens"]) -> Float[Tensor, "teacher_heads texts tokens"]:
-        """M_A A_S."""
-        mapped: Tensor = self.heads(student.movedim(0, -1).to(self.heads.weight.dtype))
-        return mapped.movedim(-1, 0)
-
-    def projected(self, student: Float[Tensor, "tokens width"]) -> Float[Tensor, "tokens teacher_width"]:
-        """M_P P_S."""
-        mapped: Tensor = self.width(student.to(self.width.weight.dtype))
-        return mapped
 
 
 @dataclass(frozen=True)
@@ -94,14 +67,23 @@ class AlignKD(Method):
 
     def learned(self, student: Sizes, teacher: Sizes) -> nn.Module | None:
         """M_A and M_P; None where only soft targets are learned from."""
+        from switchkd.methods.align_maps import Maps
+
         return Maps(student, teacher) if self.needs & {_ATTENTION, _PROJECTED} else None
 
     def token_terms(self, logits: AnswerLogits) -> TokenTerms:
         """Cross-entropy."""
-        return {"ce": TokenTerm(cross_entropy(logits.student, logits.targets))}
+        from switchkd.losses import cross_entropy
+
+        return {"ce": logits.term(cross_entropy(logits.student, logits.targets))}
 
     def sample_terms(self, signals: Signals, learned: nn.Module | None) -> SampleTerms:
         """All others, each at its weight."""
+        import torch
+
+        from switchkd.losses import of_logits
+        from switchkd.methods.align_maps import Maps
+
         both = signals.activations[TEACHER]
         terms: dict[str, list[Tensor]] = {}
         if self.soft:
@@ -116,6 +98,9 @@ class AlignKD(Method):
 
     def _mapped(self, both: Activations, maps: Maps) -> dict[str, list[Tensor]]:
         """The terms whose students are mapped to the teacher's sizes."""
+        from switchkd.losses import squared_error
+        from switchkd.methods.align_maps import in_focus
+
         terms: dict[str, list[Tensor]] = {}
         if self.attention:
             pairs = both.pairs(_ATTENTION)
@@ -127,7 +112,7 @@ class AlignKD(Method):
             ]
             terms["projected"] = [squared_error(*pair) for pair in pairs]
         if self.focus:
-            chosen = [_focus(attention, self.top) for attention in both.teacher[_ATTENTION]]
+            chosen = [in_focus(attention, self.top) for attention in both.teacher[_ATTENTION]]
             terms["focus"] = [
                 squared_error(student_tokens[tokens], teacher_tokens[tokens])
                 for (student_tokens, teacher_tokens), tokens in zip(pairs, chosen, strict=True)
@@ -135,10 +120,6 @@ class AlignKD(Method):
         return terms
 
     def _soft(self, student: Float[Tensor, "n vocab"], teacher: Float[Tensor, "n vocab"]) -> Float[Tensor, ""]:
+        from switchkd.losses import forward_kl
+
         return forward_kl(student, teacher, temperature=self.temperature).mean()
-
-
-def _focus(attention: Float[Tensor, "heads texts tokens"], top: int) -> Int[Tensor, " chosen"]:
-    """The visual tokens that get most attention of all text and heads."""
-    received = attention.sum(dim=(0, 1))
-    return received.topk(min(top, len(received))).indices

@@ -1,12 +1,15 @@
 """BiLD: bi-directional logits difference with a fixed k (COLING 2025), the parent of Switch-KD's loss."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+from __future__ import annotations
 
-from switchkd.batch import TEACHER
-from switchkd.losses import bild, cross_entropy
-from switchkd.methods.method import Direction, Method, TokenTerms, check_temperature
-from switchkd.signals import AnswerLogits, TokenTerm
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from switchkd.methods.method import Method, check_temperature
+from switchkd.names import TEACHER, Direction
+
+if TYPE_CHECKING:
+    from switchkd.signals import AnswerLogits, TokenTerms
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class BiLD(Method):
 
     def token_terms(self, logits: AnswerLogits) -> TokenTerms:
         """Cross-entropy and the logits-difference loss."""
+        from switchkd.losses import bild, cross_entropy
+
         compared = logits.compared[TEACHER]
         differences = bild(compared.student, compared.teacher, top_k=self.top_k, temperature=self.temperature)
-        return {"ce": TokenTerm(cross_entropy(logits.student, logits.targets)), "bild": compared.term(differences)}
+        return {"ce": logits.term(cross_entropy(logits.student, logits.targets)), "bild": compared.term(differences)}

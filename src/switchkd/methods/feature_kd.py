@@ -1,19 +1,22 @@
 """Feature distillation: align the student's answers, and pull what it sees towards what the teacher sees. The plain rival of the switch."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import nn
-
-from switchkd.batch import TEACHER
-from switchkd.losses import ChunkLoss, squared_error
-from switchkd.methods.method import Direction, Method, Need, SampleTerms, TokenTerms, check_temperature
+from switchkd.methods.method import Method, Need, check_temperature
 from switchkd.methods.sft import SFT
 from switchkd.methods.switch_kd import SwitchKD
 from switchkd.models.capture import Vision
-from switchkd.signals import AnswerLogits, Signals
+from switchkd.names import TEACHER, Direction
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from switchkd.losses import ChunkLoss
+    from switchkd.signals import AnswerLogits, SampleTerms, Signals, TokenTerms
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,10 @@ class FeatureKD(Method):
 
     def sample_terms(self, signals: Signals, learned: nn.Module | None) -> SampleTerms:
         """`features`, at its weight."""
+        import torch
+
+        from switchkd.losses import squared_error
+
         pairs = signals.activations[TEACHER].pairs(Vision())
         errors = [squared_error(student_features, teacher_features) for student_features, teacher_features in pairs]
         return {"features": self.features * torch.stack(errors)}

@@ -1,12 +1,15 @@
 """Classic logit distillation over the whole vocabulary (Hinton et al., arXiv 1503.02531; JSD: arXiv 2306.13649)."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+from __future__ import annotations
 
-from switchkd.batch import TEACHER
-from switchkd.losses import cross_entropy, jsd
-from switchkd.methods.method import Direction, Method, TokenTerms, check_temperature
-from switchkd.signals import AnswerLogits, TokenTerm
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from switchkd.methods.method import Method, check_temperature
+from switchkd.names import TEACHER, Direction
+
+if TYPE_CHECKING:
+    from switchkd.signals import AnswerLogits, TokenTerms
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class KD(Method):
 
     def token_terms(self, logits: AnswerLogits) -> TokenTerms:
         """Cross-entropy and the divergence from the teacher."""
+        from switchkd.losses import cross_entropy, jsd
+
         compared = logits.compared[TEACHER]
         divergence = jsd(compared.student, compared.teacher, beta=self.beta, temperature=self.temperature)
-        return {"ce": TokenTerm(cross_entropy(logits.student, logits.targets)), "kd": compared.term(divergence)}
+        return {"ce": logits.term(cross_entropy(logits.student, logits.targets)), "kd": compared.term(divergence)}

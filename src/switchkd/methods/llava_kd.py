@@ -1,18 +1,20 @@
 """LLaVA-KD (arXiv 2410.16236): distil answers, what the language model says at visual tokens, and how these relate."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import asdict, dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from jaxtyping import Float
-from torch import Tensor, nn
-
-from switchkd.batch import TEACHER
-from switchkd.losses import cross_entropy, forward_kl, of_logits, relation
-from switchkd.methods.method import Direction, Method, Need, SampleTerms, TokenTerms, check_temperature
+from switchkd.methods.method import Method, Need, check_temperature
 from switchkd.models.capture import Hidden
-from switchkd.signals import AnswerLogits, Signals, TokenTerm
+from switchkd.names import TEACHER, Direction
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor, nn
+
+    from switchkd.signals import AnswerLogits, SampleTerms, Signals, TokenTerms
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,9 @@ class LLaVAKD(Method):
 
     def token_terms(self, logits: AnswerLogits) -> TokenTerms:
         """Cross-entropy and `answers`."""
-        terms = {"ce": TokenTerm(cross_entropy(logits.student, logits.targets))}
+        from switchkd.losses import cross_entropy, forward_kl
+
+        terms = {"ce": logits.term(cross_entropy(logits.student, logits.targets))}
         if self.answers:
             compared = logits.compared[TEACHER]
             divergence = forward_kl(compared.student, compared.teacher, temperature=self.temperature)
@@ -59,6 +63,10 @@ class LLaVAKD(Method):
 
     def sample_terms(self, signals: Signals, learned: nn.Module | None) -> SampleTerms:
         """`visual` and `relation`, the logits of one sample at a time."""
+        import torch
+
+        from switchkd.losses import of_logits
+
         both = signals.activations[TEACHER]
         terms = [
             of_logits(self._at_visual_tokens, student_hidden, both.student_head, teacher_hidden, both.teacher_head)
@@ -73,5 +81,9 @@ class LLaVAKD(Method):
     def _at_visual_tokens(
         self, student: Float[Tensor, "n vocab"], teacher: Float[Tensor, "n vocab"]
     ) -> Float[Tensor, " 2"]:
+        import torch
+
+        from switchkd.losses import forward_kl, relation
+
         divergence = forward_kl(student, teacher, temperature=self.temperature).mean()
         return torch.stack([divergence, relation(student, teacher)])

@@ -1,13 +1,16 @@
 """LLaVA-MoD's mimic distillation (arXiv 2408.15881): cross-entropy with the teacher's soft answers."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from switchkd.batch import TEACHER
-from switchkd.losses import cross_entropy, soft_cross_entropy
-from switchkd.methods.method import Method, TokenTerms, check_temperature
-from switchkd.signals import AnswerLogits, TokenTerm
+from switchkd.methods.method import Method, check_temperature
+from switchkd.names import TEACHER
+
+if TYPE_CHECKING:
+    from switchkd.signals import AnswerLogits, TokenTerms
 
 
 @dataclass(frozen=True)
@@ -32,9 +35,11 @@ class LLaVAMoD(Method):
 
     def token_terms(self, logits: AnswerLogits) -> TokenTerms:
         """Cross-entropy with the answers of the data, and with the teacher's, at its weight."""
+        from switchkd.losses import cross_entropy, soft_cross_entropy
+
         compared = logits.compared[TEACHER]
         mimic = soft_cross_entropy(compared.student, compared.teacher, temperature=self.temperature)
         return {
-            "ce": TokenTerm(cross_entropy(logits.student, logits.targets)),
+            "ce": logits.term(cross_entropy(logits.student, logits.targets)),
             "mimic": compared.term(self.mimic * mimic),
         }

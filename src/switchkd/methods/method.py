@@ -1,24 +1,22 @@
 """What every method is: the pathways it needs, and the terms whose sum is the loss."""
 
+from __future__ import annotations
+
 import math
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
-from jaxtyping import Float
-from torch import Tensor, nn
-
-from switchkd.losses import AutogradTerms, ChunkLoss
 from switchkd.models.capture import Site
-from switchkd.signals import AnswerLogits, Route, Signals, Sizes, TokenTerm
+from switchkd.names import Direction, Route
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from switchkd.losses import ChunkLoss
+    from switchkd.signals import AnswerLogits, SampleTerms, Signals, Sizes, TokenTerms
 
 #: All that a method can ask for: pathways, and places inside both models.
 Need = Route | Site
-#: Named terms about answer tokens.
-TokenTerms = dict[str, TokenTerm]
-#: Named values, one for each sample of the batch.
-SampleTerms = dict[str, Float[Tensor, " samples"]]
-#: forward: KL(p_T ‖ p_S), the expectation is the teacher's. reverse: KL(p_S ‖ p_T), the learner's.
-Direction = Literal["forward", "reverse"]
 
 
 def check_temperature(name: str, temperature: float) -> None:
@@ -71,7 +69,7 @@ class Method(ABC):
         """Which way the divergences among the terms point. The doctor holds it against a pair of known distributions."""
         return {}
 
-    def at(self, progress: float) -> "Method":
+    def at(self, progress: float) -> Method:
         """The method as it is at a step of a stage, `progress` from above 0 (first step) to 1 (last): itself, unless a weight changes."""
         return self
 
@@ -81,4 +79,6 @@ class Method(ABC):
 
     def chunk_loss(self) -> ChunkLoss:
         """The same for the fused loss. A method whose gradients are written out returns them here; for the others autograd finds them."""
+        from switchkd.losses import AutogradTerms
+
         return AutogradTerms(self.token_terms, self.statistics)

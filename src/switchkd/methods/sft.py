@@ -1,11 +1,14 @@
 """Supervised fine-tuning: the baseline every distillation is compared with."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+from __future__ import annotations
 
-from switchkd.losses import cross_entropy
-from switchkd.methods.method import Method, Need, TokenTerms
-from switchkd.signals import AnswerLogits, TokenTerm
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from switchkd.methods.method import Method, Need
+
+if TYPE_CHECKING:
+    from switchkd.signals import AnswerLogits, TokenTerms
 
 
 @dataclass(frozen=True)
@@ -21,4 +24,6 @@ class SFT(Method):
 
     def token_terms(self, logits: AnswerLogits) -> TokenTerms:
         """Cross-entropy with the answers of the data."""
-        return {"ce": TokenTerm(cross_entropy(logits.student, logits.targets))}
+        from switchkd.losses import cross_entropy
+
+        return {"ce": logits.term(cross_entropy(logits.student, logits.targets))}

@@ -1,16 +1,20 @@
 """Switch-KD (arXiv 2604.14629): align the student's answers, and what the teacher would answer through the student's eyes."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import asdict, dataclass, replace
-from typing import ClassVar, get_args
+from typing import TYPE_CHECKING, ClassVar, get_args
 
-from jaxtyping import Float
-from torch import Tensor
+from switchkd.methods.method import Method, Need, check_temperature
+from switchkd.names import TEACHER, Direction, Route, Softmax
 
-from switchkd.batch import TEACHER
-from switchkd.losses import CrossEntropyDBiLD, DBiLDSettings, Softmax, cross_entropy, dbild, knee
-from switchkd.methods.method import Direction, Method, Need, TokenTerms, check_temperature
-from switchkd.signals import AnswerLogits, ComparedLogits, Route, TokenTerm
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from switchkd.losses import CrossEntropyDBiLD, DBiLDSettings
+    from switchkd.signals import AnswerLogits, ComparedLogits, TokenTerms
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ class SwitchKD(Method):
         """The same from both leaders, reverse by default."""
         return {name: self.direction for name, weight in (("align", self.align), ("switch", self.switch)) if weight}
 
-    def at(self, progress: float) -> "SwitchKD":
+    def at(self, progress: float) -> SwitchKD:
         """With the λ2 of this step."""
         if progress >= self.switch_warmup:
             return self
@@ -81,8 +85,10 @@ class SwitchKD(Method):
 
     def token_terms(self, logits: AnswerLogits) -> TokenTerms:
         """Cross-entropy, `align` and `switch`, each at its weight."""
+        from switchkd.losses import cross_entropy
+
         compared = logits.compared[TEACHER]
-        terms = {"ce": TokenTerm(cross_entropy(logits.student, logits.targets))}
+        terms = {"ce": logits.term(cross_entropy(logits.student, logits.targets))}
         if self.align:
             terms["align"] = compared.term(self.align * self._dbild(compared, "student"))
         if self.switch:
@@ -90,10 +96,14 @@ class SwitchKD(Method):
         return terms
 
     def _dbild(self, compared: ComparedLogits, learner: Route) -> Float[Tensor, " compared"]:
+        from switchkd.losses import dbild
+
         return dbild(compared.of(learner), compared.teacher, **asdict(self._settings))
 
     def statistics(self, logits: AnswerLogits) -> TokenTerms:
         """The knee k of each leader: a k stuck at `min_k` means that almost no logits are compared. None where k is fixed."""
+        from switchkd.losses import knee
+
         if self.top_k is not None:
             return {}
         compared = logits.compared[TEACHER]
@@ -106,10 +116,14 @@ class SwitchKD(Method):
 
     def chunk_loss(self) -> CrossEntropyDBiLD:
         """The same terms and statistics, every gradient written out."""
+        from switchkd.losses import CrossEntropyDBiLD
+
         return CrossEntropyDBiLD(self.align, self.switch, self._settings)
 
     @property
     def _settings(self) -> DBiLDSettings:
+        from switchkd.losses import DBiLDSettings
+
         return DBiLDSettings(
             self.temperature, self.window, self.min_k, self.top_k, self.direction, self.softmax, self.t_squared
         )

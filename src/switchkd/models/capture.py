@@ -3,6 +3,8 @@
 A new place is one class: what it hooks, and what of that belongs to each sample.
 """
 
+from __future__ import annotations
+
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
@@ -11,16 +13,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import torch
-from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from switchkd.names import Place
 
-from switchkd.batch import Inputs
-from switchkd.signals import Place
-
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # recipes name places through their methods, and import no torch
+    from jaxtyping import Bool, Float
+    from torch import Tensor, nn
     from torch.utils.hooks import RemovableHandle
 
+    from switchkd.batch import Inputs
     from switchkd.models.families import Features
     from switchkd.models.pathway import Pathway
 
@@ -33,14 +33,16 @@ Where = Literal["visual", "text", "answers"]
 class Capture:
     """What one `Pathway.say` made on its way, by the place that hooked it."""
 
-    pathway: "Pathway"
+    pathway: Pathway
     inputs: Inputs
     #: V(x) that was said.
-    features: "Features | None"
-    noted: dict["Site", Any] = field(default_factory=dict)
+    features: Features | None
+    noted: dict[Site, Any] = field(default_factory=dict)
 
     def positions(self, where: Where) -> Bool[Tensor, "batch sequence"]:
         """These tokens of every sample."""
+        import torch
+
         tokens, image_token = self.inputs.tokens, self.pathway.family.image_token_id
         if where == "visual":
             return tokens == image_token
@@ -70,11 +72,11 @@ class Site(Place, ABC):
         return VISUAL
 
     @abstractmethod
-    def hook(self, pathway: "Pathway", note: Callable[[Any], None]) -> Iterable["RemovableHandle"]:
+    def hook(self, pathway: Pathway, note: Callable[[Any], None]) -> Iterable[RemovableHandle]:
         """Hook the model so that it notes what passes here."""
 
     @abstractmethod
-    def of_samples(self, capture: Capture) -> list[Float[Tensor, "..."]]:
+    def of_samples(self, capture: Capture) -> list[Float[Tensor, "..."]]:  # noqa: UP037
         """What was noted, one tensor for each sample."""
 
 
@@ -83,7 +85,7 @@ VISUAL = frozenset(("tokens_per_image", "tokens_per_tile", "merge_size", "patch_
 _TEXT = frozenset(("tokenizer", "chat template"))
 
 
-def _on_entering(pathway: "Pathway", note: Callable[[Any], None]) -> Iterable["RemovableHandle"]:
+def _on_entering(pathway: Pathway, note: Callable[[Any], None]) -> Iterable[RemovableHandle]:
     """Note P(V(x)) as it enters the language model."""
 
     def entering(module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
@@ -103,7 +105,7 @@ class Vision(Site):
             ("feature_width", "grid_side", "window_size", "deepstack_layers", "patch_size", "frames_per_patch")
         )
 
-    def hook(self, pathway: "Pathway", note: Callable[[Any], None]) -> Iterable["RemovableHandle"]:
+    def hook(self, pathway: Pathway, note: Callable[[Any], None]) -> Iterable[RemovableHandle]:
         """The projected tokens tell how many pictures each sample has."""
         return _on_entering(pathway, note)
 
@@ -122,7 +124,7 @@ class Vision(Site):
 class Projected(Site):
     """P(V(x)): [tokens, width] as they enter the language model."""
 
-    def hook(self, pathway: "Pathway", note: Callable[[Any], None]) -> Iterable["RemovableHandle"]:
+    def hook(self, pathway: Pathway, note: Callable[[Any], None]) -> Iterable[RemovableHandle]:
         """Where they enter."""
         return _on_entering(pathway, note)
 
@@ -152,7 +154,7 @@ class Hidden(Site):
         """The tokens are compared one by one."""
         return VISUAL if self.at == "visual" else _TEXT
 
-    def hook(self, pathway: "Pathway", note: Callable[[Any], None]) -> Iterable["RemovableHandle"]:
+    def hook(self, pathway: Pathway, note: Callable[[Any], None]) -> Iterable[RemovableHandle]:
         """Behind the layer, or behind the whole."""
         if self.layer == 1:
             whole = pathway.model.model
@@ -187,7 +189,7 @@ class Attention(Site):
         """Both the queries and the keys are compared one by one."""
         return frozenset().union(*(VISUAL if where == "visual" else _TEXT for where in (self.of, self.to)))
 
-    def hook(self, pathway: "Pathway", note: Callable[[Any], None]) -> Iterable["RemovableHandle"]:
+    def hook(self, pathway: Pathway, note: Callable[[Any], None]) -> Iterable[RemovableHandle]:
         """Behind the layer's attention."""
         layer = round(self.layer * (len(pathway.family.layers(pathway.model)) - 1))
 
@@ -217,9 +219,7 @@ def _at_depth(layers: list[nn.Module], depth: float) -> nn.Module:
 
 
 @contextmanager
-def capture(
-    pathway: "Pathway", features: "Features | None", inputs: Inputs, sites: frozenset[Site]
-) -> Iterator[Capture]:
+def capture(pathway: Pathway, features: Features | None, inputs: Inputs, sites: frozenset[Site]) -> Iterator[Capture]:
     """Note what one `Pathway.say` makes at some places, around that call; without any, nothing is hooked and nothing kept."""
     captured = Capture(pathway, inputs, features)
     handles = [handle for site in sites for handle in site.hook(pathway, partial(captured.noted.__setitem__, site))]
@@ -230,15 +230,17 @@ def capture(
             handle.remove()
 
 
-def of_samples(captured: Capture, sites: frozenset[Site]) -> dict[Site, list[Float[Tensor, "..."]]]:
+def of_samples(captured: Capture, sites: frozenset[Site]) -> dict[Site, list[Float[Tensor, "..."]]]:  # noqa: UP037
     """What was captured, one tensor for each sample."""
     return {site: site.of_samples(captured) for site in sites}
 
 
 def check_same_text(
-    student: "Pathway", teacher: "Pathway", student_inputs: Inputs, teacher_inputs: Inputs, keys: tuple[str, ...]
+    student: Pathway, teacher: Pathway, student_inputs: Inputs, teacher_inputs: Inputs, keys: tuple[str, ...]
 ) -> None:
     """Raise ValueError unless both models read the same text in every sample."""
+    import torch
+
     texts = [
         list(inputs.tokens[read.positions("text")].split(read.counts("text")))
         for inputs in (student_inputs, teacher_inputs)

@@ -1,13 +1,13 @@
 """Language models in 8 or 4 bits, through bitsandbytes."""
 
+from __future__ import annotations
+
 import importlib.util
 import re
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
-
-from switchkd.models.families import family_of
+if TYPE_CHECKING:
+    from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
 Quantization = Literal["8bit", "4bit"]
 
@@ -28,6 +28,11 @@ def bits_and_bytes(config: PretrainedConfig, bits: Quantization, compute_dtype: 
     """
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ValueError(f"quantization {bits} needs bitsandbytes, which is not installed: pip install bitsandbytes")
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    from switchkd.models.families import family_of
+
     language = family_of(config).parts["language"][0]
     others = [rf"(?!{re.escape(language)}\.).*"]  # a pattern for every name outside the language model
     if bits == "8bit":

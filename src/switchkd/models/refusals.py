@@ -1,6 +1,7 @@
 """Checkpoints that cannot be used, told by their files before anything is loaded: each is refused with its cause and the way out.
 
-A model on the hub is told by its small files, which are fetched first.
+A model on the hub is told by its small files, which are fetched first. transformers is imported by what asks it: the other refusals are
+made at once.
 """
 
 import json
@@ -8,16 +9,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-import transformers
 from huggingface_hub import snapshot_download
-from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
-)
 
 from switchkd.manifest import MANIFEST, find_damage
-from switchkd.models.families import require_family
 
 #: The files that say what a checkpoint is and how it reads.
 _SMALL = ["*.json", "*.jinja", "*.model", "*.txt"]
@@ -56,6 +50,21 @@ def refuse_unusable(name: str | Path) -> None:
     folder = _folder(name)
     if folder is not None:
         _check_format(name, read_object(folder / "config.json"))
+
+
+def refuse_absent(name: str | Path) -> None:
+    """Raise ValueError for what is neither here nor a model of the hub, as far as that can be told: asks the hub where it may be one."""
+    if Path(name).exists():
+        return
+    if not _may_be_of_hub(name):
+        raise ValueError(f"{name}: no such folder, and not a name on the Hugging Face hub (OWNER/NAME)")
+    try:
+        snapshot_download(str(name), allow_patterns=_SMALL)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"{name}: no such folder, and no model of this name can be had from the Hugging Face hub: {reason}"
+        ) from error
 
 
 def refuse_other_forms(name: str | Path) -> None:
@@ -101,6 +110,8 @@ def refuse_other_tensors(name: str | Path) -> None:
 
     Headers are read, no weight is. Quantised tensors have shapes of their own and are left to transformers.
     """
+    from transformers import AutoModelForImageTextToText
+
     folder = Path(name)
     if not folder.is_dir() or "quantization_config" in read_object(folder / "config.json"):
         return
@@ -148,11 +159,15 @@ def check_loaded(name: str | Path, kind: str, info: dict[str, Any]) -> None:
             )
 
 
+def _may_be_of_hub(name: str | Path) -> bool:
+    return str(name).count("/") == 1 and not str(name).startswith((".", "/"))
+
+
 def _folder(name: str | Path) -> Path | None:
     """Where the checkpoint's small files are; None where there is no such directory and no such model that can be reached."""
     if Path(name).is_dir():
         return Path(name)
-    if str(name).count("/") != 1 or str(name).startswith((".", "/")):
+    if not _may_be_of_hub(name):
         return None
     try:
         return Path(snapshot_download(str(name), allow_patterns=_SMALL))
@@ -238,7 +253,15 @@ def _check_format(name: str | Path, config: dict[str, Any]) -> None:
         )
     if not isinstance(kind, str):
         raise ValueError(f"{name}: config.json has no model_type, so its architecture is not known: fetch it again")
-    if kind not in CONFIG_MAPPING:
+    import transformers
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    )
+
+    from switchkd.models.families import require_family
+
+    if kind not in transformers.CONFIG_MAPPING:
         code = (config.get("auto_map") or {}).get("AutoConfig", "")
         own = f": its code lies in its own folder ({code}), and switchkd runs no code of checkpoints" if code else ""
         raise ValueError(

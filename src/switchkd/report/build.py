@@ -12,7 +12,7 @@ from switchkd.report.gather import gather
 from switchkd.report.page import write_page
 from switchkd.report.sections import scores_of
 from switchkd.train.model_card import add_results
-from switchkd.train.run import STUDENT
+from switchkd.train.output import STUDENT
 
 _log = logging.getLogger(__name__)
 

@@ -31,7 +31,7 @@ from switchkd.results.question_results import Prediction
 from switchkd.results.score import is_right
 from switchkd.signals import Route
 from switchkd.train import checkpoint
-from switchkd.train.run import STUDENT
+from switchkd.train.output import STUDENT
 from switchkd.train.stage import open_run
 
 #: Longest side of an image that is handed on, in pixels.

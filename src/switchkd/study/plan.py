@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from switchkd import world
 from switchkd.recipe.packages import check_packages
 from switchkd.recipe.parsing import Builder, RecipeError, lay_over, read_yaml, suggestion
 from switchkd.recipe.schema import Recipe, build_recipe
@@ -187,6 +186,8 @@ def world_paths(study: Study, seed: int) -> dict[str, Path]:
 
 def write_world(study: Study) -> None:
     """Draw the data of every seed and copy the models, unless they are there."""
+    from switchkd import world
+
     assert study.world is not None
     for seed in study.seeds:
         draw = partial(world.write, train=study.world.train, validation=0, test=study.world.test, seed=seed)

@@ -1,11 +1,11 @@
-"""LoRA on the student's language model, through PEFT; the saved student is plain again."""
+"""LoRA on the student's language model, through PEFT; the saved student is plain again.
+
+PEFT is imported by what uses it: it takes seconds, because it brings bitsandbytes where that is installed, and a compiler with it.
+"""
 
 from copy import deepcopy
 from typing import Any
 
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
-from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -15,6 +15,8 @@ from switchkd.models.fill import fill
 
 def add(student: Pathway, *, r: int, alpha: int, dropout: float) -> None:
     """Put adapters on every linear layer of the language model; its own weights stay frozen from here on."""
+    from peft import LoraConfig, inject_adapter_in_model
+
     body = student.part("language")[0]
     names = [name for name, module in student.model.named_modules() if isinstance(module, nn.Linear)]
     inside = {id(module) for module in body.modules()}
@@ -25,6 +27,8 @@ def add(student: Pathway, *, r: int, alpha: int, dropout: float) -> None:
 
 def present(student: Pathway) -> bool:
     """Whether the student has adapters."""
+    from peft.tuners.lora import LoraLayer
+
     return any(isinstance(module, LoraLayer) for module in student.model.modules())
 
 
@@ -35,6 +39,9 @@ def plain(student: Pathway, state: dict[str, Tensor]) -> PreTrainedModel:
         student: with adapters.
         state: its state dict, whole.
     """
+    from peft.tuners.lora import LoraLayer
+    from peft.utils.integrations import dequantize_module_weight
+
     layers: dict[str, Any] = {
         path: module for path, module in student.model.named_modules() if isinstance(module, LoraLayer)
     }

@@ -24,7 +24,6 @@ from switchkd.losses import AutogradTerms, ChunkLoss, CrossEntropyDBiLD
 from switchkd.losses.chunks import ChunkGradients, ChunkSums
 from switchkd.losses.projection import Sparse
 from switchkd.methods import Method, Need
-from switchkd.methods.method import SampleTerms, TokenTerms
 from switchkd.models import Pathway
 from switchkd.models.families import Family
 from switchkd.models.layers import recompute
@@ -32,7 +31,7 @@ from switchkd.pairing import Pair
 from switchkd.pairing.bridge import Bridge
 from switchkd.pairing.compatibility import compare
 from switchkd.recipe.schema import Recipe, ResolvedStage, Student, Teacher
-from switchkd.signals import AnswerLogits, Signals, TokenTerm
+from switchkd.signals import AnswerLogits, SampleTerms, Signals, TokenTerm, TokenTerms
 from switchkd.train import lora
 from switchkd.train.live import Live
 from switchkd.train.parts import freeze

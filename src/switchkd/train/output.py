@@ -11,6 +11,7 @@ from switchkd.recipe.schema import Recipe, load_recipe, save_recipe
 from switchkd.train.agree import on_main
 
 RECIPE = "recipe.yaml"
+STUDENT = "student"
 _LOCK = ".lock"
 _log = logging.getLogger(__name__)
 

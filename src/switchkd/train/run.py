@@ -30,6 +30,7 @@ from switchkd.train.agree import on_main
 from switchkd.train.launch import check_accelerator
 from switchkd.train.model_card import model_card
 from switchkd.train.origin import ORIGIN, check_origin, origin_of
+from switchkd.train.output import STUDENT
 from switchkd.train.precision import HALF
 from switchkd.train.progress import Progress
 from switchkd.train.stage import StageContext, total_steps
@@ -37,7 +38,6 @@ from switchkd.train.stop import StopAtStepEnd
 from switchkd.train.trainer import LOG, DistillationTrainer
 from switchkd.train.what_ran import what_ran
 
-STUDENT = "student"
 _log = logging.getLogger(__name__)
 
 

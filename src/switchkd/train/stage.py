@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import set_seed
 from datasets import Dataset
 from torch import nn
-from transformers import ProcessorMixin, set_seed
+from transformers import ProcessorMixin
 
 from switchkd.batch import TEACHER
 from switchkd.data.collate import Collator

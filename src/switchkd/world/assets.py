@@ -3,8 +3,6 @@
 import shutil
 from pathlib import Path
 
-from transformers import AutoProcessor, LlavaForConditionalGeneration
-
 _ASSETS = Path(__file__).parent / "assets"
 
 
@@ -35,6 +33,8 @@ def recipe_path() -> Path:
 
 def write_student(directory: str | Path) -> None:
     """Save a student as it starts: trained, but for a vision encoder that has half of the teacher's layers."""
+    from transformers import AutoProcessor, LlavaForConditionalGeneration
+
     LlavaForConditionalGeneration.from_pretrained(student_path()).save_pretrained(directory)
     AutoProcessor.from_pretrained(student_path()).save_pretrained(directory)
 

@@ -15,6 +15,7 @@ from switchkd.evaluate.benchmarks.scienceqa import SCIENCEQA
 from switchkd.evaluate.benchmarks.textvqa import TEXTVQA
 from switchkd.evaluate.benchmarks.vizwiz import VIZWIZ
 from switchkd.evaluate.benchmarks.vqav2 import VQAV2
+from switchkd.results.ten_way_mean import TEN
 
 #: The ten of the average (results/ten_way_mean.py) in the order of the published tables, then the others.
 BENCHMARKS: dict[str, Benchmark] = {
@@ -34,4 +35,21 @@ BENCHMARKS: dict[str, Benchmark] = {
     )
 }
 
-__all__ = ["BENCHMARKS", "Benchmark"]
+__all__ = ["BENCHMARKS", "Benchmark", "parse_names"]
+
+
+def parse_names(names: str) -> list[str]:
+    """The benchmarks of a list with commas, in which `all` are the ten of the average.
+
+    Raises:
+        ValueError: a name that is none of them, or there twice.
+    """
+    listed = [name for part in names.split(",") for name in (TEN if part.strip() == "all" else [part.strip()])]
+    for name in listed:
+        if name not in BENCHMARKS:
+            raise ValueError(
+                f"there is no benchmark {name!a}; there are {', '.join(BENCHMARKS)}, and `all` for the ten of the average"
+            )
+    if len(set(listed)) != len(listed):
+        raise ValueError(f"a benchmark is named twice: {names}")
+    return listed

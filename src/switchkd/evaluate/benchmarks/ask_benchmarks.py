@@ -17,7 +17,7 @@ from switchkd.evaluate.benchmarks.benchmark_samples import load as load_samples
 from switchkd.evaluate.generate import Answer, answers, given_or_loaded, greedy, set_aside
 from switchkd.evaluate.kept_answers import kept_answers
 from switchkd.results.benchmark_results import BenchmarkResult, BenchmarkResults, Given, answers_path
-from switchkd.results.ten_way_mean import TEN, percent, ten_way_mean
+from switchkd.results.ten_way_mean import percent, ten_way_mean
 from switchkd.versions import versions
 
 if TYPE_CHECKING:
@@ -26,23 +26,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 #: lmms-eval asks for packages that conflict with this project's, and needs few of them for these benchmarks; so it comes without.
 INSTALL = ("pip install --no-deps lmms-eval==0.7.3", "pip install 'switchkd[eval]'")
-
-
-def parse_names(names: str) -> list[str]:
-    """The benchmarks of a list with commas, in which `all` are the ten of the average.
-
-    Raises:
-        ValueError: a name that is none of them, or there twice.
-    """
-    listed = [name for part in names.split(",") for name in (TEN if part.strip() == "all" else [part.strip()])]
-    for name in listed:
-        if name not in BENCHMARKS:
-            raise ValueError(
-                f"there is no benchmark {name!a}; there are {', '.join(BENCHMARKS)}, and `all` for the ten of the average"
-            )
-    if len(set(listed)) != len(listed):
-        raise ValueError(f"a benchmark is named twice: {names}")
-    return listed
 
 
 def evaluate_benchmarks(
