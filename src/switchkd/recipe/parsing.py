@@ -9,7 +9,7 @@ import math
 import reprlib
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -117,9 +117,13 @@ def lay_over(tree: Mapping[str, Any], name: str, value: Any) -> dict[str, Any]:
     return dict(tree)
 
 
+#: Of the letters of two words, the share that must be the same for one to be a guess at the other.
+_NEAR = 0.66
+
+
 def suggestion(word: str, candidates: Sequence[str]) -> str:
     """`; did you mean …?` with the nearest of `candidates`, or nothing."""
-    near = difflib.get_close_matches(word, candidates, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(word, candidates, n=1, cutoff=_NEAR)
     return f"; did you mean `{near[0]}`?" if near else ""
 
 
@@ -128,13 +132,15 @@ class Builder:
     """Fills dataclasses from plain values.
 
     `by_name` holds, for a base class, the table of classes that a mapping's `name` chooses from. `source` is the file and `flags` are the
-    dotted names that came from the command line: a message says where the user wrote it.
+    dotted names that came from the command line: a message says where the user wrote it. `foreign` holds names that other tools have, and
+    what they are here.
     """
 
     root: type
     by_name: Mapping[type, Mapping[str, type]]
     source: str
     flags: Collection[str]
+    foreign: Mapping[str, str] = field(default_factory=dict)
 
     def build(self, kind: Any, value: Any, at: str = "") -> Any:
         """`value` as a `kind`; `at` is its dotted name.
@@ -183,13 +189,13 @@ class Builder:
                 raise self._error(f"{at}.name", f"{problem}{hint} (there are: {', '.join(table)})")
             kind = table[name]
         hints = get_type_hints(kind)
-        known = {field.name: field for field in fields(kind)}
+        known = {one.name: one for one in fields(kind)}
         for key in value:
             if key not in known:
                 raise self._unknown_key(str(key), at, list(known))
-        for field in known.values():
-            if field.name not in value and field.default is MISSING and field.default_factory is MISSING:
-                raise self._error(at, f"needs `{field.name}`" if at else f"the section `{field.name}` is missing")
+        for one in known.values():
+            if one.name not in value and one.default is MISSING and one.default_factory is MISSING:
+                raise self._error(at, f"needs `{one.name}`" if at else f"the section `{one.name}` is missing")
         values = {key: self.build(hints[key], item, f"{at}.{key}" if at else key) for key, item in value.items()}
         try:
             return kind(**values)
@@ -219,13 +225,21 @@ class Builder:
     def _unknown_key(self, key: str, at: str, known: list[str]) -> RecipeError:
         path = f"{at}.{key}" if at else key
         flag = next((flag for flag in self.flags if flag.startswith(f"{path}.")), path)
-        # the name of a field of another section, before one that is spelled nearly so
-        elsewhere = [
-            f"{section}.{key}"
-            for section, kind in get_type_hints(self.root).items()
-            for option in get_args(kind) or (kind,)
-            if is_dataclass(option) and key in {field.name for field in fields(option)}
-        ]
-        hint = f"; did you mean `{elsewhere[0]}`?" if elsewhere else suggestion(key, known)
         section = f"`{at}`" if at else "a recipe"
+        if key in self.foreign:
+            return self._error(flag, f"{section} has no `{key}`: here that is {self.foreign[key]}")
+        others = [
+            f"{section_name}.{one.name}"
+            for section_name, kind in get_type_hints(self.root).items()
+            for option in get_args(kind) or (kind,)
+            for choice in self.by_name.get(option, {"": option}).values()
+            if is_dataclass(choice) and not at.endswith(section_name)
+            for one in fields(choice)
+        ]
+        # the name of a field of another section; then one of this section that is spelled nearly so, then one of another
+        elsewhere = [other for other in others if other.rpartition(".")[2] == key]
+        hint = f"; did you mean `{elsewhere[0]}`?" if elsewhere else suggestion(key, known)
+        if not hint and (near := suggestion(key, [other.rpartition(".")[2] for other in others])):
+            name = near.split("`")[1]
+            hint = near.replace(name, next(other for other in others if other.endswith(f".{name}")))
         return self._error(flag, f"{section} has no `{key}`{hint or ' (it has: ' + ', '.join(known) + ')'}")

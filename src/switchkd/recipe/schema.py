@@ -15,6 +15,7 @@ from switchkd.methods import METHODS, Method
 from switchkd.models.capture import Vision
 from switchkd.models.quantize import Quantization
 from switchkd.recipe.field_checks import at_least, require, share
+from switchkd.recipe.foreign_names import FOREIGN
 from switchkd.recipe.parsing import Builder, RecipeError, lay_over, parse_flags, read_yaml
 from switchkd.recipe.saving import recipe_to_dict as recipe_to_dict
 from switchkd.recipe.saving import save_recipe as save_recipe
@@ -288,7 +289,7 @@ def build_recipe(tree: dict[str, Any], source: str, overrides: Sequence[str] = (
     if isinstance(method, dict) and isinstance(stages, list):
         tree = {**tree, "stages": [_inherit_method(stage, method) for stage in stages]}
     _refuse_weights(tree, source)
-    recipe: Recipe = Builder(Recipe, {Method: METHODS}, source, flags.keys()).build(Recipe, tree)
+    recipe: Recipe = Builder(Recipe, {Method: METHODS}, source, flags.keys(), FOREIGN).build(Recipe, tree)
     return recipe
 
 
