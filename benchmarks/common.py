@@ -88,7 +88,7 @@ def run(
         rows.append(row)
         _print(row)
     RESULTS.mkdir(exist_ok=True)
-    kernels = "-triton" if vars(options).get("kernels") == "triton" else ""
+    kernels = "" if vars(options).get("kernels", "auto") == "auto" else f"-{options.kernels}"
     path = RESULTS / f"{Path(file).stem}-{options.device}{kernels}.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     print(f"rows: {path.relative_to(RESULTS.parent.parent)}")

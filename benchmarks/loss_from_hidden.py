@@ -72,7 +72,7 @@ def two_way(make: Callable[[], Callable[[States], Tensor]]) -> Case:
     return prepare
 
 
-def ours(x: States, chunk: int | None = CHUNK, kernels: Literal["torch", "triton"] = "torch") -> Tensor:
+def ours(x: States, chunk: int | None = CHUNK, kernels: Literal["auto", "torch", "triton"] = "auto") -> Tensor:
     switch = x.switch if x.switch.requires_grad else None
     loss = replace(SwitchKD(switch=0.0 if switch is None else 1.0).chunk_loss(), kernels=kernels)
     head, rows = Head(x.teacher_head), len(x.teacher_head)
@@ -152,7 +152,9 @@ def main() -> None:
     options.add_argument("--vocabulary", type=int, default=151_936)
     options.add_argument("--hidden", type=int, default=896)
     options.add_argument("--teacher-hidden", type=int, default=2048)
-    options.add_argument("--kernels", choices=["torch", "triton"], default="torch", help="ours; triton needs a GPU")
+    options.add_argument(
+        "--kernels", choices=["auto", "torch", "triton"], default="auto", help="ours; triton needs a GPU"
+    )
     given = options.parse_args()
     few, many = given.tokens, given.many_tokens
     only_memory = {"tokens": many, "repetitions": 0}

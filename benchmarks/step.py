@@ -2,7 +2,7 @@
 
 python benchmarks/step.py                                          # tiny, on a CPU
 python benchmarks/step.py --device cuda --check                    # the paper's shapes, random weights
-python benchmarks/step.py --device cuda --batch 16 --answer 400 --kernels triton
+python benchmarks/step.py --device cuda --batch 16 --answer 400 --kernels torch
 """
 
 import argparse
@@ -143,7 +143,7 @@ class TimedStep(DistillationStep):
 class WithKernels(SwitchKD):
     """Switch-KD by the kernels of `losses.kernels`, or without them."""
 
-    kernels: Literal["torch", "triton"] = "torch"
+    kernels: Literal["auto", "torch", "triton"] = "auto"
 
     def chunk_loss(self) -> CrossEntropyDBiLD:
         return replace(super().chunk_loss(), kernels=self.kernels)
@@ -251,7 +251,7 @@ def main() -> None:
     options.add_argument("--prompt", type=int, default=60, help="tokens of the prompt beside the image")
     options.add_argument("--answer", type=int, default=120, help="answer tokens of each sample")
     options.add_argument("--repetitions", type=int, help="default 20 on a GPU, 3 on a CPU")
-    options.add_argument("--kernels", choices=["torch", "triton"], default="torch", help="triton needs a GPU")
+    options.add_argument("--kernels", choices=["auto", "torch", "triton"], default="auto", help="triton needs a GPU")
     options.add_argument("--check", action="store_true", help="exit 1 naming what falls short; needs a GPU")
     given = options.parse_args()
     if given.check and given.device == "cpu":
@@ -261,7 +261,7 @@ def main() -> None:
     row = measure(given)
     show(row)
     RESULTS.mkdir(exist_ok=True)
-    suffix = "-triton" if given.kernels == "triton" else ""
+    suffix = "" if given.kernels == "auto" else f"-{given.kernels}"
     path = RESULTS / f"step-{given.device}{suffix}.jsonl"
     path.write_text(json.dumps(row) + "\n")
     print(f"  row: {path.relative_to(RESULTS.parent.parent)}")

@@ -156,10 +156,3 @@ def test_the_order_by_blocks_is_the_same_by_keys(monkeypatch):
     monkeypatch.setattr(module, "by_keys", lambda logits: True)
     monkeypatch.setattr(module, "_order_down_to", None)
     assert torch.equal(leader_order(logits, 8), expected)
-
-
-def test_known_maxima_give_the_same_order():
-    logits = language_like(70, BLOCKS_PAY * BLOCK * 8 + BLOCK + 7, seed=5)  # in pieces of rows, the last one shorter
-    maxima = logits[:, : logits.shape[1] // BLOCK * BLOCK].unflatten(1, (-1, BLOCK)).amax(dim=-1)
-    assert torch.equal(leader_order(logits, 8, maxima), leader_order(logits, 8))
-    assert not torch.equal(leader_order(logits, 8, -maxima), leader_order(logits, 8))  # they are what is read

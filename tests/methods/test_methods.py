@@ -70,7 +70,7 @@ def test_the_fused_loss_of_switch_kd_has_its_knobs():
     knobs |= {"softmax": "row", "t_squared": True}
     loss = SwitchKD(align=0.5, switch=2.0, **knobs).chunk_loss()
     assert isinstance(loss, CrossEntropyDBiLD)
-    assert asdict(loss) == {"align": 0.5, "switch": 2.0, "settings": knobs, "kernels": "torch"}
+    assert asdict(loss) == {"align": 0.5, "switch": 2.0, "settings": knobs, "kernels": "auto"}
     assert SwitchKD().chunk_loss().settings == DBiLDSettings()
 
 

@@ -4,7 +4,8 @@
 """
 
 from switchkd.losses.activation_losses import of_logits, relation, squared_error
-from switchkd.losses.chunks import AutogradTerms, ChunkLoss, CrossEntropyDBiLD
+from switchkd.losses.chunks import AutogradTerms, ChunkLoss
+from switchkd.losses.cross_entropy_dbild import CrossEntropyDBiLD
 from switchkd.losses.dbild import DBiLDSettings, bild, dbild
 from switchkd.losses.divergence import cross_entropy, forward_kl, jsd, reverse_kl, soft_cross_entropy
 from switchkd.losses.fused import SummedLoss, fused_loss, plain_loss, with_samples

@@ -82,13 +82,11 @@ class DBiLDSettings:
         if self.softmax not in get_args(Softmax):
             raise ValueError(f"softmax must be {' or '.join(get_args(Softmax))}, got {self.softmax!r}")
 
-    def choose(
-        self, leader: Float[Tensor, "n vocab"], maxima: Float[Tensor, "n blocks"] | None = None
-    ) -> tuple[Int[Tensor, "n k"], Int[Tensor, " n"]]:
+    def choose(self, leader: Float[Tensor, "n vocab"]) -> tuple[Int[Tensor, "n k"], Int[Tensor, " n"]]:
         """The ids that a leader compares, in its order, and how many of them: as `losses.knee.choose`, or its `top_k` largest."""
         if self.top_k is None:
-            return choose(leader, self.window, self.min_k, maxima)
-        ids = leader_order(leader, self.top_k, maxima)[:, : self.top_k]
+            return choose(leader, self.window, self.min_k)
+        ids = leader_order(leader, self.top_k)[:, : self.top_k]
         return ids, ids.new_full((len(ids),), ids.shape[1])
 
     def divergence(

@@ -240,7 +240,7 @@ class _Part:
             compared = {name: self._compared(name, whole, slices[name][number], start) for name in self.compared}
             sums, gradients = self.loop.loss(
                 AnswerLogits(whole, self.targets[tokens], compared),
-                student=self.wanted[0],
+                student=self.student.gradient_dtype if self.wanted[0] else None,
                 switch=any(self.wanted[1:]),
             )
             total.add(sums)
@@ -313,12 +313,18 @@ class _ChunkLogits:
 
     def logits(self, tokens: slice) -> list[Float[Tensor, "chunk rows"]]:
         """Of these tokens, one tensor for each of the hidden states, by one matrix product; the next call overwrites them."""
-        stacked = torch.cat([h[tokens] for h in self.hidden])
+        own = [h[tokens] for h in self.hidden]
+        stacked = torch.cat(own) if len(own) > 1 else own[0]
         logits = self.head.logits(stacked, out=self.memory[: len(stacked)])
         each = logits.unflatten(0, (len(self.hidden), len(stacked) // len(self.hidden))).unbind()
         if self.learns:  # the last one does; now, because the loss overwrites the logits
             self.softcap_derivative = self.head.softcap_derivative(each[-1])
         return list(each)
+
+    @property
+    def gradient_dtype(self) -> torch.dtype:
+        """In which the gradient of these logits is multiplied, if it is not changed before."""
+        return self.head.gradient_dtype if self.head.softcap is None else self.head.dtype
 
     def before_cap(self, gradient: Float[Tensor, "chunk rows"]) -> Float[Tensor, "chunk rows"]:
         """The gradient with respect to h Wᵀ + b of the last hidden states, from that of their logits; once a chunk."""
@@ -349,18 +355,22 @@ def _collect(
     if weight is not None:
         student.head.add_weight_gradient(gradient, student.hidden[0][tokens], weight, first=first)
     if bias is not None:
-        bias.copy_(gradient.sum(dim=0) if first else bias + gradient.sum(dim=0))
+        of_chunk = gradient.sum(dim=0, dtype=bias.dtype)
+        bias.copy_(of_chunk if first else bias + of_chunk)
 
 
 def bytes_per_token(signals: Signals) -> int:
     """Of what the loop holds for each answer of a chunk: all logits, derivatives of soft caps, and copies of the student's logits."""
-    head = signals.student.head
+    head, wide = signals.student.head, torch.promote_types(signals.student.hidden.dtype, torch.float32).itemsize
     columns = head.rows * (1 if head.softcap is None else 2)
     for one in signals.compared.values():
         columns += one.vocabulary * (1 + (one.ids is not None or one.answers is not None))
         if one.switch is not None:
             columns += one.vocabulary * (1 if one.switch.head.softcap is None else 2)
-    return columns * torch.promote_types(signals.student.hidden.dtype, torch.float32).itemsize
+    rounded = (
+        head.rows * torch.bfloat16.itemsize if signals.student.hidden.is_cuda else 0
+    )  # the gradient, as it is multiplied
+    return columns * wide + rounded
 
 
 def chunk_that_fits(tokens: int, logit_bytes: int, device: torch.device) -> int:

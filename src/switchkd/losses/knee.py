@@ -1,7 +1,5 @@
 """Which logits a leader compares: its order (descending, ties by id) and the knee of that curve."""
 
-import itertools
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -50,37 +48,31 @@ def check_selection(logits: Float[Tensor, "n vocab"], window: int | None, min_k:
 
 
 def choose(
-    leader: Float[Tensor, "n vocab"], window: int | None, min_k: int, maxima: Float[Tensor, "n blocks"] | None = None
+    leader: Float[Tensor, "n vocab"], window: int | None, min_k: int
 ) -> tuple[Int[Tensor, "n k"], Int[Tensor, " n"]]:
     """The ids that a leader compares, in its order and as many as the longest k asks for, and k itself; no checks.
 
     On CUDA a window's ids stay as many as they are: cutting them would make the host wait for the longest k.
     """
-    ids = leader_order(leader, window, maxima)
+    ids = leader_order(leader, window)
     k = knee_rank(leader.gather(1, ids), min_k)
     if len(k) and (window is None or not leader.is_cuda):
         ids = ids[:, : int(k.max())]
     return ids, k
 
 
-def leader_order(
-    logits: Float[Tensor, "n vocab"], window: int | None, maxima: Float[Tensor, "n blocks"] | None = None
-) -> Int[Tensor, "n window"]:
+def leader_order(logits: Float[Tensor, "n vocab"], window: int | None) -> Int[Tensor, "n window"]:
     """Ids of the `window` largest logits, descending, equal logits by the lower id: exact at the window's edge too.
 
-    bf16 and fp16 need no copy in float32 here: that conversion changes neither the order nor the ties. `maxima` are those of all complete
-    blocks of `BLOCK` logits, where they are known already.
+    bf16 and fp16 need no copy in float32 here: that conversion changes neither the order nor the ties.
     """
     vocab = logits.shape[1]
     if window is None or window >= vocab:
         return logits.sort(dim=-1, descending=True, stable=True).indices
     if vocab > BLOCKS_PAY * BLOCK * window:
         if logits.is_cuda or len(logits) <= _ROWS:
-            return _order_by_blocks(logits, window, maxima)
-        pieces = itertools.repeat(None) if maxima is None else maxima.split(_ROWS)
-        return torch.cat(
-            [_order_by_blocks(rows, window, piece) for rows, piece in zip(logits.split(_ROWS), pieces, strict=False)]
-        )
+            return _order_by_blocks(logits, window)
+        return torch.cat([_order_by_blocks(rows, window) for rows in logits.split(_ROWS)])
     if by_keys(logits):
         return largest_by_keys(logits, window)
     # topk promises nothing about ties. Inside the window, a sort by id and a stable sort by value settle them.
@@ -95,9 +87,7 @@ def leader_order(
     return ids
 
 
-def _order_by_blocks(
-    logits: Float[Tensor, "n vocab"], window: int, maxima: Float[Tensor, "n blocks"] | None
-) -> Int[Tensor, "n window"]:
+def _order_by_blocks(logits: Float[Tensor, "n vocab"], window: int) -> Int[Tensor, "n window"]:
     """`leader_order` in two small selections instead of one over the vocabulary; exact, ties included.
 
     An id outside the `window` best blocks (by their largest logit, the lower block first among equals) has `window` ids
@@ -106,7 +96,7 @@ def _order_by_blocks(
     """
     blocks = logits.shape[1] // BLOCK
     whole, rest = logits[:, : blocks * BLOCK].unflatten(1, (blocks, BLOCK)), logits[:, blocks * BLOCK :]
-    largest = whole.amax(dim=-1) if maxima is None else maxima[:, :blocks]
+    largest = whole.amax(dim=-1)
     best = leader_order(largest, window).sort(dim=-1).values
     row = torch.arange(len(logits), device=logits.device)[:, None]
     # Ascending blocks, then the incomplete last one: candidates stand in the order of their ids, so ties stay right.

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from switchkd.losses import kernels
 from switchkd.signals import Head
 
 #: Rows of a half-precision head that are widened at a time, so that no second copy of the head arises.
@@ -79,9 +80,14 @@ class Projection:
         self.bias = None if head.bias is None else head.bias.detach()[:rows].to(self.dtype)
         self.softcap = head.softcap
 
+    @property
+    def gradient_dtype(self) -> torch.dtype:
+        """In which the gradient of the logits is multiplied."""
+        return torch.bfloat16 if self.matrix_units else self.dtype
+
     def operand(self, hidden: Float[Tensor, "n hidden"]) -> Float[Tensor, "n hidden"]:
         """Hidden states in the dtype in which they are multiplied."""
-        return hidden.to(torch.bfloat16 if self.matrix_units else self.dtype)
+        return hidden.to(self.gradient_dtype)
 
     def logits(self, hidden: Float[Tensor, "n hidden"], out: Float[Tensor, "n rows"]) -> Float[Tensor, "n rows"]:
         """z = h Wᵀ + b, soft-capped where the head is, written into `out`."""
@@ -111,6 +117,8 @@ class Projection:
 
     def _rows_of_weight(self, ids: Int[Tensor, "n k"], values: Float[Tensor, "n k"]) -> Float[Tensor, "n hidden"]:
         table = self.weight
+        if self.dtype == torch.float32 and kernels.why_not(table.device) is None:
+            return kernels.weighted_rows(ids, values, table)
         if (
             self.matrix_units
         ):  # rounded to bf16 as before the dense product; looking for the ids in use would make the host wait

@@ -196,10 +196,12 @@ class _WrittenOut(ChunkLoss):
 
     loss: CrossEntropyDBiLD
 
-    def __call__(self, logits: AnswerLogits, *, student: bool, switch: bool) -> tuple[ChunkSums, ChunkGradients]:
+    def __call__(
+        self, logits: AnswerLogits, *, student: torch.dtype | None, switch: bool
+    ) -> tuple[ChunkSums, ChunkGradients]:
         """See `ChunkLoss`."""
         sums = ChunkSums({"ce": logits.student.new_zeros((), dtype=torch.float64)})
-        gradients = ChunkGradients(logits.student if student else None)
+        gradients = ChunkGradients(None if student is None else logits.student)
         for name, one in logits.compared.items():
             if switch and one.switch is not None:
                 window = min(2 * (self.loss.settings.window or one.switch.shape[1]), one.switch.shape[1])
