@@ -49,10 +49,10 @@ def rows(sizes=SIZES) -> list[dict]:
 
 
 def open_tiny(
-    folder: Path, name: str = "llava-siglip-qwen2", *, method: Method | None = None, sizes=SIZES
+    folder: Path, name: str = "llava-siglip-qwen2", *, method: Method | None = None, sizes=SIZES, processor=None
 ) -> StageContext:
     """A stage as `stage.open_stage` gives it: a teacher of its own width and depth, a student, and the family's own processor."""
-    processor = PROCESSORS[name]()
+    processor = processor or PROCESSORS[name]()
     processor.tokenizer.save_pretrained(folder / "teacher")
     student, teacher = (
         Pathway(tiny_for(name, processor, seed=2)),
