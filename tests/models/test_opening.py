@@ -8,7 +8,7 @@ import pytest
 from run_files import write_model
 
 from switchkd.cli import main
-from switchkd.models import load_pathway
+from switchkd.models import load_pathway, opening
 from switchkd.models.opening import load_config, load_processor
 
 GONE = object()
@@ -156,3 +156,17 @@ def test_sound_files_are_opened(sound):
     assert load_config(sound).model_type == "llava"
     assert len(load_processor(sound).tokenizer) == 320
     assert load_pathway(sound).family.model_type == "llava"
+
+
+def test_a_vocabulary_is_parsed_again_only_where_it_has_changed(model, monkeypatch):
+    parsed, read = [], opening.read_object
+    monkeypatch.setattr(opening, "read_object", lambda file: parsed.append(file.name) or read(file))
+    for _ in range(3):
+        load_processor(model)
+        load_config(model)
+    assert parsed.count("tokenizer.json") == 1
+    cut(model / "tokenizer.json")
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"tokenizer\.json is not JSON"):
+            load_processor(model)
+    assert parsed.count("tokenizer.json") == 3

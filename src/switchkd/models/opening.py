@@ -1,6 +1,7 @@
 """Opening the files of a checkpoint. What cannot be read is a ValueError that names the file and the reason, whatever its reader raises."""
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -94,10 +95,18 @@ def check_files(path: str | Path) -> None:
         file = folder / name
         if not file.is_file():
             continue
-        content = read_object(file)
         if name == CONFIG:
-            for key, value in _attention_entries(content):
+            for key, value in _attention_entries(read_object(file)):
                 _refuse_kernel(file, key, value)
+        else:
+            found = file.stat()
+            _check_object(file, found.st_size, found.st_mtime_ns, found.st_ino)
+
+
+@lru_cache(maxsize=256)
+def _check_object(file: Path, size: int, changed: int, inode: int) -> None:
+    """`read_object` of a file that has not been read before, or not in this state: a vocabulary takes half a second to parse."""
+    read_object(file)
 
 
 def naming(path: str | Path, files: tuple[str, ...], read: Callable[[], _T]) -> _T:
