@@ -15,7 +15,7 @@ from switchkd.batch import Batch
 from switchkd.methods import KD, Method, SwitchKD
 from switchkd.models import Pathway
 from switchkd.models.layers import compile_layers, recompute
-from switchkd.models.liger import use_liger
+from switchkd.models.liger import use_kernels
 from switchkd.pairing import Pair
 from switchkd.train.step import DistillationStep
 
@@ -89,7 +89,7 @@ def compiled(pair: Pair) -> None:
 def with_liger(pair: Pair) -> None:
     try:
         for pathway in (pair.student, pair.teacher):
-            use_liger(pathway)
+            use_kernels(pathway, "liger")
     except ValueError as reason:
         raise NotRunError(str(reason)) from reason
 
@@ -100,7 +100,7 @@ CASES = {
     "switch_checkpointing": case(lambda pair: recompute(pair.teacher.part("language"))),
     "attn_implementation: eager": case(attention="eager"),
     "torch_compile": case(compiled),
-    "liger_kernel": case(with_liger),
+    "kernels: liger": case(with_liger),
     "frozen encoder, method kd": case(method=KD(), train=("projector", "language")),
 }
 

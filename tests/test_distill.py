@@ -188,7 +188,7 @@ def test_code_that_keeps_no_attention_weights_is_refused_where_they_are_compared
 def test_kernels_for_a_gpu_are_refused_without_one(fresh):
     here, flags = fresh
     for flag, message in (
-        (["--train.liger_kernel", "true"], "liger_kernel needs a CUDA GPU"),
+        (["--train.kernels", "liger"], "kernels: liger needs a CUDA GPU"),
         (["--teacher.attn_implementation", "flash_attention_2"], "needs a CUDA GPU and the package flash-attn"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -21,7 +21,7 @@ MISSING = [
     (["--train.report_to", "wandb"], r"train\.report_to names wandb, which is not installed: pip install wandb"),
     (["--teacher.quantization", "8bit"], r"teacher\.quantization needs bitsandbytes, which is not installed"),
     (["--student.attn_implementation", "flash_attention_2"], r"student\.attn_implementation .* pip install flash-attn"),
-    (["--train.liger_kernel", "true"], r"train\.liger_kernel .* pip install liger-kernel"),
+    (["--train.kernels", "liger"], r"train\.kernels: liger .* pip install liger-kernel"),
 ]
 
 

@@ -29,8 +29,8 @@ def check_trackers(names: Sequence[str]) -> None:
 def check_packages(recipe: "Recipe") -> None:
     """Raise RecipeError, naming the field and what to install, where a package is missing."""
     needs = [(f"train.report_to names {name}, which", TRACKERS[name]) for name in recipe.train.report_to]
-    if recipe.train.liger_kernel:
-        needs.append(("train.liger_kernel needs a CUDA GPU and the package liger-kernel, which", "liger_kernel"))
+    if recipe.train.kernels == "liger":
+        needs.append(("train.kernels: liger needs a CUDA GPU and the package liger-kernel, which", "liger_kernel"))
     for section, model in (("student", recipe.student), ("teacher", recipe.teacher)):
         if model is None:
             continue

@@ -62,8 +62,8 @@ class Train:
     #: Compile every transformer layer of both models, with this backend of torch.compile.
     torch_compile: bool = False
     torch_compile_backend: Literal["inductor", "cudagraphs", "aot_eager", "eager"] = "inductor"
-    #: Liger's fused norm, SwiGLU and rotary kernels in both language models; needs a CUDA GPU and the package liger-kernel.
-    liger_kernel: bool = False
+    #: Fused norms, SwiGLU and rotary embeddings in both language models. auto: Liger's on a CUDA GPU, where it is installed and fits.
+    kernels: Literal["auto", "liger", "none"] = "auto"
     #: Put rows of about one length into a batch, so that little of it is padding.
     group_by_length: bool = False
     report_to: tuple[str, ...] = ("tensorboard",)

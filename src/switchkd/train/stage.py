@@ -22,7 +22,7 @@ from switchkd.methods import Method, Need
 from switchkd.models import Pathway, load_pathway
 from switchkd.models.capture import Site
 from switchkd.models.layers import recompute
-from switchkd.models.liger import use_liger
+from switchkd.models.liger import use_kernels
 from switchkd.models.opening import check_files, load_config, load_processor
 from switchkd.models.refusals import refuse_unreadable
 from switchkd.pairing import Pair
@@ -127,8 +127,7 @@ def open_run(recipe: Recipe) -> RunContext:
         device=device,
     )
     dtype = student.model.dtype
-    if recipe.train.liger_kernel:
-        use_liger(student)
+    use_kernels(student, recipe.train.kernels)
     if recipe.student.lora:
         settings = recipe.student.lora
         lora.add(student, r=settings.r, alpha=settings.alpha, dropout=settings.dropout)
@@ -154,8 +153,7 @@ def open_run(recipe: Recipe) -> RunContext:
         quantization=recipe.teacher.quantization,
         device=device,
     )
-    if recipe.train.liger_kernel:
-        use_liger(teacher)
+    use_kernels(teacher, recipe.train.kernels)
     if recipe.train.switch_checkpointing:
         recompute(teacher.part("language"))
     reading: SameInputs | OwnInputs
