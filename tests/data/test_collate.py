@@ -59,6 +59,20 @@ def read(reader, rows=ROWS) -> Inputs:
     return reader.inputs([reader.encode(row) for row in rows])
 
 
+def test_rows_rounded_up_to_a_multiple_hold_what_they_held(reader):
+    rounded = Reader(tiny_processor(), multiple=64)
+    assert rounded.fingerprint == reader.fingerprint
+    inputs, plain = read(rounded), read(reader)
+    width = plain.tokens.shape[1]
+    assert width % 64
+    assert inputs.tokens.shape == (len(ROWS), -(-width // 64) * 64)
+    assert torch.equal(inputs.tokens[:, :width], plain.tokens)
+    assert (inputs.tokens[:, width:] == rounded.processor.tokenizer.pad_token_id).all()
+    assert torch.equal(inputs.tokens.flatten()[inputs.predicts + 1], inputs.targets)
+    assert torch.equal(inputs.targets, plain.targets)
+    assert torch.equal(inputs.lengths, plain.lengths)
+
+
 def test_a_batch_of_one_two_and_no_images(reader):
     inputs = read(reader)
     tokens = inputs.tokens

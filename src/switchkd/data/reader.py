@@ -1,6 +1,7 @@
 """What one model reads: canonical rows -> encoded samples -> tensors, padded right for training and left for generation."""
 
 import logging
+import math
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Literal
@@ -63,6 +64,7 @@ class Reader:
         max_length: tokens of a sample, its visual tokens included: of a longer one, the last answers are cut, images never.
         max_pixels: an image with more is refused before it is decoded.
         rows: of the model's embeddings, where the model is known; a row with an id beyond them cannot be used.
+        multiple: a batch is as wide as its longest sample, rounded up to a multiple of this.
 
     Raises:
         DataError: at once, for processors that it cannot serve, and for ids in use that have no embedding.
@@ -76,8 +78,10 @@ class Reader:
         max_length: int = LONGEST,
         max_pixels: int = MAX_PIXELS,
         rows: int | None = None,
+        multiple: int = 1,
     ) -> None:
         self.processor = processor
+        self.multiple = multiple
         self.max_length = max_length
         self.max_pixels = max_pixels
         self.format = choose_format(processor, template)
@@ -128,7 +132,7 @@ class Reader:
 
     def inputs(self, samples: list[Encoded]) -> Inputs:
         """Join samples: see `join`."""
-        return join(samples, _padding_id(self.processor, self.format))
+        return join(samples, _padding_id(self.processor, self.format), multiple=self.multiple)
 
     def prompts(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Conversations to be answered, padded on the left, with the beginning of an answer: what `generate` takes.
@@ -256,27 +260,31 @@ class Reader:
         return family.token_types(input_ids, is_answer, self.format.image_token_id) if family else {}
 
 
-def join(samples: list[Encoded], padding: int) -> Inputs:
+def join(samples: list[Encoded], padding: int, *, multiple: int = 1) -> Inputs:
     """Samples in rows that are padded on the right with `padding`.
 
     The only place where answers are shifted against the positions that predict them: each is predicted one token before it.
     """
-    width = max(len(sample.tokens) for sample in samples)
+    width = math.ceil(max(len(sample.tokens) for sample in samples) / multiple) * multiple
     places = [(number, column) for number, sample in enumerate(samples) for column in sample.answers]
     images = _joined([sample.images for sample in samples])
     return Inputs(
-        tokens=_padded([sample.tokens for sample in samples], padding, "right"),
+        tokens=_padded([sample.tokens for sample in samples], padding, "right", width),
         lengths=torch.tensor([len(sample.tokens) for sample in samples]),
         predicts=torch.tensor([number * width + column - 1 for number, column in places], dtype=torch.long),
         targets=torch.tensor([samples[number].tokens[column] for number, column in places], dtype=torch.long),
         sample=torch.tensor([number for number, _ in places], dtype=torch.long),
         media={"image": images} if images else {},
-        types={name: _padded([sample.types[name] for sample in samples], 0, "right") for name in samples[0].types},
+        types={
+            name: _padded([sample.types[name] for sample in samples], 0, "right", width) for name in samples[0].types
+        },
     )
 
 
-def _padded(rows: list[list[int]], filler: int, side: Literal["left", "right"]) -> Int[Tensor, "rows width"]:
-    width = max(map(len, rows))
+def _padded(
+    rows: list[list[int]], filler: int, side: Literal["left", "right"], width: int | None = None
+) -> Int[Tensor, "rows width"]:
+    width = width or max(map(len, rows))
     fill = [[filler] * (width - len(row)) for row in rows]
     return torch.tensor([f + row if side == "left" else row + f for row, f in zip(rows, fill, strict=True)])
 
