@@ -1,5 +1,6 @@
 """Every test runs with the shapes in our signatures checked at each call, and without a GPU unless it means one."""
 
+import gc
 import os
 import signal
 import tempfile
@@ -15,7 +16,9 @@ from typechecker import check_shapes
 if os.environ.get("SWITCHKD_TEST_GPU") != "1":
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
-import torch
+gc.disable()  # until everything is imported: see `pytest_collection_finish`
+
+import torch  # noqa: E402
 
 # Before the first import of switchkd: only modules imported after this line are checked.
 check_shapes("switchkd")
@@ -44,6 +47,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(skip)
+
+
+def pytest_collection_finish() -> None:
+    """Leave what has been imported out of every search for garbage.
+
+    The Trainer searches at each start. Among the millions of objects of torch and transformers that took more time than its steps.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    """Let what was left out go at the end, as it goes without tests."""
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

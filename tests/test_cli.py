@@ -111,6 +111,8 @@ WRONG = {
     "no such pair": (["doctor", "--student", "no/such/a", "--teacher", "no/such/b"], 1, ["no/such/a: no such folder"]),
     "no such checkpoint": (["convert", "no/such/folder", "out"], 1, ["no/such/folder: no such folder"]),
     "no such teacher": (["init", "out", "--from-teacher", "no/such/folder"], 1, ["no/such/folder: no such folder"]),
+    "no such data to look at": (["data", "check", "nowhere.json"], 1, ["nowhere.json: no such file or folder"]),
+    "no such data to convert": (["data", "convert", "nowhere.json", "o.jsonl"], 1, ["nowhere.json: no such file"]),
     "no such run": (["report", "nowhere"], 1, ["nowhere: no such file or folder"]),
     "no such study": (["study", "nowhere.yaml"], 2, ["nowhere.yaml: no such file"]),
     "a method": (["train", TINY, "--method.name", "swich_kd"], 2, ["did you mean `switch_kd`"]),

@@ -12,7 +12,7 @@ from typing import Annotated
 from tyro.conf import Positional, UseAppendAction, arg
 
 from switchkd.commands.presence import require_model, require_paths
-from switchkd.commands.verb import Verb, fail, quiet_libraries, say
+from switchkd.commands.verb import Verb, fail, model_libraries, say
 
 #: The environment variable with the page's password, and how long it must be: nothing limits how often it is guessed.
 PASSWORD, PASSWORD_LENGTH = "SWITCHKD_CHAT_PASSWORD", 12
@@ -62,9 +62,9 @@ class Chat(Verb):
             return fail("--host is that of the page: add --web", 2)
         require_paths(self.image)
         require_model(self.models[0])
-        quiet_libraries()
-        from switchkd.chat.conversation import Conversation, talk
-        from switchkd.evaluate.generate import load
+        with model_libraries():
+            from switchkd.chat.conversation import Conversation, talk
+            from switchkd.evaluate.generate import load
 
         conversation = Conversation(*load(self.models[0]), max_new_tokens=self.max_new_tokens)
         conversation.show(self.image)
@@ -82,10 +82,10 @@ class Chat(Verb):
         for path in by_name(self.models).values():
             require_model(path)
         password = None if self.host is None else _password()
-        quiet_libraries()
-        # imported here, because it makes the folder of the uploads
-        from switchkd.chat.panel import load_models
-        from switchkd.chat.web_page import Page
+        with model_libraries():
+            # imported here, because it makes the folder of the uploads
+            from switchkd.chat.panel import load_models
+            from switchkd.chat.web_page import Page
 
         picture = self.image[0] if self.image else None
         page = Page(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from switchkd.commands.verb import Verb, quiet_libraries, say
+from switchkd.commands.verb import Verb, model_libraries, say
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Convert(Verb):
         from switchkd.models.refusals import refuse_absent
 
         refuse_absent(self.source)
-        quiet_libraries()
-        from switchkd.convert import convert
+        with model_libraries():
+            from switchkd.convert import convert
 
         say(convert(self.source, self.target, language=self.language, vision=self.vision))
         return 0

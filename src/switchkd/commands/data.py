@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import OmitSubcommandPrefixes, Positional, arg, subcommand
 
-from switchkd.commands.verb import Verb, parse_columns, say, slug
+from switchkd.commands.presence import require_data
+from switchkd.commands.verb import Verb, model_libraries, parse_columns, say, slug
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -35,11 +36,14 @@ class Check:
 
     def run(self) -> int:
         """Print what is understood; 1 if training would stop at so many bad rows."""
-        from switchkd.data.errors import MAX_BAD_FRACTION
-        from switchkd.data.overview import look_over
-        from switchkd.report.rows_page import write_rows_page
+        columns = parse_columns(self.columns)
+        require_data(self.data)
+        with model_libraries():
+            from switchkd.data.errors import MAX_BAD_FRACTION
+            from switchkd.data.overview import look_over
+            from switchkd.report.rows_page import write_rows_page
 
-        seen = look_over(self.data, self.image_root, parse_columns(self.columns))
+        seen = look_over(self.data, self.image_root, columns)
         lines = describe(seen)
         print("\n".join(lines))
         page = self.page or Path("runs/check", f"{slug(self.data)}.html")
@@ -67,9 +71,12 @@ class Rewrite:
 
     def run(self) -> int:
         """Write the rows, and say what was left out."""
-        from switchkd.data.llava_rows import write_llava
+        columns = parse_columns(self.columns)
+        require_data(self.data)
+        with model_libraries():
+            from switchkd.data.llava_rows import write_llava
 
-        done = write_llava(self.data, self.output, self.image_root, parse_columns(self.columns))
+        done = write_llava(self.data, self.output, self.image_root, columns)
         for problem in done.left_out[:5]:
             say(f"left out: {problem}")
         say(

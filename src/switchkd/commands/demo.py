@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from switchkd.commands.verb import Verb, quiet_libraries
+from switchkd.commands.verb import Verb, model_libraries
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Demo(Verb):
 
     def run(self, fields: Sequence[str]) -> int:
         """Run the demo."""
-        quiet_libraries()
-        from switchkd.demonstration import main as run_demo
+        with model_libraries():
+            from switchkd.demonstration import main as run_demo
 
         run_demo(self.seed, self.output)
         return 0

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from tyro.conf import Positional, arg
 
 from switchkd.commands.presence import require_model, require_parts
-from switchkd.commands.verb import Verb, fail, load_recipe, quiet_libraries
+from switchkd.commands.verb import Verb, fail, load_recipe, model_libraries
 
 if TYPE_CHECKING:
     from switchkd.doctor import Findings
@@ -42,8 +42,8 @@ class Doctor(Verb):
         if self.recipe is None and self.teacher is not None and self.student is not None and not fields:
             for model in (self.student, self.teacher):
                 require_model(model)
-            quiet_libraries()
-            from switchkd.doctor import examine_pair
+            with model_libraries():
+                from switchkd.doctor import examine_pair
 
             findings, proposal = examine_pair(self.student, self.teacher)
             if findings.ok and str(self.json) != "-":
@@ -66,7 +66,7 @@ def _examine(recipe: "Recipe") -> "Findings":
         from switchkd.doctor.findings import unopened
 
         return unopened(error)
-    quiet_libraries()
-    from switchkd.doctor import examine
+    with model_libraries():
+        from switchkd.doctor import examine
 
     return examine(recipe)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from tyro.conf import Positional, arg
 
 from switchkd.commands.presence import require_data, require_model, require_paths
-from switchkd.commands.verb import Verb, fail, parse_columns, quiet_libraries, say, slug
+from switchkd.commands.verb import Verb, fail, model_libraries, parse_columns, say, slug
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,11 @@ class Evaluate(Verb):
         columns = parse_columns(self.columns)
         require_data(data)
         require_model(self.model)
-        quiet_libraries()
-        from rich.console import Console
+        with model_libraries():
+            from rich.console import Console
 
-        from switchkd.evaluate import evaluate_model
-        from switchkd.report.table import compare, rich_table
+            from switchkd.evaluate import evaluate_model
+            from switchkd.report.table import compare, rich_table
 
         output = self._output(slug(str(data.with_suffix(""))))
         given = {"max_new_tokens": self.max_new_tokens, "max_bad_fraction": self.max_bad_fraction}
@@ -94,11 +94,11 @@ class Evaluate(Verb):
         if self.data is not None:
             require_paths([self.data])
         require_model(self.model)
-        quiet_libraries()
-        from rich.console import Console
+        with model_libraries():
+            from rich.console import Console
 
-        from switchkd.evaluate.benchmarks.ask_benchmarks import evaluate_benchmarks
-        from switchkd.results.benchmark_results import answers_path, table
+            from switchkd.evaluate.benchmarks.ask_benchmarks import evaluate_benchmarks
+            from switchkd.results.benchmark_results import answers_path, table
 
         output = self._output("benchmarks")
         sizes: Any = {"batch_size": self.batch_size, "max_new_tokens": self.max_new_tokens}

@@ -8,7 +8,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from switchkd.commands.presence import require_model
-from switchkd.commands.verb import Verb, quiet_libraries, say
+from switchkd.commands.verb import Verb, model_libraries, say
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class Init(Verb):
         """Write the student."""
         for model in filter(None, (self.from_teacher, self.vision, self.language)):
             require_model(model)
-        quiet_libraries()
-        from switchkd.convert import Start, init_student
+        with model_libraries():
+            from switchkd.convert import Start, init_student
 
         start = Start(self.from_teacher, self.vision, self.language, self.vision_layers, self.language_layers)
         init_student(start, self.output, seed=self.seed)

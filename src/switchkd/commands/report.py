@@ -8,7 +8,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from switchkd.commands.presence import require_paths
-from switchkd.commands.verb import Verb, quiet_libraries, say
+from switchkd.commands.verb import Verb, model_libraries, say
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class Report(Verb):
         if not self.runs:
             raise ValueError("name at least one run: switchkd report RUN -o report.html")
         require_paths(self.runs)
-        quiet_libraries()
-        from switchkd.report.build import report, write_cards
+        with model_libraries():
+            from switchkd.report.build import report, write_cards
 
         evidence, page = report(
             self.runs,

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 
 from tyro.conf import Positional, arg
 
-from switchkd.commands.verb import Verb, quiet_libraries, say
+from switchkd.commands.verb import Verb, model_libraries, say
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,11 @@ class Study(Verb):
                 print(cell)
             say(f"{len(planned)} cells; nothing was trained (--dry-run)")
             return 0
-        quiet_libraries()
-        from rich.console import Console
+        with model_libraries():
+            from rich.console import Console
 
-        from switchkd.study.run_study import run_study
-        from switchkd.study.study_table import rich_table
+            from switchkd.study.run_study import run_study
+            from switchkd.study.study_table import rich_table
 
         rows = run_study(study, fields)
         title = "Exact match in percent, mean over kinds and seeds; difference to " + study.baseline

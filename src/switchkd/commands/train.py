@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from switchkd.commands.presence import require_parts
-from switchkd.commands.verb import RecipeFile, Verb, load_recipe, quiet_libraries, say
+from switchkd.commands.verb import RecipeFile, Verb, load_recipe, model_libraries, say
 
 if TYPE_CHECKING:
     from switchkd.recipe.schema import Recipe
@@ -38,8 +38,8 @@ class Train(Verb):
             show(recipe)
             return 0
         require_parts(recipe)
-        quiet_libraries()
-        from switchkd.distillation import distill
+        with model_libraries():
+            from switchkd.distillation import distill
 
         student = distill(recipe, resume=self.resume, accept_changes=self.accept_changes)
         say(f"the student is in {student}")
@@ -53,9 +53,9 @@ def show(recipe: "Recipe") -> None:
     from switchkd.recipe.packages import check_packages
 
     check_packages(recipe)
-    quiet_libraries()
-    from switchkd.recipe.schema import data_names, recipe_to_dict
-    from switchkd.train.memory import forecast
+    with model_libraries():
+        from switchkd.recipe.schema import data_names, recipe_to_dict
+        from switchkd.train.memory import forecast
 
     print(yaml.safe_dump(recipe_to_dict(recipe), sort_keys=False, allow_unicode=True), end="")
     for number, stage in enumerate(recipe.resolved_stages(), start=1):

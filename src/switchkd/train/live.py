@@ -1,14 +1,13 @@
 """Counts what is alive and what is computed while a step runs on tensors without memory."""
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop, sdpa_flop
 
 
@@ -21,17 +20,19 @@ class Live(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.bytes = self.peak = self.flops = 0
-        self._known: dict[int, int] = {}
+        self._known: dict[int, tuple[int, weakref.ref[torch.UntypedStorage]]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is _DEVICE and isinstance(args[0], FakeTensor):  # more than every second call
+            return args[0].fake_device
         kwargs = kwargs or {}
-        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        given = list(_tensors((*args, *kwargs.values())))
         if given and not any(isinstance(x, FakeTensor) for x in given):
             with unset_fake_temporarily():
                 return self._counted(func(*args, **kwargs))
         if func is torch.ops.aten._local_scalar_dense.default:
             return 0.5  # of a loss that nobody knows; it is only asked whether it is 1
-        if func.name() == "aten::addmm.dtype_out":  # bf16 factors, a float32 sum: torch has no shapes for it
+        if func is _SUM_OF_OTHER_TYPE:  # bf16 factors, a float32 sum: torch has no shapes for it
             return kwargs["out"]
         if func is torch.ops.aten.index.Tensor:  # how many places a mask has is known where the mask is
             args = (args[0], [_places(index) for index in args[1]])
@@ -45,22 +46,38 @@ class Live(TorchDispatchMode):
         return self._counted(result)
 
     def _counted(self, result: Any) -> Any:
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and tensor.is_floating_point():
+        for tensor in _tensors((result,)):
+            if tensor.is_floating_point():
                 self.add(tensor.untyped_storage())
         return result
 
     def add(self, storage: torch.UntypedStorage) -> None:
         """Count a storage for as long as it lives."""
-        if storage._cdata in self._known:
+        key = storage._cdata
+        if key in self._known:
             return
-        self._known[storage._cdata] = storage.nbytes()
-        self.bytes += storage.nbytes()
+        size = storage.nbytes()
+        self._known[key] = size, weakref.ref(storage, lambda gone: self._drop(key))
+        self.bytes += size
         self.peak = max(self.peak, self.bytes)
-        weakref.finalize(storage, self._drop, storage._cdata)
 
     def _drop(self, key: int) -> None:
-        self.bytes -= self._known.pop(key)
+        self.bytes -= self._known.pop(key)[0]
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    """Those that an operation is given or gives, in lists too. It runs for each of thousands."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors(value)
+
+
+#: Where a tensor is.
+_DEVICE = torch.ops.prim.device.default
+#: A product of bf16 factors with a float32 sum; there is none before torch 2.8.
+_SUM_OF_OTHER_TYPE = getattr(torch.ops.aten.addmm, "dtype_out", None)
 
 
 def _attention(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:

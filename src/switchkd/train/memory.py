@@ -7,7 +7,7 @@ real, because shapes depend on their values; only what a loss makes of the *valu
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -95,7 +95,10 @@ def estimate(
         settings = recipe.student.lora
         lora.add(pathways[0], r=settings.r, alpha=settings.alpha, dropout=settings.dropout)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with FakeTensorMode(allow_non_fake_inputs=True), Live() as live, torch.device(device):
+    there = (
+        nullcontext() if device.type == "cpu" else device
+    )  # what is made there by itself needs no look at every call
+    with FakeTensorMode(allow_non_fake_inputs=True), Live() as live, there:
         step = _step(recipe, stage, *(_imagine(pathway) for pathway in pathways))
         batch = _largest(recipe, stage, step.pair) if batch is None else batch
         batch = batch._replace(
