@@ -39,9 +39,9 @@ CHECKPOINTS = {
 }
 _SMALL = {
     "text_config": {
-        "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16,
+        "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 16,
     },
-    "vision_config": {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2},
+    "vision_config": {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 1},
 }  # fmt: skip
 
 
@@ -69,7 +69,7 @@ def write_checkpoint(name: str, folder: Path, *, depth: int, seed: int) -> None:
     if layers := getattr(config.text_config, "layer_types", None):
         config.text_config.layer_types = layers[:depth]
     if config.model_type == "qwen2_5_vl":
-        config.vision_config.depth, config.vision_config.num_heads, config.vision_config.out_hidden_size = 2, 2, 32
+        config.vision_config.depth, config.vision_config.num_heads, config.vision_config.out_hidden_size = 2, 1, 16
         config.vision_config.fullatt_block_indexes = [1]
         config.text_config.rope_parameters |= {"mrope_section": [2, 3, 3]}
     else:

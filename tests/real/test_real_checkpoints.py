@@ -5,10 +5,10 @@ Weights are random: what is asked, learned and saved is looked at here, not what
 
 import io
 import json
-from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from real_checkpoints import CHECKPOINTS, REAL, write_checkpoint
@@ -18,13 +18,13 @@ from switchkd import distill
 from switchkd.convert import convert
 from switchkd.data.reader import Reader
 from switchkd.doctor import examine_pair
-from switchkd.models.opening import load_processor
 from switchkd.recipe.schema import load_recipe
 
 pytestmark = pytest.mark.skipif(REAL is None, reason="public files are elsewhere: SWITCHKD_REAL names no folder")
-every_checkpoint = pytest.mark.parametrize("name", CHECKPOINTS)
 #: Their template writes a space where an answer ends.
 NO_END = ("llava-1.5-7b-hf", "llava-finetune-transformers5")
+#: They read videos, too.
+VIDEOS = ("qwen2.5-vl-7b-instruct", "smolvlm2-500m-video-instruct")
 #: Question and answer texts, `<image>` where an image is; a first part with `system:` is the system's.
 ROWS = {
     "text": ["What is it?", "A cat."],
@@ -96,28 +96,8 @@ def row(texts: list[str]) -> dict[str, Any]:
     return {"id": "r", "messages": conversation, "images": [stored(picture(index)) for index in range(count)]}
 
 
-@pytest.fixture(scope="module")
-def written(tmp_path_factory):
-    """Name → folder with `student` and a deeper `teacher`."""
-
-    @cache
-    def write(name: str) -> Path:
-        folder = tmp_path_factory.mktemp(name)
-        write_checkpoint(name, folder / "student", depth=1, seed=1)
-        write_checkpoint(name, folder / "teacher", depth=2, seed=2)
-        return folder
-
-    return write
-
-
-@pytest.mark.parametrize(
-    # the embeddings of 262,208 ids take long to write
-    "name",
-    [pytest.param(name, marks=[pytest.mark.slow] if "gemma" in name else []) for name in CHECKPOINTS],
-)
-def test_every_kind_of_row_is_read_as_the_checkpoints_own_template_says(name, written):
-    folder = written(name) / "student"
-    own, reader = AutoProcessor.from_pretrained(folder), Reader(load_processor(folder), max_length=16384)
+def check_rows(name: str, folder: Path, own: Any, reader: Reader) -> None:
+    """Every kind of row is read as the checkpoint's own template says."""
     rows = json.loads((folder / "config.json").read_text())["text_config"].get("vocab_size") or 262208
     assert (reader.format.closing is None) == (name in NO_END)
     different = {}
@@ -141,45 +121,88 @@ def test_every_kind_of_row_is_read_as_the_checkpoints_own_template_says(name, wr
     assert not different
 
 
-@pytest.mark.slow
-@every_checkpoint
-def test_two_steps_from_a_deeper_teacher_and_the_saved_student_is_asked_the_same(name, written, tmp_path):
-    folder = written(name)
-    findings, _ = examine_pair(str(folder / "student"), str(folder / "teacher"))
-    assert findings.ok
+def train(folder: Path) -> None:
+    """Two steps of Switch-KD, the doctor before and an evaluation behind them, into `folder/run`."""
     lines = []
-    for index, texts in enumerate([ROWS["an image"], ROWS["two turns"]] * 2):
+    for index, texts in enumerate([ROWS["an image"], ROWS["two turns"]]):
         images = []
         for number in range("".join(texts).count("<image>")):
-            picture(number).save(tmp_path / f"{index}-{number}.png")
+            picture(number).save(folder / f"{index}-{number}.png")
             images.append(f"{index}-{number}.png")
         lines.append(json.dumps({"id": str(index), "messages": messages(texts), "images": images}))
-    (tmp_path / "train.jsonl").write_text("\n".join(lines))
-    (tmp_path / "recipe.yaml").write_text(
+    (folder / "train.jsonl").write_text("\n".join(lines))
+    (folder / "recipe.yaml").write_text(
         f"""
 teacher: {{path: {folder}/teacher}}
 student: {{path: {folder}/student}}
 method: {{name: switch_kd, window: 32}}
-data: {{train: {tmp_path}/train.jsonl, max_length: 8192}}
-train: {{output: {tmp_path}/run, max_steps: 2, per_device_train_batch_size: 2, logging_steps: 1, save_steps: 2}}
-evaluate: {{data: {tmp_path}/train.jsonl, max_new_tokens: 2}}
+data: {{train: {folder}/train.jsonl, max_length: 8192}}
+train: {{output: {folder}/run, max_steps: 2, per_device_train_batch_size: 2, logging_steps: 1, save_steps: 2}}
+evaluate: {{data: {folder}/train.jsonl, max_new_tokens: 2}}
 """
     )
-    distill(load_recipe(tmp_path / "recipe.yaml"))
-    logged = [json.loads(line) for line in (tmp_path / "run/1-train/metrics.jsonl").read_text().splitlines()]
+    distill(load_recipe(folder / "recipe.yaml"))
+    logged = [json.loads(line) for line in (folder / "run/1-train/metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in logged if "loss" in line] == [1, 2]
-    assert json.loads((tmp_path / "run/results.json").read_text())["questions"] > 0
+    assert json.loads((folder / "run/results.json").read_text())["questions"] > 0
+
+
+def generates(model: Any, asked: Any) -> bool:
+    return model.generate(**asked, max_new_tokens=2, do_sample=False).shape[1] > asked["input_ids"].shape[1]
+
+
+def check_video(model: Any, own: Any, saved: Any) -> None:
+    """The saved student is asked about a video as the checkpoint is, token for token, and answers."""
+    frames = np.stack([np.asarray(picture(0)) // (1 + index) for index in range(4)])
+    parts = [{"type": "video", "video": frames}, {"type": "text", "text": "What happens?"}]
+    before, asked = (
+        processor.apply_chat_template(
+            [[{"role": "user", "content": parts}]],
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            add_generation_prompt=True,
+            processor_kwargs={"do_sample_frames": False},
+        )
+        for processor in (own, saved)
+    )
+    assert asked["input_ids"].tolist() == before["input_ids"].tolist()
+    assert generates(model, asked)
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_rows_two_steps_and_the_saved_student_are_as_the_checkpoints_own_template_says(name, tmp_path):
+    """One test for a checkpoint: to write it and to load its tokenizer is most of the time."""
+    write_checkpoint(name, tmp_path / "student", depth=1, seed=1)
+    write_checkpoint(name, tmp_path / "teacher", depth=2, seed=2)
+    own = AutoProcessor.from_pretrained(tmp_path / "student")
+    reader = Reader(own, max_length=16384)
+    check_rows(name, tmp_path / "student", own, reader)
+
+    findings, _ = examine_pair(str(tmp_path / "student"), str(tmp_path / "teacher"))
+    assert findings.ok
+    train(tmp_path)
+
     student = tmp_path / "run/student"
     model, saved = AutoModelForImageTextToText.from_pretrained(student), AutoProcessor.from_pretrained(student)
-    reader = Reader(load_processor(folder / "student"), max_length=16384)
     question = ROWS["an image"][:1]
     prompt = own_ids(saved, question, prompt=True)
     assert reader.prompts([row(question)])["input_ids"][0].tolist() == prompt
     assert reader.encode(row(ROWS["an image"])).tokens[: len(prompt)] == prompt
-    asked = saved(text=saved.apply_chat_template(messages(["Hello."]), add_generation_prompt=True), return_tensors="pt")
-    generated = model.generate(**asked, max_new_tokens=2, do_sample=False)
-    assert generated.shape[1] > asked["input_ids"].shape[1]
+    text = saved.apply_chat_template(messages(["Hello."]), add_generation_prompt=True)
+    assert generates(model, saved(text=text, return_tensors="pt"))
     assert (saved.chat_template or "").count("generation %}") == 0
+    assert (getattr(own, "video_processor", None) is not None) == (name in VIDEOS)
+    if name in VIDEOS:
+        check_video(model, own, saved)
+
+
+def test_the_page_says_what_was_run_with_real_files():
+    page = (Path(__file__).parents[2] / "docs/families.md").read_text()
+    assert REAL is not None
+    for name, folders in CHECKPOINTS.items():
+        family = json.loads((REAL / "checkpoints" / folders[0] / "config.json").read_text())["model_type"]
+        assert f"| `{family}` | {name} | {'read' if name in VIDEOS else '–'} |" in page
 
 
 @pytest.mark.parametrize(
