@@ -76,8 +76,10 @@ def train_stage(context: StageContext, *, accept_changes: bool = False) -> None:
         callbacks=[MetricsFile(context.directory / "metrics.jsonl"), stop],
     )
     check_accelerator(trainer.accelerator, train)
-    trainer.card = _card(context, what_ran(trainer, context.pair.student, stage=context.stage.name, steps=steps))
-    trainer.add_callback(Progress(context.stage.name, trainer.terms))
+    ran = what_ran(trainer, context.pair.student, stage=context.stage.name, steps=steps)
+    _log.info("%s", "; ".join(f"{name}: {value}" for name, value in ran.items() if name != "software"))
+    trainer.card = _card(context, ran)
+    trainer.add_callback(Progress(context.stage.name, trainer.terms, trainer.speed))
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     newest = on_main(lambda: checkpoint.resume_point(context.directory))

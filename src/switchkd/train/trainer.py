@@ -23,6 +23,7 @@ from switchkd.train import checkpoint
 from switchkd.train.explain import explain
 from switchkd.train.parts import set_rates
 from switchkd.train.sampler import FilledUp, FillersLast, LengthGroupedSampler, WithoutFillers
+from switchkd.train.speed import Speed
 from switchkd.train.step import DistillationStep
 from switchkd.train.stop import shielded
 
@@ -83,6 +84,7 @@ class DistillationTrainer(Trainer):
         self._batches: tuple[int, list[tuple[str, ...]]] = (0, [])
         #: The names of the method's terms, from the first batch on.
         self.terms: list[str] = []
+        self.speed = Speed()
 
     # ---- loss
 
@@ -148,10 +150,13 @@ class DistillationTrainer(Trainer):
         learned = [batch.student for batch in batch_samples if len(batch.student.targets)]
         count = sum(len(inputs.targets) for inputs in learned)
         images = sum(inputs.images is not None for inputs in learned)
+        read = sum(int(inputs.lengths.sum()) for inputs in learned)  # still on the CPU
+        samples = sum(len(inputs.lengths) for inputs in learned)
         if self.accelerator.num_processes > 1:
-            both = self.accelerator.reduce(torch.tensor([count, images], device=device), reduction="sum")
-            count, images = both.tolist()
+            mine = torch.tensor([count, images, read, samples], device=device)
+            count, images, read, samples = self.accelerator.reduce(mine, reduction="sum").tolist()
         self._has_images = images > 0
+        self.speed.count(read, samples)
         return count
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
