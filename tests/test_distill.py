@@ -13,6 +13,7 @@ from collections import Counter
 import pytest
 import torch
 import yaml
+from huggingface_hub import HfApi
 from run_files import ANSWER_ALONE, write_data, write_run
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -435,3 +436,35 @@ def test_rows_in_columns_of_their_own_train_the_same_student(fresh, finished):
     assert json.loads((folder / "run" / "results.json").read_text())["questions"] == 6
     assert f"`{data}/train.csv`, `{data}/rest.json.gz`" in (folder / "run" / "student" / "README.md").read_text()
     assert load_recipe(folder / "run" / "recipe.yaml") == recipe
+
+
+@pytest.mark.slow
+def test_arguments_a_revision_and_an_upload(fresh, finished, monkeypatch, tmp_path):
+    """A student of the hub at a revision, checkpoints by epochs, and the finished student uploaded: the same weights all the same."""
+    folder, flags = fresh
+    cached = tmp_path / "hub" / "models--owner--start"
+    (cached / "snapshots").mkdir(parents=True)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "v1").write_text("c0ffee")
+    shutil.move(folder / "student", cached / "snapshots" / "c0ffee")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    done = []
+    for name in ("create_repo", "create_branch", "upload_folder"):
+        monkeypatch.setattr(HfApi, name, lambda self, *given, name=name, **how: done.append((name, given, how)))
+    flags[flags.index("--student.path") + 1] = "owner/start"
+    flags += ["--student.revision", "v1", "--train.arguments.save_strategy", "epoch", "--train.arguments.push_to_hub"]
+    flags += ["--train.arguments.hub_model_id", "me/mine", "--train.arguments.hub_private_repo", "true"]
+    recipe = load_recipe(folder / "recipe.yaml", flags)
+    distill(recipe)
+    first, second = (load_file(run / "student" / "model.safetensors") for run in (finished, folder / "run"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert [path.name for path in (folder / "run").glob("1-train/checkpoint-*")] == ["checkpoint-6"]
+    assert [name for name, _, _ in done] == ["create_repo", "upload_folder"]
+    assert done[0][1:] == (("me/mine",), {"private": True, "exist_ok": True})
+    assert done[1][2]["folder_path"] == folder / "run" / "student"
+    card = (folder / "run" / "student" / "README.md").read_text()
+    assert "revision: v1" in card
+    assert "save_strategy: epoch" in card
+    other = load_recipe(folder / "recipe.yaml", [*flags, "--train.arguments.adam_beta1", "0.8"])
+    with pytest.raises(ValueError, match="is another recipe than this one"):
+        distill(other)

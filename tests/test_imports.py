@@ -48,7 +48,7 @@ ALLOWED: dict[str, set[str]] = {
     "chat": {"data", "evaluate", "models"},
     "report": {"data", "evaluate", "files", "losses", "methods", "models", "pairing", "recipe", "results", "train"},
     "distillation": {"doctor", "evaluate", "processes", "recipe", "train"},
-    "study": {"data", "files", "recipe", "results", "world"},
+    "study": {"data", "files", "models", "recipe", "results", "world"},
     "demonstration": {"distillation", "evaluate", "files", "methods", "recipe", "report", "world"},
     "commands": {
         "chat",

@@ -7,10 +7,12 @@ from switchkd.evaluate import evaluate_model, load_questions
 from switchkd.processes import processes
 from switchkd.recipe.packages import check_packages
 from switchkd.recipe.schema import Recipe
+from switchkd.train.agree import on_main
 from switchkd.train.model_card import add_results
 from switchkd.train.output import open_output
 from switchkd.train.run import save_result, train_stage
 from switchkd.train.stage import index_rows, open_run, open_stage
+from switchkd.train.upload import prepare_upload, upload
 
 
 def distill(recipe: Recipe, *, resume: bool = True, accept_changes: bool = False) -> Path:
@@ -38,6 +40,7 @@ def distill(recipe: Recipe, *, resume: bool = True, accept_changes: bool = False
 
 
 def _distill(recipe: Recipe, output: Path, *, accept_changes: bool) -> Path:
+    on_main(lambda: prepare_upload(recipe))
     run = open_run(recipe)
     indexed = []
     for number, stage in enumerate(recipe.resolved_stages(), start=1):
@@ -65,4 +68,6 @@ def _distill(recipe: Recipe, output: Path, *, accept_changes: bool) -> Path:
             output=output / "results.json",
         )
         add_results(student, results.percentages(), data=settings.data)
+    if processes().is_main_process:
+        upload(recipe, student)
     return student

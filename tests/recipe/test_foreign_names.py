@@ -5,11 +5,13 @@ from dataclasses import fields, is_dataclass
 from typing import get_args, get_type_hints
 
 import pytest
+from transformers import TrainingArguments
 
 from switchkd.methods import METHODS, Method
 from switchkd.recipe.foreign_names import FOREIGN
 from switchkd.recipe.parsing import RecipeError
 from switchkd.recipe.schema import Recipe, build_recipe
+from switchkd.recipe.trainer_arguments import OURS, REFUSED
 
 
 def tree(**more):
@@ -42,6 +44,7 @@ def names_of(kind, at=""):
 
 
 REAL = set(names_of(Recipe))
+REAL |= {f"train.arguments.{one.name}" for one in fields(TrainingArguments) if one.name not in REFUSED | OURS}
 #: A list of sections is told by its first.
 REAL |= {f"stages.{name.removeprefix('stages.')}" for name in REAL if name.startswith("stages.")}
 
@@ -55,7 +58,7 @@ def test_there_are_enough_names_and_none_of_ours_among_those_of_a_section():
 def test_a_name_leads_to_fields_that_are_there(name):
     said = FOREIGN[name]
     targets = re.findall(r"`([a-z_]+(?:\.[a-z_0-9]+)+)", said)
-    assert targets or said.startswith(("nothing", "a setting of the launcher"))
+    assert targets or said.startswith(("nothing", "a setting of the launcher", "the variable"))
     assert [target for target in targets if target not in REAL] == []
     message = refused(None, name)
     assert f"has no `{name}`: here that is {said}" in message
@@ -68,6 +71,7 @@ def test_a_name_leads_to_fields_that_are_there(name):
         ("method", "tau", "here that is `method.temperature`"),
         ("student", "model_name_or_path", "`student.path`, and `teacher.path`"),
         ("train", "early_stopping_patience", "choose its number with `train.max_steps`"),
+        ("train", "adam_beta2", "here that is `train.arguments.adam_beta2`"),
         ("train", "fsdp", "accelerate launch --use_fsdp"),
         # near in its own section, before one of another
         ("train", "max_step", "did you mean `max_steps`?"),

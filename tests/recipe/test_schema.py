@@ -181,7 +181,7 @@ BAD = {
     "unknown flag": (PLAIN, ["--train.learning-rat", "1"], ["--train.learning_rat", "did you mean `learning_rate`"]),
     "unknown section in a flag": (PLAIN, ["--trian.seed", "1"], ["--trian.seed", "did you mean `train`"]),
     "flag without a section": (PLAIN, ["--seed", "1"], ["--seed", "--section.field"]),
-    "flag without a value": (PLAIN, ["--train.bf16"], ["--train.bf16 needs a value"]),
+    "flag without a value": (PLAIN, ["--train.seed"], ["--train.seed needs a value"]),
     "flag twice": (PLAIN, ["--train.seed", "1", "--train.seed", "2"], ["given twice"]),
     "value without a flag": (PLAIN, ["7"], ["unexpected '7'"]),
     "flag with two values": (PLAIN, ["--train.seed", "1", "2"], ["--train.seed", "whole number", "['1', '2']"]),

@@ -13,7 +13,7 @@ from switchkd.doctor.findings import Finding, Kind, Level, Sample
 from switchkd.doctor.samples import Examined
 from switchkd.models import Pathway
 from switchkd.pairing.reading import OwnInputs
-from switchkd.train.stage import shares_by_words
+from switchkd.train.stage import located, shares_by_words
 
 #: Samples that are shown as text.
 _SHOWN = 3
@@ -206,7 +206,7 @@ def _same_tokens(examined: Examined) -> Finding:
     assert recipe.teacher is not None
     tokenizers = [
         _tokenizer(examined.context.run.reader),
-        AutoTokenizer.from_pretrained(recipe.teacher.path, trust_remote_code=False),
+        AutoTokenizer.from_pretrained(located(recipe.teacher), trust_remote_code=False),
     ]
     rows = examined.context.rows.select(range(min(len(examined.context.rows), _SEARCHED)))
     texts = dict.fromkeys(text for row in rows for text in _assistant_texts(row))

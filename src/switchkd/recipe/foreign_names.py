@@ -118,4 +118,50 @@ FOREIGN: dict[str, str] = {
     "per_device_eval_batch_size": "`evaluate.batch_size`",
     "eval_batch_size": "`evaluate.batch_size`",
     "max_tokens": "`evaluate.max_new_tokens`",
+    # arguments of the Trainer that are handed on
+    **{
+        name: f"`train.arguments.{name}`"
+        for name in (
+            *(
+                "optim",
+                "optim_args",
+                "adam_beta1",
+                "adam_beta2",
+                "adam_epsilon",
+                "lr_scheduler_kwargs",
+                "warmup_steps",
+                "tf32",
+            ),
+            *(
+                "save_strategy",
+                "run_name",
+                "project",
+                "logging_first_step",
+                "full_determinism",
+                "torch_empty_cache_steps",
+            ),
+            *(
+                "push_to_hub",
+                "hub_model_id",
+                "hub_private_repo",
+                "hub_revision",
+                "ddp_timeout",
+                "ddp_backend",
+                "ddp_bucket_cap_mb",
+            ),
+            *(
+                "dataloader_pin_memory",
+                "dataloader_persistent_workers",
+                "dataloader_prefetch_factor",
+                "disable_tqdm",
+                "log_level",
+            ),
+        )
+    },
+    "optimizer": "`train.arguments.optim`",
+    "betas": "`train.arguments.adam_beta1` and `train.arguments.adam_beta2`",
+    "beta1": "`train.arguments.adam_beta1`",
+    "beta2": "`train.arguments.adam_beta2`",
+    "eps": "`train.arguments.adam_epsilon`",
+    "hub_token": "the variable HF_TOKEN of the environment, with `train.arguments.push_to_hub`",
 }

@@ -15,6 +15,14 @@ TRACKERS = {
     "dvclive": "dvclive", "flyte": "flytekit", "kubeflow": "kubeflow", "mlflow": "mlflow", "neptune": "neptune", "swanlab": "swanlab",
     "tensorboard": "tensorboard", "trackio": "trackio", "wandb": "wandb",
 }  # fmt: skip
+#: The beginning or a part of an optimizer's name → the module it needs; the first that fits.
+_OF_OPTIMIZERS = {
+    "adamw_torch_": "torchao", "8bit": "bitsandbytes", "bnb": "bitsandbytes", "paged": "bitsandbytes", "lion": "bitsandbytes",
+    "ademamix": "bitsandbytes", "schedule_free": "schedulefree", "grokadamw": "grokadamw", "anyprecision": "torchdistx",
+    "stable_adamw": "torch_optimi",
+}  # fmt: skip
+#: Optimizers of torch itself, whose names have a part of these.
+_OF_TORCH = ("adamw_torch", "adamw_torch_fused", "adamw_torch_xla", "adamw_torch_npu_fused")
 
 
 def check_trackers(names: Sequence[str]) -> None:
@@ -31,6 +39,10 @@ def check_packages(recipe: "Recipe") -> None:
     needs = [(f"train.report_to names {name}, which", TRACKERS[name]) for name in recipe.train.report_to]
     if recipe.train.kernels == "liger":
         needs.append(("train.kernels: liger needs a CUDA GPU and the package liger-kernel, which", "liger_kernel"))
+    optimizer = str(recipe.train.arguments.get("optim", ""))
+    module = next((module for part, module in _OF_OPTIMIZERS.items() if part in optimizer), None)
+    if module is not None and optimizer not in _OF_TORCH:
+        needs.append((f"train.arguments.optim is {optimizer}, which needs {module}, and that", module))
     for section, model in (("student", recipe.student), ("teacher", recipe.teacher)):
         if model is None:
             continue

@@ -7,7 +7,7 @@ so that a flag may name what the file leaves out, and both get the same messages
 import difflib
 import math
 import reprlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -63,8 +63,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return tree
 
 
-def parse_flags(arguments: Sequence[str]) -> dict[str, str | list[str]]:
-    """`--section.field value …` or `--section.field=value` → dotted name (`-` is `_`) → value, or a list where several follow.
+def parse_flags(arguments: Sequence[str]) -> dict[str, str | list[str] | bool]:
+    """`--section.field value …` or `--section.field=value` → dotted name (`-` is `_`) → value, a list where several follow, True for none.
 
     Raises:
         RecipeError: a flag without a value or without a section, a value without a flag, a flag twice.
@@ -84,10 +84,8 @@ def parse_flags(arguments: Sequence[str]) -> dict[str, str | list[str]]:
             flags[name].append(argument)
         else:
             raise RecipeError(f"unexpected {argument!r}; a recipe's field is changed with --section.field value")
-    for name, values in flags.items():
-        if not values:
-            raise RecipeError(f"--{name} needs a value, as in --{name} VALUE (true or false for a switch)")
-    return {name: values[0] if len(values) == 1 else values for name, values in flags.items()}
+    # a flag by itself is a switch; where it is none, the builder says so
+    return {name: values[0] if len(values) == 1 else values or True for name, values in flags.items()}
 
 
 def lay_over(tree: Mapping[str, Any], name: str, value: Any) -> dict[str, Any]:
@@ -108,9 +106,9 @@ def lay_over(tree: Mapping[str, Any], name: str, value: Any) -> dict[str, Any]:
                     f"--{name}: the recipe has {len(node)} of these, numbered from 0, so {head!r} names none of them"
                 )
             return [changed(old, rest) if number == head else old for number, old in zip(numbers, node, strict=True)]
-        if node is not None and not isinstance(node, Mapping):
+        if node is not None and node is not True and not isinstance(node, Mapping):
             raise RecipeError(f"--{name}: the recipe holds {reprlib.repr(node)} there, which has no field {head!r}")
-        section = dict(node or {})
+        section = {} if node is True else dict(node or {})
         return section | {head: changed(section.get(head), rest)}
 
     tree = changed(tree, name.split("."))
@@ -141,6 +139,8 @@ class Builder:
     source: str
     flags: Collection[str]
     foreign: Mapping[str, str] = field(default_factory=dict)
+    #: What looks for a name that a table of `by_name` does not have.
+    find_other: Callable[[type, str], type | None] = lambda kind, name: None
 
     def build(self, kind: Any, value: Any, at: str = "") -> Any:
         """`value` as a `kind`; `at` is its dotted name.
@@ -149,12 +149,16 @@ class Builder:
             RecipeError: an unknown or missing key, a value of the wrong type, or what the dataclass itself refuses.
         """
         origin, options = get_origin(kind), get_args(kind)
+        if value is True and at in self.flags and kind not in (bool, Any) and not any(map(is_dataclass, options)):
+            raise RecipeError(f"--{at} needs a value, as in --{at} VALUE")
         if origin in (Union, UnionType):
             if value is None or (isinstance(value, str) and value.lower() in ("none", "null")):
                 return None
             kinds = [option for option in options if option is not NoneType]
             # one, or one and a list of such
             kind = next((kind for kind in kinds if (get_origin(kind) is tuple) == isinstance(value, list)), kinds[0])
+            if is_dataclass(kind) and str(value).lower() in ("true", "false"):  # a section with its defaults, or none
+                return self.build(kind, {}, at) if str(value).lower() == "true" else None
             return self.build(kind, value, at)
         if origin is dict:
             given = self._mapping(value, at, "a mapping")
@@ -180,9 +184,13 @@ class Builder:
         return RecipeError(f"{self.source}: {at}: {message}" if at else f"{self.source}: {message}")
 
     def _build_section(self, kind: Any, value: Any, at: str) -> Any:
+        if kind in self.by_name and isinstance(value, str):
+            value = {"name": value}
         value = dict(self._mapping(value, at))
         if kind in self.by_name:
             table, name = self.by_name[kind], value.pop("name", None)
+            if isinstance(name, str) and name not in table and (other := self._other_choice(kind, name, at)):
+                table = {name: other}
             if name not in table:
                 problem = "is missing" if name is None else f"{reprlib.repr(name)} is unknown"
                 hint = suggestion(str(name), list(table))
@@ -201,6 +209,12 @@ class Builder:
             return kind(**values)
         except ValueError as error:
             raise self._error(at, str(error)) from None
+
+    def _other_choice(self, kind: type, name: str, at: str) -> type | None:
+        try:
+            return self.find_other(kind, name)
+        except ValueError as error:
+            raise self._error(f"{at}.name", str(error)) from error
 
     def _build_plain(self, kind: Any, value: Any, at: str) -> Any:
         wanted = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}[kind]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from switchkd.files import write_together
-from switchkd.methods import Method
+from switchkd.methods import METHODS, Method
 
 if TYPE_CHECKING:
     from switchkd.recipe.schema import Recipe
@@ -24,8 +24,14 @@ def _plain_values(value: Any) -> Any:
         return [_plain_values(item) for item in value]
     if is_dataclass(value):
         plain = {field.name: _plain_values(getattr(value, field.name)) for field in fields(value)}
-        return {"name": value.name} | plain if isinstance(value, Method) else plain
+        return {"name": method_name(value)} | plain if isinstance(value, Method) else plain
     return value
+
+
+def method_name(method: Method) -> str:
+    """What a recipe calls a method: its name, or where the class of another package is imported from."""
+    kind = type(method)
+    return method.name if METHODS.get(method.name) is kind else f"{kind.__module__}:{kind.__qualname__}"
 
 
 def save_recipe(recipe: "Recipe", path: str | Path) -> None:

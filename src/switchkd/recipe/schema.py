@@ -12,6 +12,7 @@ from switchkd.data.errors import MAX_BAD_FRACTION
 from switchkd.data.forms import check_columns
 from switchkd.data.images import MAX_PIXELS
 from switchkd.methods import METHODS, Method
+from switchkd.methods.plugins import find_plugin
 from switchkd.models.capture import Vision
 from switchkd.models.quantize import Quantization
 from switchkd.recipe.field_checks import at_least, require, share
@@ -39,6 +40,8 @@ class Teacher:
     attn_implementation: Attention = "auto"
     #: Of the language model's linear layers, with bitsandbytes: the targets are then those of a slightly different teacher.
     quantization: Quantization | None = None
+    #: Of a name on the hub: a commit, a tag or a branch.
+    revision: str | None = None
 
     def __post_init__(self) -> None:
         require(bool(self.path), "path must not be empty")
@@ -71,6 +74,8 @@ class Student:
     quantization: Literal["4bit"] | None = None
     #: What no stage trains: parts (vision, projector, language), or modules and parameters by their dotted names, with * for any text.
     freeze: tuple[str, ...] = ()
+    #: Of a name on the hub: a commit, a tag or a branch.
+    revision: str | None = None
 
     def __post_init__(self) -> None:
         require(bool(self.path), "path must not be empty")
@@ -277,6 +282,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 def build_recipe(tree: dict[str, Any], source: str, overrides: Sequence[str] = ()) -> Recipe:
     """The same of a recipe in memory; `source` is what messages call it."""
     flags = parse_flags(overrides)
+    tree = _with_named_method(tree)
+    if isinstance(tree.get("stages"), list):
+        tree = {**tree, "stages": [_with_named_method(stage) for stage in tree["stages"]]}
     if tree.get("stages") is None and any(name.startswith("stages.") for name in flags):
         tree = {**tree, "stages": [{"name": "train"}]}
     # Names first: the knobs given with them belong to the new method.
@@ -289,8 +297,18 @@ def build_recipe(tree: dict[str, Any], source: str, overrides: Sequence[str] = (
     if isinstance(method, dict) and isinstance(stages, list):
         tree = {**tree, "stages": [_inherit_method(stage, method) for stage in stages]}
     _refuse_weights(tree, source)
-    recipe: Recipe = Builder(Recipe, {Method: METHODS}, source, flags.keys(), FOREIGN).build(Recipe, tree)
+    recipe: Recipe = Builder(Recipe, {Method: METHODS}, source, flags.keys(), FOREIGN, _find_method).build(Recipe, tree)
     return recipe
+
+
+def _with_named_method(section: Any) -> Any:
+    """A section whose method is written as its name alone, with it as a section."""
+    method = section.get("method") if isinstance(section, dict) else None
+    return {**section, "method": {"name": method}} if isinstance(method, str) else section
+
+
+def _find_method(kind: type, name: str) -> type | None:
+    return find_plugin(name) if kind is Method else None
 
 
 def _refuse_weights(tree: dict[str, Any], source: str) -> None:

@@ -1,10 +1,11 @@
 """The section `train` of a recipe, and what a stage may set of it for itself."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from switchkd.recipe.field_checks import at_least, require, share
 from switchkd.recipe.packages import check_trackers
+from switchkd.recipe.trainer_arguments import check_arguments
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,16 @@ class Train:
     #: Put rows of about one length into a batch, so that little of it is padding.
     group_by_length: bool = False
     report_to: tuple[str, ...] = ("tensorboard",)
+    #: Handed to `transformers.TrainingArguments` as they are: `{optim: adamw_8bit, adam_beta2: 0.95}`.
+    arguments: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         require(bool(self.output), "output must name a folder")
+        object.__setattr__(self, "arguments", check_arguments(self.arguments, vars(self)))
+        require(
+            "warmup_steps" not in self.arguments or self.warmup_ratio in (0.0, type(self).warmup_ratio),
+            f"arguments names warmup_steps, and warmup_ratio is {self.warmup_ratio}: keep one",
+        )
         check_trackers(self.report_to)
         check_steps(self)
         share(self, "warmup_ratio")

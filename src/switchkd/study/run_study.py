@@ -10,6 +10,7 @@ from pathlib import Path
 
 from switchkd.data.errors import DataError
 from switchkd.data.sources import find_sources
+from switchkd.models.revision import at_revision
 from switchkd.recipe.schema import build_recipe, recipe_to_dict, save_recipe
 from switchkd.results.question_results import Results
 from switchkd.results.study_results import ArmSummary, CellRecord
@@ -120,7 +121,7 @@ def _teacher_job(cell: Cell, file: Path) -> Job:
     assert settings is not None
     assert teacher is not None
     file.parent.mkdir(parents=True, exist_ok=True)
-    command = ["evaluate", teacher.path, settings.data, "--output", str(file)]
+    command = ["evaluate", at_revision(teacher.path, teacher.revision), settings.data, "--output", str(file)]
     command += ["--batch-size", str(settings.batch_size), "--max-new-tokens", str(settings.max_new_tokens)]
     command += ["--max-bad-fraction", str(settings.max_bad_fraction)]
     command += ["--image-root", settings.image_root] if settings.image_root else []

@@ -111,11 +111,11 @@ def estimate(
 
 def forecast(recipe: Recipe, stage: ResolvedStage) -> str:
     """The estimate for the largest batch that a recipe allows, for a reader, or why there is none; reads configs and no weights."""
-    paths = [recipe.student.path] + ([recipe.teacher.path] if recipe.teacher else [])
     configs = []
-    for path in paths:
+    for model in (recipe.student, recipe.teacher) if recipe.teacher else (recipe.student,):
+        path, where = model.path, {"revision": model.revision} if model.revision else {}
         try:
-            configs.append(AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False))
+            configs.append(AutoConfig.from_pretrained(path, **where, local_files_only=True, trust_remote_code=False))
         except (OSError, ValueError):
             return (
                 f"cannot be estimated: {path} is no folder with the config.json of a model, and the Hugging Face cache has none of that "

@@ -10,7 +10,7 @@ from transformers.utils.hub import cached_file
 
 from switchkd.manifest import checksums
 from switchkd.processes import processes
-from switchkd.train.stage import StageContext
+from switchkd.train.stage import StageContext, located
 
 ORIGIN = "origin.json"
 #: What it matters for only while there are steps to take.
@@ -22,11 +22,11 @@ _log = logging.getLogger(__name__)
 def origin_of(context: StageContext) -> Origin:
     """Of a stage as it would be trained now."""
     recipe, stage, count = context.run.recipe, context.stage, processes().num_processes
-    teacher = recipe.teacher.path if context.run.teacher is not None and recipe.teacher is not None else None
+    teacher = located(recipe.teacher) if context.run.teacher is not None and recipe.teacher is not None else None
     return {
         "rows": _rows(context.rows),
         "teacher": None if teacher is None else _model(teacher),
-        "start weights": _model(recipe.student.path),
+        "start weights": _model(located(recipe.student)),
         "processes": count,
         "rows of a step": stage.per_device_train_batch_size * stage.gradient_accumulation_steps * count,
     }

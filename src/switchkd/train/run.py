@@ -25,6 +25,7 @@ from switchkd.manifest import MANIFEST, write_manifest
 from switchkd.models.layers import compile_layers
 from switchkd.processes import processes
 from switchkd.recipe.schema import data_names, recipe_to_dict
+from switchkd.recipe.trainer_arguments import UPLOAD
 from switchkd.train import checkpoint
 from switchkd.train.agree import on_main
 from switchkd.train.launch import check_accelerator
@@ -114,19 +115,22 @@ def arguments(context: StageContext) -> TrainingArguments:
             "num_train_epochs", "max_steps", "learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps",
         )
     }  # fmt: skip
+    steps = total_steps(context)
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(context.directory / "tensorboard")
+    warmup = train.arguments.get("warmup_steps", train.warmup_ratio)  # below 1, a share of all steps
     made = TrainingArguments(
         output_dir=str(context.directory),
-        # a warm-up begins at a rate of 0: the last step is never part of it, or a single one would train nothing
-        warmup_steps=min(math.ceil(train.warmup_ratio * total_steps(context)), total_steps(context) - 1),
         report_to=list(train.report_to),
         remove_unused_columns=False,
         logging_nan_inf_filter=False,
         train_sampling_strategy="group_by_length" if train.group_by_length else "random",
         ddp_find_unused_parameters=False,  # every rank runs every part, on a blank image where it has none (models/pathway.py)
         use_cpu=processes().device.type == "cpu",  # without it the Trainer refuses bf16 there
-        dataloader_pin_memory=context.pair.student.model.device.type == "cuda",
-        **values,
+        **{"dataloader_pin_memory": context.pair.student.model.device.type == "cuda"}
+        | values
+        | {name: value for name, value in train.arguments.items() if name not in UPLOAD}
+        # a warm-up begins at a rate of 0: the last step is never part of it, or a single one would train nothing
+        | {"warmup_steps": min(math.ceil(warmup * steps if warmup < 1 else warmup), steps - 1)},
     )
     made._n_gpu = min(made.n_gpu, 1)  # or the Trainer spreads larger batches than the recipe's over all GPUs
     return made

@@ -25,6 +25,7 @@ from switchkd.models.layers import recompute
 from switchkd.models.liger import use_kernels
 from switchkd.models.opening import check_files, load_config, load_processor
 from switchkd.models.refusals import refuse_unreadable
+from switchkd.models.revision import at_revision
 from switchkd.pairing import Pair
 from switchkd.pairing.bridge import Bridge
 from switchkd.pairing.compatibility import raise_if_incompatible
@@ -32,7 +33,7 @@ from switchkd.pairing.pair_report import PairReport, compare_models
 from switchkd.pairing.reading import OwnInputs, SameInputs
 from switchkd.pairing.vocabulary import Ids
 from switchkd.processes import processes
-from switchkd.recipe.schema import Recipe, ResolvedStage, data_names
+from switchkd.recipe.schema import Recipe, ResolvedStage, Student, Teacher, data_names
 from switchkd.train import lora
 from switchkd.train.launch import check_launch
 from switchkd.train.lengths import row_length
@@ -116,13 +117,13 @@ def open_run(recipe: Recipe) -> RunContext:
     set_seed(recipe.train.seed)
     for model in (recipe.student, recipe.teacher):
         if model is not None:
-            refuse_unreadable(model.path)
-            check_files(model.path)
-    processor = load_processor(recipe.student.path)
+            refuse_unreadable(located(model))
+            check_files(located(model))
+    processor = load_processor(located(recipe.student))
     device = processes().device
     mixed = "bfloat16" if recipe.train.bf16 else "float16" if recipe.train.fp16 else None
     student = load_pathway(
-        recipe.student.path,
+        located(recipe.student),
         dtype=recipe.student.dtype,
         attn_implementation=recipe.student.attn_implementation,
         quantization=recipe.student.quantization,
@@ -138,7 +139,7 @@ def open_run(recipe: Recipe) -> RunContext:
         student.model.activation_checkpointing_enable({"use_reentrant": False})
     models = [student.model.config]
     if recipe.teacher is not None and _has_teacher(recipe):
-        models.append(load_config(recipe.teacher.path))
+        models.append(load_config(located(recipe.teacher)))
     limits: dict[str, Any] = {
         "max_length": row_length(recipe.data, *models),
         "max_pixels": recipe.data.max_pixels,
@@ -154,7 +155,7 @@ def open_run(recipe: Recipe) -> RunContext:
     if report is None or recipe.teacher is None:
         return RunContext(recipe, student, None, processor, reader, dtype)
     teacher = load_pathway(
-        recipe.teacher.path,
+        located(recipe.teacher),
         dtype=recipe.teacher.dtype,
         attn_implementation=recipe.teacher.attn_implementation,
         quantization=recipe.teacher.quantization,
@@ -165,7 +166,7 @@ def open_run(recipe: Recipe) -> RunContext:
         recompute(teacher.part("language"))
     reading: SameInputs | OwnInputs
     if report.separate_inputs:
-        teacher_processor = load_processor(recipe.teacher.path)
+        teacher_processor = load_processor(located(recipe.teacher))
         teacher_reader = Reader(teacher_processor, rows=teacher.head.rows, **limits)
         reading = OwnInputs(teacher_reader, report.vocabulary, report.first_words)
     else:
@@ -175,6 +176,11 @@ def open_run(recipe: Recipe) -> RunContext:
     if recipe.pair.bridge == "always" or report.needs_bridge:
         bridge = Bridge(student.family.geometry.feature_width, teacher.family.geometry.feature_width).to(device)
     return RunContext(recipe, student, teacher, processor, reader, dtype, reading, report, bridge)
+
+
+def located(model: Student | Teacher) -> str:
+    """Where a model of a recipe is opened: its path, or the folder of its revision."""
+    return at_revision(model.path, model.revision)
 
 
 def _stop_at(student: Pathway, token: int) -> None:
@@ -194,12 +200,15 @@ def report_on_pair(recipe: Recipe, processor: ProcessorMixin) -> PairReport:
         ValueError: if they cannot be compared, or only over a bridge that the recipe does not want.
     """
     assert recipe.teacher is not None
-    student, teacher = recipe.student.path, recipe.teacher.path
+    student, teacher = located(recipe.student), located(recipe.teacher)
     configs = [load_config(path) for path in (student, teacher)]
     teacher_processor = load_processor(teacher)
     report = compare_models((configs[0], processor), (configs[1], teacher_processor))
     raise_if_incompatible(
-        report.differences, _needs(recipe), bridge=recipe.pair.bridge != "none", pair=f"{student} and {teacher}"
+        report.differences,
+        _needs(recipe),
+        bridge=recipe.pair.bridge != "none",
+        pair=f"{recipe.student.path} and {recipe.teacher.path}",
     )
     for difference in report.mismatches:
         _log.info("student and teacher differ in %s: %s", difference, difference.verdict)
