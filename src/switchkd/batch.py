@@ -1,6 +1,6 @@
 """What the models read: the inputs of one model, and a batch of the student's and its teachers'."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, TypeVar
 
 import torch
@@ -113,6 +113,12 @@ class Batch(NamedTuple):
 def sample_id(key: str) -> str:
     """The id of the sample that a key belongs to, of a batch or of an index."""
     return key.rpartition("@")[0]
+
+
+def named(keys: Sequence[str]) -> str:
+    """The samples of a batch, for an error."""
+    names = [ascii(sample_id(key)) for key in keys]
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def _unanswered(inputs: Inputs) -> Inputs:

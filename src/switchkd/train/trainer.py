@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from transformers import ProcessorMixin, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from switchkd.batch import Batch, sample_id
+from switchkd.batch import Batch, named
 from switchkd.files import cannot_write
 from switchkd.losses import SummedLoss
 from switchkd.losses.checks import NotFiniteError
@@ -29,6 +29,8 @@ from switchkd.train.stop import shielded
 
 #: In a checkpoint, what has been summed up for the log.
 LOG = "log.json"
+#: A full disk has another name in each of the libraries.
+_OF_DISKS = (OSError, RuntimeError, SafetensorError)
 _log = logging.getLogger(__name__)
 
 
@@ -107,7 +109,7 @@ class DistillationTrainer(Trainer):
             sums: SummedLoss = model(inputs, progress, dropped_mass=now % self.args.logging_steps == 0)
         except (ValueError, IndexError, RuntimeError) as error:
             where = f"; {self._explain(str(error))}" if isinstance(error, NotFiniteError) else ""
-            error.args = (f"step {now}, samples {_named(inputs)}: {error}{where}",)
+            error.args = (f"step {now}, samples {named(inputs.keys)}: {error}{where}",)
             raise
         if not torch.isfinite(sums.loss):
             raise FloatingPointError(self._not_finite(sums, inputs, now))
@@ -119,7 +121,7 @@ class DistillationTrainer(Trainer):
     def _not_finite(self, sums: SummedLoss, batch: Batch, now: int) -> str:
         """What is said of a loss that is not finite: its terms, and the samples that it comes from."""
         terms = ", ".join(f"{name} {value.item():.4g}" for name, value in sums.terms.items())
-        where, blamed = f"samples {_named(batch)}", {}
+        where, blamed = f"samples {named(batch.keys)}", {}
         if self.accelerator.num_processes == 1:  # with sharded weights, other ranks would have to take part
             blamed = self.step.not_finite(batch)
             each = "; ".join(f"{name!a} ({', '.join(pathways)})" for name, pathways in blamed.items())
@@ -150,11 +152,11 @@ class DistillationTrainer(Trainer):
         learned = [batch.student for batch in batch_samples if len(batch.student.targets)]
         count = sum(len(inputs.targets) for inputs in learned)
         images = sum(inputs.images is not None for inputs in learned)
-        read = sum(int(inputs.lengths.sum()) for inputs in learned)  # still on the CPU
-        samples = sum(len(inputs.lengths) for inputs in learned)
+        lengths = [length for inputs in learned for length in inputs.lengths.tolist()]  # still on the CPU
+        counts = [count, images, sum(lengths), len(lengths)]
         if self.accelerator.num_processes > 1:
-            mine = torch.tensor([count, images, read, samples], device=device)
-            count, images, read, samples = self.accelerator.reduce(mine, reduction="sum").tolist()
+            counts = self.accelerator.reduce(torch.tensor(counts, device=device), reduction="sum").tolist()
+        count, images, read, samples = counts
         self._has_images = images > 0
         self.speed.count(read, samples)
         return count
@@ -355,11 +357,7 @@ class DistillationTrainer(Trainer):
             self._stage_checkpoint(model, trial)
             if self.args.should_save:
                 checkpoint.publish(run, step)
-        except (
-            OSError,
-            RuntimeError,
-            SafetensorError,
-        ) as error:  # a full disk has another name in each of the libraries
+        except _OF_DISKS as error:
             shutil.rmtree(checkpoint.staging(run), ignore_errors=True)
             reason = str(error).strip().split("\n")[0]
             raise OSError(cannot_write(Path(run) / f"checkpoint-{step}", reason)) from error
@@ -397,9 +395,3 @@ class _GoOnLogging(TrainerCallback):
     ) -> None:
         """The sums are there from the first step on."""
         self.trainer.go_on_logging()
-
-
-def _named(batch: Batch) -> str:
-    """The samples of a batch, for an error."""
-    names = [ascii(sample_id(key)) for key in batch.keys]
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
