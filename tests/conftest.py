@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from typing import Any
@@ -53,7 +54,14 @@ def pytest_collection_finish() -> None:
     """Leave what has been imported out of every search for garbage.
 
     The Trainer searches at each start. Among the millions of objects of torch and transformers that took more time than its steps.
+    And let the doctor, where a test has imported it, make each estimate of memory once.
     """
+    if "switchkd.doctor.check_memory" in sys.modules:
+        from estimates import made_once
+
+        from switchkd.doctor import check_memory
+
+        check_memory.estimate = made_once(check_memory.estimate)
     gc.collect()
     gc.freeze()
     gc.enable()
