@@ -153,7 +153,7 @@ class DistillationTrainer(Trainer):
         count = sum(len(inputs.targets) for inputs in learned)
         images = sum(inputs.images is not None for inputs in learned)
         lengths = [length for inputs in learned for length in inputs.lengths.tolist()]  # still on the CPU
-        counts = [count, images, sum(lengths), len(lengths)]
+        counts: list[int] = [count, images, sum(lengths), len(lengths)]
         if self.accelerator.num_processes > 1:
             counts = self.accelerator.reduce(torch.tensor(counts, device=device), reduction="sum").tolist()
         count, images, read, samples = counts
