@@ -15,6 +15,7 @@ from tiny_models import tiny_llava
 from switchkd import cli
 from switchkd.commands.train import Train
 from switchkd.recipe.schema import load_recipe
+from switchkd.versions import __version__
 from switchkd.world import student_path, teacher_path
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -372,3 +373,8 @@ def test_the_program_prints_a_resolved_recipe():
     assert loaded[0] == "loaded"
     trainers = {"peft", "bitsandbytes", "transformers.trainer", "tensorboard", "plotly", "gradio", "lmms_eval"}
     assert trainers & set(loaded) == set()
+
+
+def test_the_version_is_said(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"switchkd {__version__}\n"

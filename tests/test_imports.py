@@ -65,7 +65,7 @@ ALLOWED: dict[str, set[str]] = {
         "study",
         "train",
     },
-    "cli": {"commands", "interrupts", "recipe"},
+    "cli": {"commands", "interrupts", "recipe", "versions"},
     # the public interface, which nothing in the package imports
     "__init__": {
         "data",

@@ -23,6 +23,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     With SWITCHKD_DEBUG=1 in the environment errors keep their traceback.
     """
     typed, fields = split_fields(sys.argv[1:] if arguments is None else list(arguments))
+    if typed == ["--version"]:
+        from switchkd.versions import __version__
+
+        print(f"switchkd {__version__}")
+        return 0
     names = {verb.__name__.lower(): verb for verb in VERBS}
     if typed and not typed[0].startswith("-") and typed[0] not in names:
         return fail(f"there is no command {typed[0]}{suggestion(typed[0], list(names))} ({', '.join(names)})", 2)
