@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Empty this to install the newest versions instead of the tested ones:  make env CONSTRAINTS=
 CONSTRAINTS ?= -c constraints.txt
 
-.PHONY: env demo test test-slow test-gpu reliability check format package docs bench clean
+.PHONY: env demo test test-slow test-gpu reliability check format package docs bench bench-gpu clean
 
 env: .venv/installed
 
@@ -83,6 +83,11 @@ bench: env
 		$(BIN)/python benchmarks/$$benchmark || short="$$short $${benchmark%% *}"; \
 	done; \
 	test -z "$$short" || { echo "fell short or failed:$$short" >&2; exit 1; }
+
+# The demands of a GPU, on a machine with one: the torch that is there stays, peers are installed beside it.
+bench-gpu:
+	$(PYTHON) -m pip install --quiet --no-deps trl liger-kernel
+	$(PYTHON) benchmarks/gpu.py --check
 
 clean:
 	rm -rf .venv build dist docs/_build .pytest_cache .mypy_cache .ruff_cache

@@ -193,13 +193,15 @@ def versions() -> dict[str, str]:
     return found
 
 
-def batch_of(tokens: torch.Tensor, answers: int, pixels: torch.Tensor) -> Batch:
-    """Samples of one length, each with as many answers at its end, read alike by student and teacher."""
+def batch_of(tokens: torch.Tensor, answers: int, pixels: torch.Tensor, lengths: torch.Tensor | None = None) -> Batch:
+    """Samples, each with as many answers at its end, read alike by student and teacher; of one length, or padded behind their lengths."""
     rows, width = tokens.shape
-    places = torch.arange(rows * width, device=tokens.device).view(rows, width)[:, -answers:].flatten()
+    lengths = torch.full((rows,), width, device=tokens.device) if lengths is None else lengths
+    starts = torch.arange(rows, device=tokens.device) * width + lengths - answers
+    places = (starts[:, None] + torch.arange(answers, device=tokens.device)).flatten()
     inputs = Inputs(
         tokens=tokens,
-        lengths=torch.full((rows,), width, device=tokens.device),
+        lengths=lengths,
         predicts=places - 1,
         targets=tokens.flatten()[places],
         sample=places // width,

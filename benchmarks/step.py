@@ -7,6 +7,7 @@ python benchmarks/step.py --device cuda --batch 16 --answer 400 --kernels torch
 
 import argparse
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -23,8 +24,10 @@ from switchkd.batch import Batch
 from switchkd.losses import CrossEntropyDBiLD, SummedLoss
 from switchkd.methods import Method, SwitchKD
 from switchkd.models import Pathway
+from switchkd.models.liger import use_kernels
 from switchkd.pairing import Pair
 from switchkd.signals import Signals
+from switchkd.train.stage import GPU_MULTIPLE
 from switchkd.train.step import DistillationStep
 
 #: Measured bf16 matrix products of an H200, in TFLOP/s: what the floor is computed with.
@@ -106,10 +109,14 @@ def timed(clock: Clock, name: str, function: Callable) -> Callable:
 
 def batch(config: LlavaConfig, given: argparse.Namespace, sample: Sizes) -> Batch:
     rows, token = given.batch, config.image_token_id
-    ids = torch.randint(token, (rows, sample.length), device=given.device)
+    lengths, width = None, sample.length
+    if given.padded:  # evenly spread, the longest of them whole, in rows as wide as the trainer makes them
+        lengths = sample.length - torch.linspace(0, given.padded, rows, device=given.device).long()
+        width = math.ceil(sample.length / GPU_MULTIPLE) * GPU_MULTIPLE
+    ids = torch.randint(token, (rows, width), device=given.device)
     ids[:, 1 : 1 + sample.visual] = token
     side = config.vision_config.image_size
-    return batch_of(ids, sample.answer, torch.randn(rows, 3, side, side, device=given.device))
+    return batch_of(ids, sample.answer, torch.randn(rows, 3, side, side, device=given.device), lengths)
 
 
 class TimedStep(DistillationStep):
@@ -161,6 +168,8 @@ def measure(given: argparse.Namespace) -> dict:
         teacher = Pathway(
             AutoModelForImageTextToText.from_config(teacher_config, dtype=torch.bfloat16 if on_gpu else torch.float32)
         )
+    for pathway in (student, teacher):
+        use_kernels(pathway, given.layers)
     student.train_only(("vision", "projector", "language"))
     clock = Clock(given.device)
     method = WithKernels(kernels=given.kernels)
@@ -194,7 +203,8 @@ def measure(given: argparse.Namespace) -> dict:
     return {
         "benchmark": "step",
         "sizes": {"batch": given.batch, "prompt": sample.prompt, "answer": sample.answer, "visual": sample.visual,
-                  "shapes": given.shapes, "device": given.device, "kernels": given.kernels},
+                  "shapes": given.shapes, "device": given.device, "kernels": given.kernels, "layers": given.layers,
+                  "padded": given.padded},
         "step_ms": by_part.pop("step"),
         "parts_ms": by_part,
         "tflop_per_sample": {name: value / 1e12 for name, value in flops.items()},
@@ -252,6 +262,8 @@ def main() -> None:
     options.add_argument("--answer", type=int, default=120, help="answer tokens of each sample")
     options.add_argument("--repetitions", type=int, help="default 20 on a GPU, 3 on a CPU")
     options.add_argument("--kernels", choices=["auto", "torch", "triton"], default="auto", help="triton needs a GPU")
+    options.add_argument("--layers", choices=["auto", "liger", "none"], default="auto", help="as train.kernels")
+    options.add_argument("--padded", type=int, default=0, help="the shortest row lacks so many tokens of the longest")
     options.add_argument("--check", action="store_true", help="exit 1 naming what falls short; needs a GPU")
     given = options.parse_args()
     if given.check and given.device == "cpu":

@@ -117,6 +117,52 @@ def test_a_check_on_a_cpu_is_refused(step, monkeypatch, capsys):
     assert "add --device cuda" in capsys.readouterr().err
 
 
+def test_everything_for_a_gpu_runs_in_small(step, monkeypatch, capsys):
+    import gpu
+
+    monkeypatch.setattr(gpu, "RESULTS", step.RESULTS)
+    small = ["--device", "cpu", "--tokens", "8", "--vocabulary", "500", "--batch", "2", "--repetitions", "1"]
+    monkeypatch.setattr(sys, "argv", ["gpu.py", *small])
+    gpu.main()
+    rows = [json.loads(line) for line in (step.RESULTS / "gpu-cpu.jsonl").read_text().splitlines()]
+    assert [row["case"] for row in rows[:-2]] == list(gpu.TIMED)
+    assert all(row["median_ms"] > 0 for row in rows[:-2] if "not_run" not in row)
+    assert [row["sizes"]["padded"] for row in rows[-2:]] == [0, 110]
+    assert "kernels of the loss: they need a GPU, and this is on cpu" in capsys.readouterr().out
+
+
+def test_padded_rows_have_as_many_answers_and_end_where_they_end(step):
+    given = Namespace(batch=3, padded=5, device="cpu")
+    config, _ = step.tiny()
+    batch = step.batch(config, given, step.Sizes(16, 4, 9)).student
+    assert batch.tokens.shape == (3, 64)
+    assert batch.lengths.tolist() == [29, 27, 24]
+    assert batch.targets.equal(batch.tokens.flatten()[batch.predicts + 1])
+    assert batch.predicts[8::9].tolist() == [27, 64 + 25, 128 + 22]
+
+
+def test_the_demands_of_a_gpu_name_what_was_not_run(step):
+    import gpu
+
+    rows = {name: {"median_ms": 20.0, "peak_mib": 1000.0} for name in gpu.TIMED} | {
+        gpu.BY_ITSELF: {"median_ms": 10.0, "peak_mib": 1000.0}, "two-way: Liger chunked": {"not_run": "liger-kernel"}
+    }  # fmt: skip
+    found = {demand.what: demand.met for demand in gpu.demands(rows, 31, {"floor_ms": 1.0, "step_ms": 1.7})}
+    assert list(found.values()) == [True, True, True, False, False, False, True]
+
+
+def test_a_gpu_is_asked_for(step, monkeypatch, capsys):
+    import gpu
+
+    monkeypatch.setattr(sys, "argv", ["gpu.py"])
+    with pytest.raises(SystemExit, match="sees no CUDA device here: run this on a machine with a GPU"):
+        gpu.main()
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--device", "cpu", "--check"])
+    with pytest.raises(SystemExit):
+        gpu.main()
+    assert "leave out --device cpu" in capsys.readouterr().err
+
+
 def test_make_bench_runs_every_benchmark_and_fails_at_the_end(tmp_path):
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\necho "$1" >> {tmp_path}/ran\ncase "$1" in *memory.py) exit 1;; esac\n')
@@ -125,6 +171,6 @@ def test_make_bench_runs_every_benchmark_and_fails_at_the_end(tmp_path):
         ["make", "--assume-old=env", f"BIN={tmp_path}", "bench"], cwd=BENCHMARKS.parent, capture_output=True, text=True, check=False
     )  # fmt: skip
     ran = [Path(line).name for line in (tmp_path / "ran").read_text().splitlines() if line.startswith("benchmarks/")]
-    assert sorted(ran) == sorted(set(PROGRAMS) - {"mismatch.py"})
+    assert sorted(ran) == sorted(set(PROGRAMS) - {"mismatch.py", "gpu.py"})
     assert made.returncode != 0
     assert made.stderr.splitlines()[0] == "fell short or failed: memory.py"

@@ -57,13 +57,13 @@ def why_not(device: torch.device) -> str | None:
     """Why no kernel can run there; None where they can. Found out once: a small case is computed and compared with what it must give."""
     if device.type != "cuda" and not interpreted():
         return f"they need a GPU, and this is on {device.type}"
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed: pip install triton"
     return _what_fails(device)
 
 
 @functools.cache
 def _what_fails(device: torch.device) -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed: pip install triton"
     from switchkd.losses.kernels_check import check_kernels
 
     try:
