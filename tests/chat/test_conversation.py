@@ -94,12 +94,13 @@ def test_the_command_shows_every_image_that_it_is_given(asked, picture, unchecke
     other = picture.with_name("b.png")
     Image.new("RGB", (8, 8)).save(other)
     monkeypatch.setattr("switchkd.evaluate.generate.load", lambda path: (None, None))
+    monkeypatch.setattr("switchkd.commands.chat.require_model", lambda path: None)
     images = ["--image", str(picture), "--image", str(other)]
     assert cli.main(["chat", "MODEL", *images, "--question", "Which?"]) == 0
     assert [image["path"] for image in asked[0]["images"]] == [str(picture), str(other)]
     assert parts(asked[0]) == [("user", ["image", "image", "text"])]
     assert cli.main(["chat", "MODEL", "--image", str(picture), "--image", "none.png", "--question", "Which?"]) == 1
-    assert "none.png' is missing" in capsys.readouterr().err
+    assert "none.png: no such file or folder" in capsys.readouterr().err
     assert cli.main(["chat", "MODEL", "--web", *images]) == 2
     assert "begins with one image, not with 2" in capsys.readouterr().err
     assert len(asked) == 1

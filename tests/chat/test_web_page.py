@@ -152,6 +152,7 @@ def test_the_command_serves_its_models_until_it_is_interrupted(monkeypatch, pict
         return "http://127.0.0.1:7999/"
 
     monkeypatch.setattr("switchkd.chat.panel.load_models", lambda models: [Pretender(name) for name in models])
+    monkeypatch.setattr("switchkd.commands.chat.require_model", lambda path: None)
     monkeypatch.setattr("switchkd.commands.chat.Event", Interrupted)
     monkeypatch.setattr(Page, "open", open_page)
     monkeypatch.setattr(Page, "close", lambda page: seen.append("closed"))
@@ -178,6 +179,7 @@ def test_what_the_terminal_cannot_do_is_refused(arguments, message, capsys):
 def test_other_computers_are_never_let_in_without_a_password(monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr("switchkd.chat.panel.load_models", lambda models: [Pretender(name) for name in models])
+        patch.setattr("switchkd.commands.chat.require_model", lambda path: None)
         patch.setattr(Page, "open", None)
         patch.setattr("sys.stdin", io.StringIO(""))
         for password, message in [
@@ -213,6 +215,8 @@ def load(models):
 
 panel.load_models = load
 from switchkd import cli
+from switchkd.commands import chat
+chat.require_model = lambda path: None
 sys.exit(cli.main(["chat", "one", "--web"]))
 """
 

@@ -7,6 +7,7 @@ from filelock import FileLock
 from ranks import run_on_two_ranks
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from switchkd.lock import Lock
 from switchkd.methods import SFT
 from switchkd.recipe.schema import Data, Recipe, Student, Train, load_recipe
 from switchkd.train.output import open_output
@@ -39,22 +40,24 @@ def test_a_second_run_in_the_folder_is_refused_until_the_first_has_ended(tmp_pat
 
 
 def test_a_default_of_locks_that_another_library_changes_is_not_ours(tmp_path, monkeypatch):
-    """lmms-eval makes one object of all locks of a file, which the same process may then take twice."""
-    meta = type(FileLock)
+    """lmms-eval makes one object of all locks of a file, whatever they ask for, which the same process may then take twice."""
+    meta, locks = type(FileLock), {}
     own = meta.__call__
 
-    def shared(cls, *arguments, **options):
-        return own(cls, *arguments, **({"is_singleton": True} | options))
+    def shared(cls, file, *arguments, **options):
+        if cls is not FileLock:
+            return own(cls, file, *arguments, **options)
+        return locks.setdefault(str(file), own(cls, file, *arguments, **options))
 
     monkeypatch.setattr(meta, "__call__", shared)
-    assert FileLock(tmp_path / "x") is FileLock(tmp_path / "x")
+    assert FileLock(tmp_path / "x", is_singleton=False) is FileLock(tmp_path / "x", is_singleton=False)
     test_a_second_run_in_the_folder_is_refused_until_the_first_has_ended(tmp_path)
 
 
 def test_a_lock_that_a_killed_run_left_holds_nothing(tmp_path):
     (tmp_path / ".lock").touch()
     assert opened(tmp_path) == recipe(tmp_path)
-    with FileLock(tmp_path / ".lock", is_singleton=False), pytest.raises(ValueError, match="is in use"):
+    with Lock(tmp_path / ".lock"), pytest.raises(ValueError, match="is in use"):
         opened(tmp_path)
 
 

@@ -19,13 +19,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
-from filelock import FileLock
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from switchkd.console import progress
 from switchkd.data.cache_folder import cache_folder
 from switchkd.data.errors import DataError, SampleError
+from switchkd.lock import Lock
 
 #: To be raised when a verdict means something else: what is in the cache counts no longer.
 _VERSION = 3
@@ -107,7 +107,7 @@ def open_verdicts(rows: Dataset, encoder: Encoder, *, measure: bool) -> Dataset:
     if measure:
         folder.mkdir(exist_ok=True)
         # of another run, or of a node that shares the cache; freed when its holder dies
-        with FileLock(folder / "lock", is_singleton=False):
+        with Lock(folder / "lock"):
             if not finished.exists():
                 _write_arrow(_from_shards(rows, encoder, folder / "shards"), finished)
                 shutil.rmtree(folder / "shards")

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
+from switchkd.lock import Lock
 from switchkd.recipe.schema import Recipe, load_recipe, save_recipe
 from switchkd.train.agree import on_main
 
@@ -26,9 +27,7 @@ def open_output(recipe: Recipe, *, resume: bool) -> Iterator[Path]:
         ValueError: if it holds another run, a run of this recipe that must not be resumed, or a run that is still going on.
     """
     output = Path(recipe.train.output)
-    lock = FileLock(
-        output / _LOCK, is_singleton=False
-    )  # said, because importing lmms-eval changes what goes without saying
+    lock = Lock(output / _LOCK)
     try:
         on_main(lambda: _hold(output, lock))
         on_main(lambda: _claim(recipe, output, resume=resume))
@@ -45,7 +44,7 @@ def started(output: Path) -> bool:
     return bool(logs) or any(output.glob("*/*checkpoint-*")) or (output / "student").exists()
 
 
-def _hold(output: Path, lock: FileLock) -> None:
+def _hold(output: Path, lock: Lock) -> None:
     foreign = output.exists() and not (output.is_dir() and (_empty(output) or (output / RECIPE).exists()))
     if foreign:
         raise ValueError(f"{output} is not empty and not a run of switchkd: choose another --train.output")
