@@ -17,6 +17,9 @@ from typechecker import check_shapes
 if os.environ.get("SWITCHKD_TEST_GPU") != "1":
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
+# Before their libraries are imported: no hub is asked, here and in what tests start. `offline` refuses what asks all the same.
+os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
+
 gc.disable()  # until everything is imported: see `pytest_collection_finish`
 
 import torch  # noqa: E402

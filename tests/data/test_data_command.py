@@ -83,8 +83,8 @@ def test_check_counts_what_is_understood(folder, capsys):
     assert "4 rows, 2 of them can be used" in said.out
     assert "3 answers, 3 of them are learned; pictures: 3 in files, 0 inside" in said.out
     assert "form question and answer (2), conversations (1); read" in said.out
-    assert "not read `source`" not in said.out
-    assert "not read source (1)" in said.out
+    assert "left unread `source`" not in said.out
+    assert "left unread source (1)" in said.out
     assert "lost.png' is missing" in said.out
     assert "has `img` and no image" in said.out
     assert f"2 rows with their pictures: {page}" in said.err

@@ -105,7 +105,7 @@ def describe(seen: "Overview") -> list[str]:
     ]
     for name, noted in seen.sources.items():
         lines.append(
-            f"{name}: form {_listed(noted.forms)}; read {_listed(noted.read)}; not read {_listed(noted.unread)}"
+            f"{name}: form {_listed(noted.forms)}; read {_listed(noted.read)}; left unread {_listed(noted.unread)}"
         )
     return lines + [f"problem: {problem}" for problem in seen.problems]
 
