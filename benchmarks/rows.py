@@ -23,6 +23,8 @@ from pathlib import Path
 
 from common import RESULTS, Demand, kib, machine, report, versions
 
+from switchkd.data.verdicts import Measured
+
 ROWS = 665_000
 #: The same image in every row: a corner of it is enough for the tiny processor.
 PICTURE = "picture.png"
@@ -63,9 +65,9 @@ class Letters:
 
     fingerprint = "letters"
 
-    def measure(self, row: dict) -> tuple[int, int, int, int]:
+    def measure(self, row: dict) -> Measured:
         letters = [sum(len(part["text"] or "") for part in message["content"]) for message in row["messages"]]
-        return sum(letters), sum(letters[1::2]), sum(letters[1::2]), sum(letters)
+        return Measured(sum(letters), sum(letters[1::2]), sum(letters[1::2]), sum(letters))
 
 
 class Memory(threading.Thread):
@@ -94,8 +96,9 @@ def start(path: Path, what: str, encode: bool) -> dict[str, float]:
         from tiny import tiny_processor
 
         from switchkd.data.collate import Collator
+        from switchkd.data.reader import Reader
 
-        encoder = Collator(tiny_processor(), max_length=2048)
+        encoder = Collator(Reader(tiny_processor(), max_length=2048))
     imported_mib = kib("VmHWM") / 2**10
     memory = Memory()
     memory.start()

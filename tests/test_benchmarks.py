@@ -53,6 +53,15 @@ def test_memory_is_measured_on_the_step_that_is_trained(importable):
         memory._step_of(memory.CASES[name], small, small, batch)()
 
 
+@pytest.mark.parametrize("encode", [False, True])
+def test_rows_are_indexed_by_the_benchmarks_own_encoders(importable, tmp_path, encode):
+    import rows
+
+    file = rows.write_data(tmp_path, 20)
+    for what in ("rows", "index"):
+        assert rows.start(file, what, encode)["rows"] == 20
+
+
 def test_padding_is_what_fills_up_the_shorter_rows_of_a_batch(importable, tmp_path):
     import padding
 
