@@ -75,6 +75,24 @@ def test_each_question_is_asked_alone_with_its_images(data):
     assert [part["type"] for part in pair["messages"][0]["content"]] == ["image", "text", "image", "text"]
 
 
+def test_answers_say_which_pictures_they_are_about(data, model, processor, tmp_path):
+    given = evaluate_model(model, data, processor=processor, max_new_tokens=2, output=tmp_path / "r.json").predictions
+    assert [[file.removeprefix(f"{tmp_path}/") for file in answer.pictures] for answer in given] == [
+        ["0.png"], ["0.png"], ["0.png"], ["1.png", "2.png"], [],
+    ]  # fmt: skip
+    keys = [answer.picture_key for answer in given]
+    assert len(set(keys)) == 3
+    assert keys[0] == keys[1] == keys[2]
+    assert keys[4] == "c"
+    assert Results.load(tmp_path / "r.json").predictions == given
+    # the same pictures in rows of another name, inside the data
+    (tmp_path / "copy.png").write_bytes((tmp_path / "0.png").read_bytes())
+    row = {"id": "coco/train/7", "image": "copy.png", "conversations": turns(("<image>What?", "A circle."))}
+    (tmp_path / "more.json").write_text(json.dumps([row]))
+    (other,) = evaluate_model(model, tmp_path / "more.json", processor=processor, max_new_tokens=2).predictions
+    assert other.picture_key == keys[0]
+
+
 def test_a_system_message_stays_before_every_question(data):
     row = load_rows(data)[0]
     row["messages"].insert(0, {"role": "system", "content": [{"type": "text", "text": "Be brief."}]})

@@ -3,8 +3,9 @@ import io
 import pytest
 from rich.console import Console
 
-from switchkd.report.table import MEAN, OVERALL, compare, markdown_table, rich_table
+from switchkd.report.table import compare, markdown_table, rich_table
 from switchkd.results import Results
+from switchkd.results.question_results import MEAN, OVERALL
 from switchkd.results.score import Score
 
 

@@ -2,14 +2,14 @@
 
 import pytest
 
+from switchkd.results import intervals
 from switchkd.results.study_results import CellResult, StudyResults, TeacherResult
-from switchkd.study import study_table as table
 from switchkd.study.study_table import bootstrap, markdown_kinds, markdown_table, tabulate
 
 
 @pytest.fixture(autouse=True)
 def few_samples(monkeypatch):
-    monkeypatch.setattr(table, "RESAMPLES", 300)
+    monkeypatch.setattr(intervals, "RESAMPLES", 300)
 
 
 def outcome(*right, questions=1):

@@ -13,7 +13,7 @@ from switchkd.data.errors import MAX_BAD_FRACTION, SampleError
 from switchkd.data.formats import load_rows
 from switchkd.evaluate.generate import answers, given_or_loaded, greedy, reading_problems, set_aside, with_progress
 from switchkd.evaluate.kept_answers import kept_answers
-from switchkd.evaluate.questions import Bad, Question, check_share, fingerprint, prompt, questions
+from switchkd.evaluate.questions import Bad, Question, about, check_share, fingerprint, prompt, questions
 from switchkd.results.question_results import Prediction, Results, Skipped, predictions_path
 from switchkd.results.score import is_right, score, score_by_kind
 from switchkd.versions import versions
@@ -145,11 +145,20 @@ def _ask(
         given = answers(model, processor, conversations, max_new_tokens=max_new_tokens) if conversations else []
     if len(given) != len(batch):
         raise RuntimeError(f"{len(batch)} questions were asked and {len(given)} answers came back")
-    predictions = [
-        Prediction(q.id, q.kind, q.text, q.expected, a.text, is_right(q.expected, a.text), a.truncated)
-        for q, a in zip(batch, given, strict=True)
-    ]
-    return predictions, bad
+    return [
+        Prediction(
+            question.id,
+            question.kind,
+            question.text,
+            question.expected,
+            answer.text,
+            is_right(question.expected, answer.text),
+            answer.truncated,
+            pictures=tuple(image["path"] for image in sample["images"] if image["path"] is not None),
+            about=about(sample),
+        )
+        for question, answer, sample in zip(batch, given, conversations, strict=True)
+    ], bad
 
 
 def _fingerprint(samples: Dataset, given: list[Prediction], asked: list[Question], bad: list[Bad]) -> str:

@@ -106,6 +106,21 @@ def prompt(sample: dict[str, Any], turn: int) -> dict[str, Any]:
     return {**sample, "messages": [*system, asked]}
 
 
+def about(sample: dict[str, Any]) -> str:
+    """The same for samples with the same pictures; of one without pictures its id."""
+    if not sample["images"]:
+        return str(sample["id"])
+    digest = hashlib.sha256()
+    for image in sample["images"]:
+        digest.update(hashlib.sha256(_content(image)).digest())
+    return digest.hexdigest()[:32]
+
+
+def _content(image: dict[str, Any]) -> bytes:
+    content: bytes = Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
+    return content
+
+
 def fingerprint(samples: Sequence[dict[str, Any]] | Dataset, left_out: Sequence[str] = ()) -> str:
     """SHA-256 of what is asked: ids, messages, kinds and the bytes of every image; not of paths or the file's format.
 
@@ -119,8 +134,7 @@ def fingerprint(samples: Sequence[dict[str, Any]] | Dataset, left_out: Sequence[
         text = json.dumps([sample["id"], said, sample["kinds"]], sort_keys=True)
         digest.update(hashlib.sha256(text.encode()).digest())
         for image in sample["images"]:
-            content = Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
-            digest.update(hashlib.sha256(content).digest())
+            digest.update(hashlib.sha256(_content(image)).digest())
     for name in left_out:
         digest.update(hashlib.sha256(name.encode()).digest())
     return digest.hexdigest()

@@ -7,7 +7,7 @@ from typing import Any
 from switchkd.report import figures, pictures
 from switchkd.report.choose import changed, compared, varied
 from switchkd.report.evidence import PATHWAYS, TEN, Evidence, Model
-from switchkd.report.table import MEAN, OVERALL
+from switchkd.results.question_results import MEAN, OVERALL
 
 Values = dict[str, Any]
 #: How many models' attention is drawn side by side at most, and how many a radar shows.

@@ -6,7 +6,7 @@ from typing import Any
 
 from switchkd.report import figures
 from switchkd.report.sections import direction, few, grid, signed
-from switchkd.report.table import MEAN
+from switchkd.results.question_results import MEAN
 from switchkd.results.study_results import ArmSummary, CellResult, StudyResults
 
 

@@ -7,11 +7,7 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from switchkd.results.question_results import Results
-
-#: What the row with the plain mean of the kinds is called, and the one over all questions.
-MEAN = "mean of kinds"
-OVERALL = "all questions"
+from switchkd.results.question_results import MEAN, OVERALL, Results
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The result of an evaluation, and everything needed to judge or repeat it: one JSON file, and one line per question."""
 
+import re
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,10 @@ from typing import Any
 from switchkd.files import write_together
 from switchkd.results.score import Score
 from switchkd.results.stored import build, read_json, read_lines, to_json, to_lines
+
+#: What the mean over the kinds is called, and the one over all questions.
+MEAN = "mean of kinds"
+OVERALL = "all questions"
 
 
 @dataclass(frozen=True)
@@ -20,6 +25,20 @@ class Prediction:
     got: str
     right: bool
     truncated: bool
+    #: Files of the pictures that it is about; those inside the data have none.
+    pictures: tuple[str, ...] = ()
+    #: A digest of these pictures, or the id of the row where there are none. Empty in results of earlier versions.
+    about: str = ""
+
+    @property
+    def points(self) -> float:
+        """What the answer counts, from 0 to 1."""
+        return float(self.right)
+
+    @property
+    def picture_key(self) -> str:
+        """The same for questions about the same pictures, or of one row."""
+        return self.about or re.sub(r"/\d+(#\d+)?$", "", self.id)
 
 
 @dataclass(frozen=True)
@@ -75,8 +94,8 @@ class Results:
         """Accuracy of each kind, then the mean over the kinds (where there are any) and over all questions."""
         percentages = {kind: score.accuracy_percent for kind, score in self.kinds.items()}
         if self.mean_over_kinds_percent is not None:
-            percentages["mean of kinds"] = self.mean_over_kinds_percent
-        return percentages | {"all questions": self.accuracy_percent}
+            percentages[MEAN] = self.mean_over_kinds_percent
+        return percentages | {OVERALL: self.accuracy_percent}
 
     def save(self, path: str | Path) -> None:
         """Write `NAME.json`, and the predictions as `NAME.predictions.jsonl`; both or none.

@@ -10,35 +10,19 @@ from jaxtyping import Float
 from rich.table import Table
 from rich.text import Text
 
+from switchkd.results.intervals import mean_over_kinds
 from switchkd.results.study_results import ArmSummary, CellResult, Outcome, StudyResults
-
-#: Samples of the bootstrap, and the share of them that an interval holds.
-RESAMPLES, CONFIDENCE = 10_000, 0.95
 
 
 def bootstrap(arm: Sequence[Outcome], baseline: Sequence[Outcome]) -> tuple[float, float]:
-    """The confidence interval of the difference in the mean over kinds, in points, by a paired two-stage bootstrap.
-
-    Drawn with replacement: seeds, and of every seed drawn its pictures, the same ones for both arms. So the interval holds what another
-    training and other pictures would change. Percentiles of `RESAMPLES` samples, from a fixed seed.
+    """The interval of the difference in the mean over kinds, in points: seeds and pictures are drawn, the same ones for both arms.
 
     Raises:
         ValueError: if the two were not asked the same questions.
     """
     right, asked = _grid(arm, baseline)
-    rng = np.random.default_rng(0)
-    seeds, pictures = right.shape[:2]
-    samples = np.empty(RESAMPLES)
-    for number in range(RESAMPLES):
-        chosen = rng.integers(seeds, size=seeds)
-        times = np.stack([np.bincount(rng.integers(pictures, size=pictures), minlength=pictures) for _ in range(seeds)])
-        gained = np.einsum("sp,spk->sk", times, right[chosen])
-        total = np.einsum("sp,spk->sk", times, asked[chosen])
-        shares = np.divide(gained, total, out=np.full_like(gained, np.nan), where=total > 0)
-        samples[number] = 100 * np.nanmean(np.nanmean(shares, axis=1))
-    tail = 50 * (1 - CONFIDENCE)
-    low, high = np.percentile(samples, [tail, 100 - tail])
-    return float(low), float(high)
+    found = mean_over_kinds(right, asked)
+    return found.low, found.high
 
 
 def _grid(

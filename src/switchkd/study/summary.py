@@ -95,7 +95,7 @@ def _outcome(results: Results) -> Outcome:
     """Right answers and questions of every picture, by kind."""
     outcome: Outcome = {}
     for answer in results.predictions:
-        of_picture = outcome.setdefault(answer.id.rpartition("/")[0] or answer.id, {})
+        of_picture = outcome.setdefault(answer.picture_key, {})
         right, asked = of_picture.get(answer.kind or "", (0, 0))
         of_picture[answer.kind or ""] = (right + answer.right, asked + 1)
     return outcome
