@@ -260,10 +260,22 @@ BAD = {
     ),
     "four bits without adapters": (PLAIN, ["--student.quantization", "4bit"], ["cannot be trained: add `lora`"]),
     "eight bits for a student": (PLAIN, ["--student.quantization", "8bit"], ["must be one of 4bit, got '8bit'"]),
-    "weights of files": (
-        PLAIN.replace("train: train.json", "train: [{path: a.json, weight: 2}]"),
+    "a weight of nothing": (
+        PLAIN.replace("train: train.json", "train: [b.json, {path: a.json, weight: 0}]"),
         [],
-        ["data.train", "weights are not supported: name a file twice"],
+        ["data.train.1: weight must be above 0 and at most 1000, got 0"],
+    ),
+    "data by another name": (
+        PLAIN.replace("train: train.json", "train: [{file: a.json, weight: 2}]"),
+        [],
+        ["`data.train.0` has no `file` (it has: path, weight)"],
+    ),
+    "a number for data": (PLAIN.replace("train: train.json", "train: [5]"), [], ["data.train.0: must be text, got 5"]),
+    "data without a name": (PLAIN, ["--data.train"], ["--data.train needs a value"]),
+    "data that are none": (
+        PLAIN.replace("train: train.json", "train: null"),
+        [],
+        ["data.train: must be text, got None"],
     ),
     "a column of no such name of ours": (PLAIN, ["--data.columns.q", "question"], ["columns", "none of id, question"]),
     "no alignment": (PLAIN, ["--pair.min_aligned", "0"], ["min_aligned must be above 0 and at most 1, got 0"]),

@@ -54,13 +54,14 @@ def show(recipe: "Recipe") -> None:
 
     check_packages(recipe)
     with model_libraries():
-        from switchkd.recipe.schema import data_names, recipe_to_dict
+        from switchkd.recipe.schema import data_weights, recipe_to_dict
         from switchkd.train.memory import forecast
 
     print(yaml.safe_dump(recipe_to_dict(recipe), sort_keys=False, allow_unicode=True), end="")
     for number, stage in enumerate(recipe.resolved_stages(), start=1):
         length = f"{stage.max_steps} steps" if stage.max_steps > 0 else f"{stage.num_train_epochs:g} epochs"
-        data = ", ".join(data_names(stage.data))
+        weights = data_weights(stage.data)
+        data = ", ".join(name if weight == 1 else f"{name} (weight {weight:g})" for name, weight in weights)
         say(f"stage {number}, {stage.name}: {stage.method.name} trains {', '.join(stage.train)} for {length} on {data}")
         say(f"stage {number}, memory: {forecast(recipe, stage)}")
     say("the recipe is valid; nothing was trained (--dry-run)")

@@ -71,6 +71,8 @@ FOREIGN: dict[str, str] = {
     "image_dir": "`data.image_root`",
     "media_dir": "`data.image_root`",
     "max_samples": "`data.rows`",
+    "interleave_probs": "weights in `data.train`: [{path: a.json, weight: 2}, b.json]",
+    "mix_strategy": "weights in `data.train`: [{path: a.json, weight: 2}, b.json]",
     "max_seq_length": "`data.max_length`",
     "max_seq_len": "`data.max_length`",
     "model_max_length": "`data.max_length`",

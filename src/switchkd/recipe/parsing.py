@@ -125,6 +125,16 @@ def suggestion(word: str, candidates: Sequence[str]) -> str:
     return f"; did you mean `{near[0]}`?" if near else ""
 
 
+def _option_for(value: Any, kinds: Sequence[Any]) -> Any:
+    """Of one kind, or a plain value, a section with fields and a list of both: the one that `value` is written as."""
+    fitting: list[Any] = []
+    if isinstance(value, list):
+        fitting = [kind for kind in kinds if get_origin(kind) is tuple]
+    elif isinstance(value, Mapping):
+        fitting = [kind for kind in kinds if is_dataclass(kind)]
+    return (fitting or kinds)[0]
+
+
 @dataclass(frozen=True)
 class Builder:
     """Fills dataclasses from plain values.
@@ -149,17 +159,15 @@ class Builder:
             RecipeError: an unknown or missing key, a value of the wrong type, or what the dataclass itself refuses.
         """
         origin, options = get_origin(kind), get_args(kind)
-        if value is True and at in self.flags and kind not in (bool, Any) and not any(map(is_dataclass, options)):
-            raise RecipeError(f"--{at} needs a value, as in --{at} VALUE")
         if origin in (Union, UnionType):
-            if value is None or (isinstance(value, str) and value.lower() in ("none", "null")):
+            if NoneType in options and (value is None or str(value).lower() in ("none", "null")):
                 return None
-            kinds = [option for option in options if option is not NoneType]
-            # one, or one and a list of such
-            kind = next((kind for kind in kinds if (get_origin(kind) is tuple) == isinstance(value, list)), kinds[0])
+            kind = _option_for(value, [option for option in options if option is not NoneType])
             if is_dataclass(kind) and str(value).lower() in ("true", "false"):  # a section with its defaults, or none
                 return self.build(kind, {}, at) if str(value).lower() == "true" else None
             return self.build(kind, value, at)
+        if value is True and at in self.flags and kind not in (bool, Any):
+            raise RecipeError(f"--{at} needs a value, as in --{at} VALUE")
         if origin is dict:
             given = self._mapping(value, at, "a mapping")
             return {str(key): self.build(options[1], item, f"{at}.{key}") for key, item in given.items()}

@@ -17,7 +17,7 @@ from switchkd.models.capture import Vision
 from switchkd.models.quantize import Quantization
 from switchkd.recipe.field_checks import at_least, require, share
 from switchkd.recipe.foreign_names import FOREIGN
-from switchkd.recipe.parsing import Builder, RecipeError, lay_over, parse_flags, read_yaml
+from switchkd.recipe.parsing import Builder, lay_over, parse_flags, read_yaml
 from switchkd.recipe.saving import recipe_to_dict as recipe_to_dict
 from switchkd.recipe.saving import save_recipe as save_recipe
 from switchkd.recipe.training import LearningRates as LearningRates
@@ -103,11 +103,30 @@ class Pairing:
 
 
 @dataclass(frozen=True)
+class WeightedData:
+    """Data whose rows are seen more often than once in an epoch, or not all of them."""
+
+    #: As in `data.train`.
+    path: str
+    #: 2: every row twice in an epoch. 0.5: a random half of the rows, by `train.seed`, the same in every epoch.
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(bool(self.path), "path must name a file or a folder")
+        require(0 < self.weight <= 1000, f"weight must be above 0 and at most 1000, got {self.weight:g}")
+
+
+#: What rows are read from.
+Named = str | WeightedData | tuple[str | WeightedData, ...]
+
+
+@dataclass(frozen=True)
 class Data:
     """Training rows, in any of the forms and files of docs/data.md; detected."""
 
-    #: A file, a folder, a glob, or a data set of the hub (NAME:CONFIG:SPLIT); or a list of these.
-    train: str | tuple[str, ...]
+    #: A file, a folder, a glob, or a data set of the hub (NAME:CONFIG:SPLIT); or a list of these. `{path: a.json, weight: 2}` in the place
+    #: of a name sees its rows twice in an epoch, with a weight of 0.5 half of them.
+    train: Named
     #: Where image paths start; the data file's own folder if not given.
     image_root: str | None = None
     #: Columns that have names of their own: `{question: q, answer: a, image: img}`. Ours come first.
@@ -142,7 +161,7 @@ class Stage:
     name: str
     train: tuple[Part, ...] = ("vision", "projector", "language")
     method: Method | None = None
-    data: str | tuple[str, ...] | None = None
+    data: Named | None = None
     num_train_epochs: float | None = None
     max_steps: int | None = None
     learning_rate: float | None = None
@@ -165,9 +184,15 @@ class Stage:
         check_steps(self)
 
 
-def data_names(data: str | tuple[str, ...]) -> tuple[str, ...]:
-    """What a stage's `data` names, as a list."""
-    return (data,) if isinstance(data, str) else data
+def data_weights(data: Named) -> list[tuple[str, float]]:
+    """What a stage's `data` names, each with its weight."""
+    listed = (data,) if isinstance(data, str | WeightedData) else data
+    return [(one, 1.0) if isinstance(one, str) else (one.path, one.weight) for one in listed]
+
+
+def data_names(data: Named) -> list[str]:
+    """What a stage's `data` names."""
+    return [name for name, _ in data_weights(data)]
 
 
 @dataclass(frozen=True)
@@ -177,7 +202,7 @@ class ResolvedStage:
     name: str
     train: tuple[Part, ...]
     method: Method
-    data: str | tuple[str, ...]
+    data: Named
     num_train_epochs: float
     #: Above 0 it replaces `num_train_epochs`.
     max_steps: int
@@ -296,7 +321,6 @@ def build_recipe(tree: dict[str, Any], source: str, overrides: Sequence[str] = (
     method, stages = tree.get("method"), tree.get("stages")
     if isinstance(method, dict) and isinstance(stages, list):
         tree = {**tree, "stages": [_inherit_method(stage, method) for stage in stages]}
-    _refuse_weights(tree, source)
     recipe: Recipe = Builder(Recipe, {Method: METHODS}, source, flags.keys(), FOREIGN, _find_method).build(Recipe, tree)
     return recipe
 
@@ -309,19 +333,6 @@ def _with_named_method(section: Any) -> Any:
 
 def _find_method(kind: type, name: str) -> type | None:
     return find_plugin(name) if kind is Method else None
-
-
-def _refuse_weights(tree: dict[str, Any], source: str) -> None:
-    """Raise RecipeError where data are named with something beside their names, as other tools' weights are."""
-    written = {"data.train": tree.get("data")} | {
-        f"stages.{n}.data": one for n, one in enumerate(tree.get("stages") or [])
-    }
-    for at, section in written.items():
-        data = section.get(at.rpartition(".")[2]) if isinstance(section, dict) else None
-        if isinstance(data, dict) or (isinstance(data, list) and any(isinstance(one, dict) for one in data)):
-            raise RecipeError(
-                f"{source}: {at}: must be a name or a list of names; weights are not supported: name a file twice to see its rows twice"
-            )
 
 
 def _inherit_method(stage: Any, method: dict[str, Any]) -> Any:

@@ -18,6 +18,7 @@ from switchkd.data.formats import load_rows
 from switchkd.data.index import build_index
 from switchkd.data.reader import Reader
 from switchkd.data.template_choice import use_format
+from switchkd.data.weighing import weigh
 from switchkd.methods import Method, Need
 from switchkd.models import Pathway, load_pathway
 from switchkd.models.capture import Site
@@ -33,7 +34,7 @@ from switchkd.pairing.pair_report import PairReport, compare_models
 from switchkd.pairing.reading import OwnInputs, SameInputs
 from switchkd.pairing.vocabulary import Ids
 from switchkd.processes import processes
-from switchkd.recipe.schema import Recipe, ResolvedStage, Student, Teacher, data_names
+from switchkd.recipe.schema import Recipe, ResolvedStage, Student, Teacher, data_names, data_weights
 from switchkd.train import lora
 from switchkd.train.launch import check_launch
 from switchkd.train.lengths import row_length
@@ -242,7 +243,9 @@ def _check_attention(recipe: Recipe) -> None:
 
 
 def index_rows(run: RunContext, stage: ResolvedStage, directory: Path) -> Dataset:
-    """The stage's usable rows, from an index in which every row has been looked at once; what is wrong is left in `directory`.
+    """The stage's usable rows, each as often as its data weigh, from an index in which every row has been looked at once.
+
+    What is wrong with rows is left in `directory`.
 
     Raises:
         DataError: if too many rows cannot be used.
@@ -250,7 +253,7 @@ def index_rows(run: RunContext, stage: ResolvedStage, directory: Path) -> Datase
     """
     recipe = run.recipe
     directory.mkdir(parents=True, exist_ok=True)
-    rows = load_rows(stage.data, recipe.data.image_root, recipe.data.columns)
+    rows = load_rows(data_names(stage.data), recipe.data.image_root, recipe.data.columns)
     if recipe.data.rows is not None:
         if recipe.data.rows > len(rows):
             raise ValueError(
@@ -265,7 +268,7 @@ def index_rows(run: RunContext, stage: ResolvedStage, directory: Path) -> Datase
     )
     if isinstance(run.teacher_reading, OwnInputs) and "teacher" in stage.method.needs:
         check_aligned(index.rows, recipe.pair.min_aligned)
-    return index.rows
+    return weigh(index.rows, data_weights(stage.data), seed=recipe.train.seed)
 
 
 def open_stage(run: RunContext, stage: ResolvedStage, directory: Path, rows: Dataset | None = None) -> StageContext:
