@@ -11,6 +11,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, UseAppendAction, arg
 
+from switchkd.chat.model_names import by_name
 from switchkd.commands.presence import require_model, require_paths
 from switchkd.commands.verb import Verb, fail, model_libraries, say
 
@@ -29,7 +30,7 @@ class Chat(Verb):
     Example: switchkd chat --web teacher=runs/demo/teacher SFT=runs/demo/sft/student Switch-KD=runs/demo/switch-kd/student
     """
 
-    #: A checkpoint directory, or a name on the Hugging Face hub; several with --web, as NAME=MODEL if they are to be called something.
+    #: A checkpoint directory, a run, or a name on the hub; several with --web, as NAME=MODEL if they are to be called something.
     models: Annotated[Positional[tuple[str, ...]], arg(metavar="[NAME=]MODEL ...")]
     #: The image to talk about; several, shown to the model together, as --image A --image B (not with --web).
     image: UseAppendAction[tuple[Path, ...]] = ()
@@ -61,12 +62,13 @@ class Chat(Verb):
         if self.host is not None:
             return fail("--host is that of the page: add --web", 2)
         require_paths(self.image)
-        require_model(self.models[0])
+        (model,) = by_name(self.models).values()
+        require_model(model)
         with model_libraries():
             from switchkd.chat.conversation import Conversation, talk
             from switchkd.evaluate.generate import load
 
-        conversation = Conversation(*load(self.models[0]), max_new_tokens=self.max_new_tokens)
+        conversation = Conversation(*load(model), max_new_tokens=self.max_new_tokens)
         conversation.show(self.image)
         if self.question is None:
             talk(conversation)
@@ -76,8 +78,6 @@ class Chat(Verb):
 
     def _serve(self) -> int:
         """Show the page until Ctrl-C, SIGTERM or SIGHUP (`switchkd.interrupts`)."""
-        from switchkd.chat.model_names import by_name
-
         require_paths(self.image)
         for path in by_name(self.models).values():
             require_model(path)

@@ -21,7 +21,7 @@ class Convert(Verb):
     Example: switchkd convert runs/mine/student exported --language Qwen/Qwen2.5-0.5B --vision google/siglip-so400m-patch14-384
     """
 
-    #: A checkpoint directory, or a name on the Hugging Face hub; its config says which of the two formats it has.
+    #: A checkpoint directory, a run, or a name on the Hugging Face hub; its config says which of the two formats it has.
     source: Annotated[Positional[str], arg(metavar="MODEL")]
     #: A new directory.
     target: Annotated[Positional[Path], arg(metavar="OUTPUT")]

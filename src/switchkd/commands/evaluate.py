@@ -22,7 +22,7 @@ class Evaluate(Verb):
     Example: switchkd evaluate CHECKPOINT --benchmarks mme,pope,mmmu
     """
 
-    #: A checkpoint directory, or a name on the Hugging Face hub.
+    #: A checkpoint directory, a run, or a name on the Hugging Face hub.
     model: Annotated[Positional[str], arg(metavar="MODEL")]
     #: Questions in any form and file of docs/data.md. Not with --benchmarks.
     questions: Annotated[Positional[Path | None], arg(metavar="DATA")] = None

@@ -26,7 +26,7 @@ class Init(Verb):
 
     #: A new directory.
     output: Annotated[Positional[Path], arg(metavar="OUTPUT")]
-    #: A checkpoint directory or hub name; the student then reads the same images and, where it can, the same tokens.
+    #: A checkpoint directory, a run or a hub name; the student then reads the same images and, where it can, the same tokens.
     from_teacher: str | None = None
     #: A CLIP or SigLIP model for the student's vision encoder.
     vision: str | None = None

@@ -30,6 +30,7 @@ from switchkd.models.families.llava import VICUNA
 from switchkd.models.fill import fill
 from switchkd.models.opening import load_processor
 from switchkd.models.refusals import refuse_unusable
+from switchkd.models.run_folder import model_folder
 
 #: TinyLLaVA's prefixes → those of `LlavaForConditionalGeneration`. Every tensor has one of them.
 PREFIXES = {
@@ -67,7 +68,7 @@ def convert(source: str, target: Path, *, language: str | None = None, vision: s
         language: for TinyLLaVA's config, the hub name of the language model; an imported checkpoint remembers its own.
         vision: the hub name of the vision encoder, likewise.
     """
-    directory = Path(source)
+    directory = Path(model_folder(source))
     if not directory.is_dir():
         if directory.exists() or source.count("/") != 1 or source.startswith((".", "/")):
             raise ValueError(

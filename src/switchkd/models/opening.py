@@ -18,6 +18,7 @@ from transformers import (
 from switchkd import rendering
 from switchkd.models.families import FAMILIES, family_of
 from switchkd.models.refusals import read_object, refuse_unreadable, refuse_unusable
+from switchkd.models.run_folder import model_folder
 
 CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
@@ -33,12 +34,13 @@ _T = TypeVar("_T")
 
 
 def load_config(path: str | Path) -> PretrainedConfig:
-    """The config of a checkpoint directory or a name on the hub; of a family that is known, every size in it can be read.
+    """The config of a checkpoint directory, a run or a name on the hub; of a family that is known, every size in it can be read.
 
     Raises:
         ValueError: for a checkpoint that cannot be used, files that are broken, and attention code that would be downloaded.
         OSError: for a name that the hub does not have.
     """
+    path = model_folder(path)
     refuse_unusable(path)
     check_files(path)
     config: PretrainedConfig = naming(
@@ -57,13 +59,14 @@ def load_config(path: str | Path) -> PretrainedConfig:
 
 
 def load_processor(path: str | Path) -> ProcessorMixin:
-    """The processor of a checkpoint directory or a name on the hub, with a tokenizer and an image processor.
+    """The processor of a checkpoint directory, a run or a name on the hub, with a tokenizer and an image processor.
 
     Raises:
         ValueError: for a checkpoint that cannot be used or lacks a part of its processor; for files that are broken, naming those of
             the part that cannot be opened.
         OSError: for a name that the hub does not have.
     """
+    path = model_folder(path)
     refuse_unreadable(path)
     check_files(path)
     try:

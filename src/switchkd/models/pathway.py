@@ -17,6 +17,7 @@ from switchkd.models.families.family import Features
 from switchkd.models.opening import CONFIG, WEIGHTS, load_config, naming
 from switchkd.models.quantize import Quantization, bits_and_bytes, keep_gradients
 from switchkd.models.refusals import check_loaded, refuse_other_tensors
+from switchkd.models.run_folder import model_folder
 from switchkd.signals import Head, Sizes
 
 
@@ -187,7 +188,7 @@ def load_pathway(
     """A pathway from a checkpoint directory, a hub name or a model in memory.
 
     Args:
-        path_or_model: what `AutoModelForImageTextToText.from_pretrained` takes, or a model.
+        path_or_model: what `AutoModelForImageTextToText.from_pretrained` takes, the folder of a run, or a model.
         dtype: of the weights when they are loaded: `auto` keeps the checkpoint's own.
         attn_implementation: `auto` lets transformers choose, which is SDPA where the model has it.
         quantization: of the language model's linear layers, with bitsandbytes.
@@ -204,7 +205,7 @@ def load_pathway(
         )
     if isinstance(path_or_model, PreTrainedModel):
         return Pathway(path_or_model)
-    name = str(path_or_model)
+    name = model_folder(path_or_model)
     if not Path(name).exists() and (name.startswith((".", "/")) or name.count("/") != 1):
         raise ValueError(f"{name} is neither a checkpoint directory nor the name of a model on the Hugging Face hub")
     config = load_config(name)

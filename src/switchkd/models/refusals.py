@@ -12,6 +12,7 @@ from typing import Any
 from huggingface_hub import snapshot_download
 
 from switchkd.manifest import MANIFEST, find_damage
+from switchkd.models.run_folder import model_folder
 
 #: The files that say what a checkpoint is and how it reads.
 _SMALL = ["*.json", "*.jinja", "*.model", "*.txt"]
@@ -37,6 +38,7 @@ _TRANSFORMERS = "the same model as `save_pretrained` of transformers writes it (
 
 def refuse_unreadable(name: str | Path) -> None:
     """Raise ValueError for a checkpoint that cannot be used, or that lacks its vocabulary or image processor."""
+    name = model_folder(name)
     refuse_unusable(name)
     refuse_without_vocabulary(name)
     folder = _folder(name)
@@ -46,6 +48,7 @@ def refuse_unreadable(name: str | Path) -> None:
 
 def refuse_unusable(name: str | Path) -> None:
     """Raise ValueError, with the cause and what to do, for a checkpoint that is no vision-language model of a known family."""
+    name = model_folder(name)
     refuse_other_forms(name)
     folder = _folder(name)
     if folder is not None:
@@ -69,6 +72,7 @@ def refuse_absent(name: str | Path) -> None:
 
 def refuse_other_forms(name: str | Path) -> None:
     """Raise ValueError for what is not in transformers' form, whatever model it is. It may lie here without weights."""
+    name = model_folder(name)
     path = Path(name)
     if path.is_file():
         kind = {".gguf": "a GGUF file, llama.cpp's form", ".safetensors": "a file of weights"}.get(

@@ -32,7 +32,7 @@ Part = Literal["vision", "projector", "language"]
 
 @dataclass(frozen=True)
 class Teacher:
-    """The frozen model that is learned from: a checkpoint directory or a name on the Hugging Face hub."""
+    """The frozen model that is learned from: a checkpoint directory, a run, or a name on the Hugging Face hub."""
 
     path: str
     #: "auto" keeps the precision of the checkpoint.
@@ -62,7 +62,7 @@ class LoRA:
 
 @dataclass(frozen=True)
 class Student:
-    """The model that is trained: a checkpoint directory or a name on the Hugging Face hub."""
+    """The model that is trained: a checkpoint directory, a run, or a name on the Hugging Face hub."""
 
     path: str
     #: Of the weights as they are loaded. Parts that learn are float32 at least; those that are frozen keep this. `train.bf16` computes in

@@ -6,13 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from switchkd.data.errors import DataError
+from switchkd.models.run_folder import STUDENT
 from switchkd.report import choose, probe
 from switchkd.report.evidence import Evidence, Model
 from switchkd.report.gather import gather
 from switchkd.report.page import write_page
 from switchkd.report.sections import scores_of
 from switchkd.train.model_card import add_results
-from switchkd.train.output import STUDENT
 
 _log = logging.getLogger(__name__)
 

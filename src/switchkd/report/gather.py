@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from switchkd.models.run_folder import RECIPE, STUDENT
 from switchkd.report.evidence import TEN, Curve, Evidence, Model
 from switchkd.report.plot import curves_of
 from switchkd.results.benchmark_results import BenchmarkResults
@@ -61,9 +62,11 @@ def _baseline(models: Sequence[Model], wanted: str | None, study: StudyResults |
 
 def _models(path: Path) -> Iterator[Model]:
     """The models of one argument."""
+    if path.name == STUDENT and (path.parent / RECIPE).exists():
+        path = path.parent
     if path.is_file():
         yield _of_results(path)
-    elif (path / "recipe.yaml").exists():
+    elif (path / RECIPE).exists():
         yield read_run(path, path.name)
     elif path.is_dir():
         evaluated = sorted(path.glob("*.results.json"))

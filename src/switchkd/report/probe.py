@@ -24,6 +24,7 @@ from switchkd.evaluate.attention import attention_maps
 from switchkd.evaluate.questions import Question, prompt, questions
 from switchkd.losses import knee
 from switchkd.methods import SFT, SwitchKD
+from switchkd.models.run_folder import STUDENT
 from switchkd.pairing import Pair
 from switchkd.recipe.schema import Recipe, Stage, load_recipe
 from switchkd.report.evidence import PATHWAYS, Agreement, Probe
@@ -31,7 +32,6 @@ from switchkd.results.question_results import Prediction
 from switchkd.results.score import is_right
 from switchkd.signals import Route
 from switchkd.train import checkpoint
-from switchkd.train.output import STUDENT
 from switchkd.train.stage import open_run
 
 #: Longest side of an image that is handed on, in pixels.

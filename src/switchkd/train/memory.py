@@ -27,6 +27,7 @@ from switchkd.methods import Method, Need
 from switchkd.models import Pathway
 from switchkd.models.families import Family
 from switchkd.models.layers import recompute
+from switchkd.models.run_folder import model_folder
 from switchkd.pairing import Pair
 from switchkd.pairing.bridge import Bridge
 from switchkd.pairing.compatibility import compare
@@ -113,7 +114,7 @@ def forecast(recipe: Recipe, stage: ResolvedStage) -> str:
     """The estimate for the largest batch that a recipe allows, for a reader, or why there is none; reads configs and no weights."""
     configs = []
     for model in (recipe.student, recipe.teacher) if recipe.teacher else (recipe.student,):
-        path, where = model.path, {"revision": model.revision} if model.revision else {}
+        path, where = model_folder(model.path), {"revision": model.revision} if model.revision else {}
         try:
             configs.append(AutoConfig.from_pretrained(path, **where, local_files_only=True, trust_remote_code=False))
         except (OSError, ValueError):

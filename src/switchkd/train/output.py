@@ -8,11 +8,10 @@ from pathlib import Path
 from filelock import Timeout
 
 from switchkd.lock import Lock
+from switchkd.models.run_folder import RECIPE, STUDENT
 from switchkd.recipe.schema import Recipe, load_recipe, save_recipe
 from switchkd.train.agree import on_main
 
-RECIPE = "recipe.yaml"
-STUDENT = "student"
 _LOCK = ".lock"
 _log = logging.getLogger(__name__)
 
@@ -41,7 +40,7 @@ def open_output(recipe: Recipe, *, resume: bool) -> Iterator[Path]:
 def started(output: Path) -> bool:
     """Whether a run has left a checkpoint or a line of metrics in its folder, or more."""
     logs = [file for file in output.glob("*/metrics.jsonl") if file.stat().st_size > 0]
-    return bool(logs) or any(output.glob("*/*checkpoint-*")) or (output / "student").exists()
+    return bool(logs) or any(output.glob("*/*checkpoint-*")) or (output / STUDENT).exists()
 
 
 def _hold(output: Path, lock: Lock) -> None:

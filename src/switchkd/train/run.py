@@ -23,6 +23,7 @@ from switchkd.files import naming_full_disks, replace_folder, write_together
 from switchkd.interrupts import caught
 from switchkd.manifest import MANIFEST, write_manifest
 from switchkd.models.layers import compile_layers
+from switchkd.models.run_folder import STUDENT
 from switchkd.processes import processes
 from switchkd.recipe.schema import data_names, recipe_to_dict
 from switchkd.recipe.trainer_arguments import UPLOAD
@@ -31,7 +32,6 @@ from switchkd.train.agree import on_main
 from switchkd.train.launch import check_accelerator
 from switchkd.train.model_card import model_card
 from switchkd.train.origin import ORIGIN, check_origin, origin_of
-from switchkd.train.output import STUDENT
 from switchkd.train.precision import HALF
 from switchkd.train.progress import Progress
 from switchkd.train.stage import StageContext, total_steps
