@@ -1,14 +1,15 @@
 """Counts what is alive and what is computed while a step runs on tensors without memory."""
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry, sdpa_backward_flop, sdpa_flop
+
+from switchkd.train.operations import operations_of
 
 
 class Live(TorchDispatchMode):
@@ -38,8 +39,7 @@ class Live(TorchDispatchMode):
             args = (args[0], [_places(index) for index in args[1]])
             args = (args[0], [index for group in args[1] for index in group])
         result = func(*args, **kwargs)
-        if func._overloadpacket in _OPERATIONS:
-            self.flops += int(_OPERATIONS[func._overloadpacket](*args, **kwargs, out_val=result))
+        self.flops += operations_of(func, args, kwargs, result)
         if not given and isinstance(result, Tensor) and not result.dtype.is_floating_point:
             with unset_fake_temporarily():
                 return func(*args, **kwargs)
@@ -78,22 +78,6 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
 _DEVICE = torch.ops.prim.device.default
 #: A product of bf16 factors with a float32 sum; there is none before torch 2.8.
 _SUM_OF_OTHER_TYPE = getattr(torch.ops.aten.addmm, "dtype_out", None)
-
-
-def _attention(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
-    return int(sdpa_flop(query, key, value))
-
-
-def _attention_backward(out: Any, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
-    return int(sdpa_backward_flop(out, query, key, value))
-
-
-#: What counts the operations of a function; torch has nothing for attention on a CPU.
-_OPERATIONS: dict[Any, Callable[..., Any]] = {
-    **flop_registry,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
-}
 
 
 def _places(index: Tensor | None) -> list[Tensor | None]:

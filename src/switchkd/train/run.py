@@ -32,6 +32,7 @@ from switchkd.train.agree import on_main
 from switchkd.train.launch import check_accelerator
 from switchkd.train.model_card import model_card
 from switchkd.train.origin import ORIGIN, check_origin, origin_of
+from switchkd.train.peak import find_peak
 from switchkd.train.precision import HALF
 from switchkd.train.progress import Progress
 from switchkd.train.stage import StageContext, total_steps
@@ -80,6 +81,7 @@ def train_stage(context: StageContext, *, accept_changes: bool = False) -> None:
     ran = what_ran(trainer, context.pair.student, stage=context.stage.name, steps=steps)
     _log.info("%s", "; ".join(f"{name}: {value}" for name, value in ran.items() if name != "software"))
     trainer.card = _card(context, ran)
+    trainer.speed.peak = find_peak(trainer.args.device)
     trainer.add_callback(Progress(context.stage.name, trainer.terms, trainer.speed))
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)

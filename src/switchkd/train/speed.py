@@ -3,15 +3,30 @@
 import resource
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
 
+from switchkd.train.operations import CountOperations
+from switchkd.train.peak import Peak
+
 
 class Speed:
-    """Counts tokens and samples of all processes, for what is said of them now and then."""
+    """Counts tokens and samples of all processes, for what is said of them now and then.
 
-    def __init__(self) -> None:
+    Operations are counted in one micro-batch, and later tokens are taken to cost as many: counting them takes longer than launching them.
+
+    Args:
+        processes: among which the tokens are spread.
+        peak: what operations are held against.
+    """
+
+    def __init__(self, processes: int = 1, peak: Peak | None = None) -> None:
+        self.processes = processes
+        self.peak = peak or Peak()
+        self._per_token = 0.0
         self._tokens = self._samples = 0
         self._first, self._begun = 0, time.monotonic()
         self._since = self._begun
@@ -21,6 +36,18 @@ class Speed:
         self._tokens += tokens
         self._samples += samples
 
+    @property
+    def knows_operations(self) -> bool:
+        """Whether `operations` has counted."""
+        return self._per_token > 0
+
+    @contextmanager
+    def operations(self, tokens: int) -> Iterator[None]:
+        """Count the operations of one micro-batch of this process, which has so many tokens."""
+        with CountOperations() as counted:
+            yield
+        self._per_token = counted.total / tokens
+
     def begin(self, step: int) -> None:
         """Training begins behind this step."""
         self._tokens = self._samples = 0
@@ -28,18 +55,29 @@ class Speed:
         self._since = self._begun
 
     def since_last(self, step: int, steps: int) -> str:
-        """Tokens and samples per second since the last time this was asked, peak memory, and the time left at the pace so far."""
+        """Tokens and samples per second since the last time this was asked, operations per second and their share of the peak, peak
+        memory, and the time left at the pace so far.
+        """
         now = time.monotonic()
         seconds, each = max(now - self._since, 1e-9), (now - self._begun) / max(step - self._first, 1)
         said = (
             f"{self._tokens / seconds:,.0f} tokens/s",
             f"{self._samples / seconds:,.1f} samples/s",
+            *self._reached(self._tokens / seconds),
             f"{peak_memory() / 2**30:.1f} GiB at most",
             f"{timedelta(seconds=round(each * (steps - step)))} left",
         )
         self._tokens = self._samples = 0
         self._since = now
         return "  ".join(said)
+
+    def _reached(self, tokens_per_second: float) -> list[str]:
+        """TFLOP/s of one device, and its MFU."""
+        if not self.knows_operations:
+            return []
+        tflops = self._per_token * tokens_per_second / self.processes / 1e12
+        each = " per process" if self.processes > 1 else ""
+        return [f"{tflops:.3g} TFLOP/s{each}", *self.peak.shares(tflops)]
 
 
 def peak_memory() -> int:

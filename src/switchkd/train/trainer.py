@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ class DistillationTrainer(Trainer):
         self._batches: tuple[int, list[tuple[str, ...]]] = (0, [])
         #: The names of the method's terms, from the first batch on.
         self.terms: list[str] = []
-        self.speed = Speed()
+        self.speed = Speed(args.world_size)
 
     # ---- loss
 
@@ -161,13 +162,15 @@ class DistillationTrainer(Trainer):
         self.speed.count(read, samples)
         return count
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """One micro-batch, forward and backward.
+    def training_step(self, model: torch.nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """One micro-batch, forward and backward; the first one's operations are counted.
 
         Where no sample of the global batch has an image, ranks still ran a blank one (models/pathway.py) and the vision encoder has a
         gradient of zero: taken away, or momentum and weight decay would move what a single process leaves alone.
         """
-        loss = super().training_step(*args, **kwargs)
+        known = self.speed.knows_operations
+        with nullcontext() if known else self.speed.operations(int(inputs.student.lengths.sum())):
+            loss = super().training_step(model, inputs, *args, **kwargs)
         if self.accelerator.sync_gradients and not self._has_images:
             bridge = [] if self.pair.bridge is None else list(self.pair.bridge.parameters())
             parts = [self.pair.student.part_parameters(name).values() for name in ("vision", "projector")]
