@@ -1,6 +1,10 @@
 """Files and folders are complete or not there at all."""
 
+import os
+
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from switchkd.files import replace_folder, write_together
 
@@ -54,3 +58,18 @@ def test_what_a_killed_process_left_is_cleared_or_restored(tmp_path):
         assert names(tmp_path / "student") == ["file"]  # killed between moving the old one away and the new one in
     assert names(tmp_path) == ["student"]
     assert names(tmp_path / "student") == []
+
+
+def test_files_of_a_new_folder_have_the_permissions_of_the_umask(tmp_path):
+    """Also those of safetensors, which keeps its files to their owner."""
+    for umask, expected in ((0o022, 0o644), (0o077, 0o600), (0o002, 0o664)):
+        before = os.umask(umask)
+        try:
+            with replace_folder(tmp_path / "student") as folder:
+                (folder / "inside").mkdir()
+                save_file({"a": torch.zeros(1)}, folder / "inside" / "model.safetensors")
+                (folder / "config.json").write_text("{}")
+        finally:
+            os.umask(before)
+        files = [path for path in (tmp_path / "student").rglob("*") if path.is_file()]
+        assert [path.stat().st_mode & 0o777 for path in files] == [expected] * 2

@@ -48,9 +48,7 @@ def replace_folder(target: Path) -> Iterator[Path]:
     try:
         with naming_full_disks(target):
             yield staging
-        for path in (*staging.rglob("*"), staging):
-            if not path.is_symlink():
-                flush(path)
+        settle(staging)
         if target.exists():
             os.rename(target, previous)
         os.rename(staging, target)
@@ -58,6 +56,20 @@ def replace_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(previous, ignore_errors=True)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def settle(folder: Path) -> None:
+    """Have a folder and all in it on the disk, readable by those whom the user lets read it: safetensors keeps its files to their owner.
+
+    The folder was made with the user's umask, and its files get the same permissions, without that to run them.
+    """
+    mode = folder.stat().st_mode & 0o666
+    for path in (*folder.rglob("*"), folder):
+        if path.is_symlink():
+            continue
+        if path.is_file() and path.stat().st_mode & 0o777 != mode:
+            path.chmod(mode)
+        flush(path)
 
 
 #: What a disk says that takes no more: it is full, a quota is, it was mounted or has become read-only.

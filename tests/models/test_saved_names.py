@@ -9,31 +9,9 @@ from safetensors import safe_open
 from tiny_families import BUILDS, tiny
 from transformers import AutoModelForImageTextToText
 
+from switchkd.export.engines import HUB_LAYERS
 from switchkd.models.fill import fill
 
-TOWER = ("vision_tower.vision_model.encoder.layers", "language_model.model.layers")
-QWEN = ("visual.blocks", "model.layers")
-TILES = ("model.vision_model.encoder.layers", "model.text_model.layers")
-INTERNVL = ("vision_tower.encoder.layer", "language_model.model.layers")
-#: Build → where its published checkpoints have the layers of both sides.
-LAYERS = {
-    "llava-clip-llama": TOWER,
-    "llava-siglip-qwen2": TOWER,
-    "llava_next-llama": TOWER,
-    "llava_next-mistral": TOWER,
-    "llava_onevision": TOWER,
-    "paligemma": TOWER,
-    "paligemma2": TOWER,
-    "gemma3": TOWER,
-    "qwen2_vl": QWEN,
-    "qwen2_5_vl": QWEN,
-    "qwen3_vl": ("model.visual.blocks", "model.language_model.layers"),
-    "idefics3": TILES,
-    "smolvlm": TILES,
-    "internvl-qwen2": INTERNVL,
-    "internvl-qwen3": INTERNVL,
-    "mistral3": ("vision_tower.transformer.layers", "language_model.model.layers"),
-}
 #: Build → the public checkpoint whose names are known whole.
 PUBLIC = {"llava-clip-llama": "llava-1.5-7b-hf", "qwen2_5_vl": "qwen2.5-vl-7b-instruct"}
 
@@ -52,7 +30,7 @@ def test_tensors_have_the_names_of_the_hub(build, tmp_path):
     model = tiny(build, depth=2)
     fill(type(model), model.config, dict(model.state_dict())).save_pretrained(tmp_path / "filled")
     saved = names(tmp_path / "filled")
-    assert {name.split(".0.")[0] for name in saved if ".0." in name} >= set(LAYERS[build])
+    assert {name.split(".0.")[0] for name in saved if ".0." in name} >= set(HUB_LAYERS[model.config.model_type])
     loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "filled")
     assert all(value.equal(loaded.state_dict()[name]) for name, value in model.state_dict().items())
     loaded.save_pretrained(tmp_path / "plain")

@@ -9,6 +9,7 @@ from switchkd.commands.data import Data
 from switchkd.commands.demo import Demo
 from switchkd.commands.doctor import Doctor
 from switchkd.commands.evaluate import Evaluate
+from switchkd.commands.export import Export
 from switchkd.commands.init import Init
 from switchkd.commands.models import Models
 from switchkd.commands.report import Report
@@ -16,6 +17,19 @@ from switchkd.commands.study import Study
 from switchkd.commands.train import Train
 from switchkd.commands.verb import Verb
 
-VERBS: tuple[type[Verb], ...] = (Demo, Train, Evaluate, Report, Chat, Doctor, Study, Init, Convert, Data, Models)
+VERBS: tuple[type[Verb], ...] = (
+    Demo,
+    Train,
+    Evaluate,
+    Report,
+    Chat,
+    Doctor,
+    Study,
+    Init,
+    Convert,
+    Export,
+    Data,
+    Models,
+)
 
 __all__ = ["VERBS", "Verb"]

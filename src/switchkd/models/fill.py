@@ -55,7 +55,11 @@ def fill(
             )
     model.load_state_dict(tensors, assign=True, strict=False)
     model.tie_weights()
-    # as `from_pretrained` leaves it, so that files get the names that the hub has
-    vars(model)["_weight_conversions"] = get_model_conversion_mapping(model, add_legacy=False)
+    name_as_on_the_hub(model)
     model.eval()
     return model
+
+
+def name_as_on_the_hub(model: PreTrainedModel) -> None:
+    """Have `save_pretrained` give tensors the names of published checkpoints, whatever those of the files were that the model came from."""
+    vars(model)["_weight_conversions"] = get_model_conversion_mapping(model, add_legacy=False)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import ProcessorMixin
 
 from switchkd.data.processor_files import save_processor
-from switchkd.files import flush
+from switchkd.files import flush, settle
 from switchkd.manifest import MANIFEST, absent_files, find_damage, read_manifest, write_manifest
 from switchkd.models import Pathway
 from switchkd.pairing.bridge import Bridge
@@ -149,8 +149,7 @@ def publish(run: str | Path, step: int) -> Path:
     name = f"checkpoint-{step}"
     staged, target = Path(staging(run)) / name, Path(run) / name
     write_manifest(staged)
-    for path in (*staged.rglob("*"), staged):
-        flush(path)
+    settle(staged)
     if target.exists():
         _set_aside(target, "another one was saved for this step")
     os.rename(staged, target)

@@ -6,11 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, try_to_load_from_cache
 
 from switchkd.files import write_together
+from switchkd.models.run_folder import model_folder
 
 _TASK = "image-text-to-text"
+#: Begins what an export adds.
+_SERVING = "\n## Serving\n"
 
 
 def model_card(
@@ -44,7 +47,7 @@ def model_card(
         tags=["switchkd", "knowledge-distillation"],
         base_model=[path for path in (student, teacher) if path and _on_the_hub(path)] or None,
         datasets=[name for path in data if _on_the_hub(name := path.split(":")[0])] or None,
-        license=_license(Path(student)),
+        license=_license(student),
     )
     differ = "".join(f"\n- {line}" for line in mismatches)
     differ = f"\n## Where student and teacher differ\n{differ}\n" if differ else ""
@@ -113,15 +116,51 @@ def add_results(
     write_together({file: str(card)})
 
 
+def card_of_export(
+    model: str, *, named: str, license_name: str | None, dtype: str, serving: str
+) -> tuple[str, str | None]:
+    """README.md of an exported model, and the licence that it names: the model's own card with its new precision and how it is served.
+
+    Args:
+        model: its folder, or its name on the hub.
+        named: what the user called it.
+        license_name: the licence, where another one is asked for than that of its own card.
+        dtype: of the exported weights.
+        serving: Markdown.
+    """
+    file = _card_file(model)
+    if file is None:
+        base = [model] if _on_the_hub(model) else None
+        metadata = ModelCardData(base_model=base, tags=["switchkd"])
+        card = ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n# {Path(named).name}\n")
+    else:
+        card = ModelCard(file.read_text(encoding="utf-8"), ignore_metadata_errors=True)
+    data: Any = card.data
+    data.license = license_name or data.license
+    data.library_name, data.pipeline_tag = data.library_name or "transformers", data.pipeline_tag or _TASK
+    text = re.sub(r"(?m)^\| precision of the weights \| .* \|$", f"| precision of the weights | {dtype} |", card.text)
+    card.text = f"{text.split(_SERVING)[0].rstrip()}\n{_SERVING}\nThe weights are {dtype}.\n\n{serving}\n"
+    return str(card), data.license
+
+
 def _on_the_hub(path: str) -> bool:
     """Whether it is a name on the hub (OWNER/NAME) and no path of this machine."""
     return re.fullmatch(r"[\w.-]+/[\w.-]+", path) is not None and not path.startswith(".") and not Path(path).exists()
 
 
-def _license(model: Path) -> str | None:
-    """What the model's own card says, where it is a folder with one."""
-    card = model / "README.md"
-    if not card.is_file():
+def _card_file(model: str) -> Path | None:
+    """The model's own card: of a folder, or as it lies in the cache of the hub."""
+    if Path(model).is_dir():
+        card = Path(model, "README.md")
+        return card if card.is_file() else None
+    cached = try_to_load_from_cache(model, "README.md") if _on_the_hub(model) else None
+    return Path(cached) if isinstance(cached, str) else None
+
+
+def _license(model: str) -> str | None:
+    """What the model's own card says, where it can be read."""
+    card = _card_file(model_folder(model))
+    if card is None:
         return None
     metadata: Any = ModelCard(card.read_text(encoding="utf-8"), ignore_metadata_errors=True).data
     return None if metadata.license is None else str(metadata.license)
