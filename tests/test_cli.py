@@ -13,7 +13,9 @@ from tiny import IMAGE_SIZE, tiny_processor
 from tiny_models import tiny_llava
 
 from switchkd import cli
+from switchkd.commands.evaluate import Evaluate
 from switchkd.commands.train import Train
+from switchkd.interrupts import Interrupted
 from switchkd.recipe.schema import load_recipe
 from switchkd.versions import __version__
 from switchkd.world import student_path, teacher_path
@@ -231,6 +233,18 @@ def test_the_doctor_looks_at_a_pair_without_weights(student, tmp_path, capsys):
     config["model_type"] = "unheard_of"
     (other / "config.json").write_text(json.dumps(config))
     assert run("doctor", "--teacher", str(other), "--student", str(student)) == 1
+
+
+def test_an_interrupted_run_says_the_command_that_goes_on(monkeypatch, capsys):
+    def stopped(*_):
+        raise Interrupted(2, "SIGINT: saved")
+
+    for verb in (Train, Evaluate):
+        monkeypatch.setattr(verb, "run", stopped)
+    assert run("train", "a  b.yaml", "--no-resume", "--train.seed", "3") == 130
+    assert capsys.readouterr().err == "switchkd: SIGINT: saved\nTo go on: switchkd train 'a  b.yaml' --train.seed 3\n"
+    assert run("evaluate", "m", "d") == 130
+    assert capsys.readouterr().err == "switchkd: SIGINT: saved\n"
 
 
 def test_the_doctors_verdict_is_the_exit_code(monkeypatch, capsys, tmp_path):

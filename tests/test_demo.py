@@ -31,7 +31,7 @@ def finished(tmp_path_factory):
 
 def test_the_demo_leaves_what_it_promises(finished):
     assert {path.name for path in finished.iterdir()} == {
-        "data", "loss.html", "results.json", "seed", "sft", "student-init", "switch-kd", "table.md", "teacher",
+        "data", "report.html", "results.json", "seed", "sft", "student-init", "switch-kd", "table.md", "teacher",
         "teacher.results.json", "teacher.results.predictions.jsonl",
     }  # fmt: skip
     table = json.loads((finished / "results.json").read_text())
@@ -39,7 +39,9 @@ def test_the_demo_leaves_what_it_promises(finished):
     for row in table.values():
         assert row["Switch-KD − SFT"] == pytest.approx(row["Switch-KD"] - row["SFT"])
     assert (finished / "table.md").read_text().startswith("| kind | teacher | SFT | Switch-KD |")
-    assert "plotly" in (finished / "loss.html").read_text()
+    page = (finished / "report.html").read_text()
+    assert all(f">{name}<" in page for name in ("teacher", "sft", "switch-kd"))
+    assert "of 20 test questions" in page or "20 questions" in page
 
 
 def test_both_students_differ_in_the_method_alone(finished):

@@ -1,9 +1,11 @@
 """A recipe from start to end on real files, what it leaves behind, and what it refuses."""
 
+import contextlib
 import csv
 import gzip
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +22,7 @@ from torch import nn
 from transformers import AutoModelForImageTextToText
 
 from switchkd import distill
+from switchkd.cli import main
 from switchkd.data.reader import Reader
 from switchkd.doctor import examine
 from switchkd.recipe.schema import load_recipe
@@ -52,13 +55,56 @@ def fresh(files, tmp_path):
 
 @pytest.fixture(scope="module")
 def finished(files):
-    distill(load_recipe(files / "recipe.yaml"))
+    with (
+        (files / "told.txt").open("w") as told,
+        (files / "table.txt").open("w") as table,
+        contextlib.redirect_stderr(told),
+        contextlib.redirect_stdout(table),
+    ):
+        assert main(["train", str(files / "recipe.yaml")]) == 0
     return files / "run"
+
+
+def test_a_run_says_what_runs_what_the_doctor_found_what_came_out_and_what_is_next(files, finished):
+    told, table = ((files / name).read_text() for name in ("told.txt", "table.txt"))
+    lines = told.splitlines()
+    assert lines.count("1 process, bf16 off, device cpu") == 1
+    findings = len(re.findall(r" INFO: doctor: \w+: ", (finished / "train.log").read_text()))
+    summary = [line for line in lines if line.startswith("doctor: ")]
+    assert len(summary) == 2
+    assert re.match(rf"doctor: {findings} checks: \d+ fine", summary[0])
+    assert "of 1,596 tokens (11.3%) are answers" in summary[1]
+    assert "GiB per device" in summary[1]
+    assert not re.search(r"^ ok ", told, re.MULTILINE)  # of the findings those that are not well alone
+    steps = [line for line in lines if line.startswith("train: step ")]
+    assert re.match(
+        r"train: step 6 of 6  loss .*  ce .*  align .*  switch .*  lr .* tokens/s .* GiB at most .* left$", steps[-1]
+    )
+    assert re.search(r"^│ perception +│ +\d", table, re.MULTILINE)
+    picture = files / "data" / "images" / "test-0.png"
+    assert lines[-4:] == [
+        f"the student is in {finished}/student",
+        "next:",
+        f"  switchkd report {finished} -o {finished}/report.html",
+        f"  switchkd chat {finished}/student --image {picture}",
+    ]
+
+
+def test_the_log_of_a_run_has_every_line_that_was_told_and_its_date(files, finished):
+    log = (finished / "train.log").read_text()
+    told = [
+        line
+        for line in (files / "told.txt").read_text().splitlines()
+        if line.startswith(("doctor:", "1 proc", "train:"))
+    ]
+    assert len(told) >= 4
+    for line in told:
+        assert re.search(rf"^\d{{4}}-\d\d-\d\d .*: {re.escape(line)}$", log, re.MULTILINE), line
 
 
 def test_a_run_leaves_what_it_promises(finished):
     assert {path.name for path in finished.iterdir()} == {
-        "1-train", "recipe.yaml", "results.json", "results.predictions.jsonl", "student",
+        "1-train", "recipe.yaml", "results.json", "results.predictions.jsonl", "student", "train.log",
     }  # fmt: skip
     assert {path.name for path in (finished / "1-train").iterdir()} == {
         "checkpoint-4", "checkpoint-6", "metrics.jsonl", "rows.json", "tensorboard",

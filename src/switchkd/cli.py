@@ -5,6 +5,7 @@ or 129 ended by Ctrl-C, SIGTERM or SIGHUP.
 """
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any, Union
@@ -13,7 +14,7 @@ import tyro
 from tyro.conf import subcommand
 
 from switchkd.commands import VERBS, Verb
-from switchkd.commands.verb import fail
+from switchkd.commands.verb import fail, say
 from switchkd.recipe.parsing import RecipeError, suggestion
 
 
@@ -49,7 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with ended_by_signals():
             return verb.run(fields)
     except KeyboardInterrupt as stop:
-        return fail(str(stop) or "interrupted", getattr(stop, "code", 130))
+        code = fail(str(stop) or "interrupted", getattr(stop, "code", 130))
+        if verb.goes_on:
+            _say_how_to_go_on(sys.argv[1:] if arguments is None else arguments)
+        return code
     except Exception as error:
         if os.environ.get("SWITCHKD_DEBUG") == "1":
             raise
@@ -57,6 +61,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         message = str(error) if expected and str(error) else f"{type(error).__name__}: {error}"
         hint = "" if expected else " (SWITCHKD_DEBUG=1 shows where)"
         return fail(message + hint, 2 if isinstance(error, RecipeError) else 1)
+
+
+def _say_how_to_go_on(arguments: Sequence[str]) -> None:
+    """Print the command, ready to copy."""
+    launched = ", launched as before" if os.environ.get("WORLD_SIZE", "1") != "1" else ""
+    say(f"To go on{launched}: {shlex.join(['switchkd', *(word for word in arguments if word != '--no-resume')])}")
 
 
 def split_fields(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

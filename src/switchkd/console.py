@@ -1,5 +1,6 @@
 """What long loops tell the user, on stderr: a bar on a terminal, a few plain lines elsewhere."""
 
+import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -11,12 +12,16 @@ from rich.text import Text
 
 #: Seconds between two plain lines, at least.
 SECONDS_BETWEEN_LINES = 5.0
+#: What the user was told; a run keeps it in a file (`train/run_log.py`).
+TOLD = logging.getLogger("switchkd.told")
+TOLD.propagate = False  # it is on stderr already
 _T = TypeVar("_T")
 
 
 def say(message: str) -> None:
     """One line for the user, on stderr."""
     print(message, file=sys.stderr, flush=True)
+    TOLD.info("%s", message)
 
 
 class _Rate(ProgressColumn):

@@ -1,6 +1,7 @@
-"""The demo: one teacher, and two students that differ in the method alone, on the procedural world."""
+"""The demo: one teacher, and two students that differ in the method alone, on the procedural world; and a report about them."""
 
 import json
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -8,16 +9,19 @@ from pathlib import Path
 from rich.console import Console
 
 from switchkd import world
+from switchkd.console import say
 from switchkd.distillation import distill
 from switchkd.evaluate import evaluate_model
 from switchkd.files import write_together
 from switchkd.methods import SFT
 from switchkd.recipe.schema import Recipe, load_recipe
-from switchkd.report.plot import loss_plot
+from switchkd.report.build import report
 from switchkd.report.table import compare, markdown_table, rich_table
 
 #: Pictures of each split; every one comes with ten questions.
 TRAIN, VALIDATION, TEST = 1500, 20, 60
+#: Test questions that the report computes knees and agreement on, and those whose attention it shows.
+REPORTED, SHOWN = 32, 4
 #: Columns of the table → folders of the output.
 RUNS = {"SFT": "sft", "Switch-KD": "switch-kd"}
 
@@ -33,7 +37,7 @@ def main(seed: int = 0, output: str | Path = "runs/demo") -> None:
     """
     output = Path(output)
     _claim(output, seed)
-    _say(f"demo with seed {seed} in {output}")
+    say(f"demo with seed {seed} in {output}")
     world.once(
         output / "data", lambda folder: world.write(folder, train=TRAIN, validation=VALIDATION, test=TEST, seed=seed)
     )
@@ -43,11 +47,11 @@ def main(seed: int = 0, output: str | Path = "runs/demo") -> None:
     evaluate_model(output / "teacher", output / "data" / "test.json", output=results["teacher"])
     recipe = demo_recipe(seed, output)
     for name, folder in RUNS.items():
-        _say(f"{name}: {folder} (recipe in {output / folder / 'recipe.yaml'})")
+        say(f"{name}: {folder} (recipe in {output / folder / 'recipe.yaml'})")
         method = SFT() if name == "SFT" else recipe.method
         distill(replace(recipe, method=method, train=replace(recipe.train, output=str(output / folder))))
         results[name] = output / folder / "results.json"
-    report(results, output)
+    conclude(results, output)
 
 
 def demo_recipe(seed: int, output: Path) -> Recipe:
@@ -62,18 +66,26 @@ def demo_recipe(seed: int, output: Path) -> Recipe:
     return load_recipe(world.recipe_path(), [*flags, "--train.seed", str(seed)])
 
 
-def report(results: dict[str, Path], output: Path) -> None:
-    """Print the table of accuracies; leave it as Markdown and JSON, and the losses as a plot."""
+def conclude(results: dict[str, Path], output: Path) -> None:
+    """Print the table of accuracies, leave it as Markdown and JSON, and write the report."""
     comparison = compare(results, difference=("Switch-KD", "SFT"))
     Console(width=None if sys.stdout.isatty() else 100).print(rich_table(comparison))
     table = {kind: dict(zip(comparison.columns, values, strict=True)) for kind, values in comparison.rows.items()}
     as_json = json.dumps(table, indent=2, ensure_ascii=False) + "\n"
     write_together({output / "table.md": markdown_table(comparison), output / "results.json": as_json})
-    metrics = {name: next((output / folder).glob("*/metrics.jsonl")) for name, folder in RUNS.items()}
-    plot = loss_plot(metrics, output / "loss.html")
+    _, page = report([output], output / "report.html", questions=REPORTED, attention=SHOWN)
     for name, folder in RUNS.items():
-        _say(f"{name} student: {output / folder / 'student'}")
-    _say(f"table: {output / 'table.md'}, results: {output / 'results.json'}, losses: {plot}")
+        say(f"{name} student: {output / folder / 'student'}")
+    say(f"table: {output / 'table.md'}, results: {output / 'results.json'}")
+    say(f"report: {page} (open it in a browser)")
+    image = output / "data" / "images" / "test" / "00000.png"
+    models = [f"{name}={output / folder / 'student'}" for name, folder in RUNS.items()]
+    say("next:")
+    for command in (
+        ["chat", str(output / RUNS["Switch-KD"] / "student"), "--image", str(image)],
+        ["chat", "--web", f"teacher={output / 'teacher'}", *models],
+    ):
+        say(f"  {shlex.join(['switchkd', *command])}")
 
 
 def _claim(output: Path, seed: int) -> None:
@@ -85,7 +97,3 @@ def _claim(output: Path, seed: int) -> None:
                 f"{output} is not a demo with seed {seed} (found {written}): choose another --output or remove it"
             )
     write_together({marker: f"{seed}\n"})
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from switchkd.console import say
 from switchkd.doctor import examine_stage
 from switchkd.evaluate import evaluate_model, load_questions
 from switchkd.processes import processes
@@ -11,6 +12,7 @@ from switchkd.train.agree import on_main
 from switchkd.train.model_card import add_results
 from switchkd.train.output import open_output
 from switchkd.train.run import save_result, train_stage
+from switchkd.train.run_log import RUN_LOG, kept_log
 from switchkd.train.stage import index_rows, open_run, open_stage
 from switchkd.train.upload import prepare_upload, upload
 
@@ -18,8 +20,8 @@ from switchkd.train.upload import prepare_upload, upload
 def distill(recipe: Recipe, *, resume: bool = True, accept_changes: bool = False) -> Path:
     """Distil the recipe's student, and return the folder of the finished model: `<output>/student`.
 
-    `<output>` also holds `recipe.yaml` (resolved), for each stage a folder with checkpoints, `metrics.jsonl` and TensorBoard files, and
-    `results.json` where the recipe evaluates.
+    `<output>` also holds `recipe.yaml` (resolved), `train.log` with all that was told, for each stage a folder with checkpoints,
+    `metrics.jsonl` and TensorBoard files, and `results.json` where the recipe evaluates.
 
     Args:
         recipe: everything the run depends on.
@@ -35,7 +37,10 @@ def distill(recipe: Recipe, *, resume: bool = True, accept_changes: bool = False
     if recipe.evaluate:  # what cannot be asked at the end must not show hours later
         asked = recipe.evaluate
         load_questions(asked.data, asked.image_root, asked.max_bad_fraction, asked.columns)
-    with open_output(recipe, resume=resume) as output:
+    with (
+        open_output(recipe, resume=resume) as output,
+        kept_log(output / RUN_LOG if processes().is_main_process else None),
+    ):
         return _distill(recipe, output, accept_changes=accept_changes)
 
 
@@ -51,7 +56,7 @@ def _distill(recipe: Recipe, output: Path, *, accept_changes: bool) -> Path:
         context = open_stage(run, stage, folder, rows)
         findings = examine_stage(context)
         if processes().is_main_process:
-            findings.print()
+            findings.tell()
         findings.raise_if_failed()
         train_stage(context, accept_changes=accept_changes)
     student = save_result(context, output)
@@ -70,4 +75,5 @@ def _distill(recipe: Recipe, output: Path, *, accept_changes: bool) -> Path:
         add_results(student, results.percentages(), data=settings.data)
     if processes().is_main_process:
         upload(recipe, student)
+        say(f"the student is in {student}")
     return student

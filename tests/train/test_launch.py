@@ -111,8 +111,8 @@ def test_a_single_step_learns_at_the_full_rate_and_the_card_says_what_ran(tmp_pa
     for row in (
         "| weights that learn | float32 |",
         "| computed in | bfloat16 (autocast) |",
-        "| processes | 1 on cpu (NO) |",
-        "| rows of a step | 4: 4 × 1 accumulated × 1 processes |",
+        "| processes | 1 on cpu |",
+        "| rows of a step | 4: 4 × 1 accumulated × 1 process |",
         "| steps | 1, 0 of them warm-up,",
     ):
         assert row in card

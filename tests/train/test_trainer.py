@@ -1,5 +1,6 @@
 """One step is one step: however the global batch is cut up, the loss, the log and the weights are the same."""
 
+import io
 import json
 import math
 import re
@@ -10,6 +11,8 @@ import pytest
 import torch
 from cases import open_tiny
 from ranks import run_on_two_ranks
+from rich.console import Console
+from rich.progress import MofNCompleteColumn
 from safetensors.torch import load_file
 from steps import UNEVEN, collate, make_trainer, read_metrics, rows, train, uneven_rows
 from tiny_models import tiny_llava
@@ -21,7 +24,7 @@ from switchkd.methods import METHODS, SFT, AlignKD, SwitchKD
 from switchkd.models import Pathway
 from switchkd.signals import TokenTerm
 from switchkd.train import checkpoint, lora
-from switchkd.train.progress import Progress
+from switchkd.train.progress import Progress, _Bar
 from switchkd.train.run import train_stage
 from switchkd.train.stage import total_steps
 
@@ -363,6 +366,18 @@ def test_a_method_may_call_its_terms_as_it_likes(tmp_path, capsys):
     assert re.fullmatch(
         said + r"[\d,]+ tokens/s  [\d.]+ samples/s  [\d.e-]+ TFLOP/s  [\d.]+ GiB at most  0:00:00 left", last
     ), last
+
+
+def test_on_a_terminal_the_bar_and_what_was_logged_have_lines_of_their_own():
+    screen = io.StringIO()
+    bar = _Bar(MofNCompleteColumn(), console=Console(file=screen, width=80, force_terminal=True))
+    bar.add_task("train", total=6, completed=2)
+    bar.logged = "loss 1.000  " + "ce 1.000  " * 5 + "0:00:10 left"
+    with bar:
+        pass
+    shown = " ".join(re.sub(r"\x1b\[[0-9;?]*\w", "", screen.getvalue()).split())
+    assert "2/6" in shown
+    assert " ".join(bar.logged.split()) in shown
 
 
 def test_checkpoints_of_other_students_are_refused(tmp_path):

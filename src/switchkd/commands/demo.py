@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from switchkd.commands.verb import Verb, model_libraries
 
@@ -20,6 +21,8 @@ class Demo(Verb):
     seed: int = 0
     #: Where everything is left.
     output: Path = Path("runs/demo")
+
+    goes_on: ClassVar[bool] = True
 
     def run(self, fields: Sequence[str]) -> int:
         """Run the demo."""

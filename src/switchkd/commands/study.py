@@ -29,6 +29,7 @@ class Study(Verb):
     dry_run: bool = False
 
     takes_fields: ClassVar[bool] = True
+    goes_on: ClassVar[bool] = True
 
     def run(self, fields: Sequence[str]) -> int:
         """Run what is left of it and print the table."""

@@ -30,6 +30,7 @@ class Train(Verb):
     accept_changes: bool = False
 
     takes_fields: ClassVar[bool] = True
+    goes_on: ClassVar[bool] = True
 
     def run(self, fields: Sequence[str]) -> int:
         """Train, or show what would be trained."""
@@ -39,10 +40,13 @@ class Train(Verb):
             return 0
         require_parts(recipe)
         with model_libraries():
+            from switchkd.commands.after_training import tell_what_came_out
             from switchkd.distillation import distill
+            from switchkd.processes import processes
 
         student = distill(recipe, resume=self.resume, accept_changes=self.accept_changes)
-        say(f"the student is in {student}")
+        if processes().is_main_process:
+            tell_what_came_out(recipe, student)
         return 0
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, TextIO
 
 from tyro.conf import Positional, arg
 
@@ -26,6 +26,8 @@ class Verb(ABC):
 
     #: Whether `--section.field value` may follow.
     takes_fields: ClassVar[bool] = False
+    #: Whether the same command goes on where it was interrupted.
+    goes_on: ClassVar[bool] = False
 
     @abstractmethod
     def run(self, fields: Sequence[str]) -> int:
@@ -64,13 +66,21 @@ def model_libraries() -> Iterator[None]:
         atexit.register(gc.unfreeze)  # or libraries call what is left at the end a leak
 
 
+class _Stderr(logging.StreamHandler[TextIO]):
+    """Writes to what is stderr now: above a bar, where one is shown."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
 def _quiet() -> None:
     """Our own messages on stderr, and no progress bars of others but those of downloads."""
     import datasets
     from huggingface_hub.utils.tqdm import enable_progress_bars
     from transformers.utils import logging as transformers_logging
 
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_Stderr()])
     logging.getLogger("switchkd").setLevel(logging.INFO)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on a CPU it names a kernel that it can do without
     datasets.disable_progress_bars()

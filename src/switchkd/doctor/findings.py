@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -10,10 +11,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from switchkd.console import TOLD, say
+
 Level = Literal["ok", "warning", "failed"]
 #: What a piece of a sample is to the loss: only answers carry it.
 Kind = Literal["prompt", "image", "answer"]
 _LEVELS = {"ok": "green", "warning": "yellow", "failed": "bold red"}
+_COUNTED: dict[Level, str] = {"ok": "fine", "warning": "to look at", "failed": "failed"}
+#: What is told of a run where all is well.
+_TOLD = ("answer mask", "memory")
 _KINDS = {"prompt": "dim", "image": "cyan", "answer": "bold green"}
 
 
@@ -61,12 +67,20 @@ class Findings:
         console = Console(stderr=True, width=None if sys.stderr.isatty() else 160)
         for sample in self.samples:
             console.print(sample.text(), end="\n\n")
-        table = Table(box=None, header_style="bold")
-        for heading in ("", "check", "found"):
-            table.add_column(heading)
+        console.print(_table(self.lines))
+
+    def tell(self) -> None:
+        """Two lines to the error stream where all is well, else what is not, too; every finding goes to the run's log."""
+        levels = Counter(line.level for line in self.lines)
+        details = {line.check: line.detail for line in self.lines}
+        found = [name for level, name in _COUNTED.items() if levels[level] for name in [f"{levels[level]} {name}"]]
         for line in self.lines:
-            table.add_row(Text(line.level, style=_LEVELS[line.level]), Text(line.check), Text(line.detail))
-        console.print(table)
+            TOLD.info("doctor: %s: %s: %s", line.level, line.check, line.detail)
+        say(f"doctor: {len(self.lines)} checks: {', '.join(found)}")
+        known = [details[name] for name in _TOLD if name in details]
+        say(f"doctor: {'; '.join(known)}" if known else "doctor: answers and memory were not looked at")
+        if bad := [line for line in self.lines if line.level != "ok"]:
+            Console(stderr=True, width=None if sys.stderr.isatty() else 160).print(_table(bad))
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values: `ok`, `findings` and `samples`."""
@@ -85,6 +99,15 @@ class Findings:
         """Raise ValueError with everything that failed."""
         if failed := [f"{line.check}: {line.detail}" for line in self.lines if line.level == "failed"]:
             raise ValueError("the doctor refuses to train: " + "; ".join(failed))
+
+
+def _table(lines: list[Finding]) -> Table:
+    table = Table(box=None, header_style="bold")
+    for heading in ("", "check", "found"):
+        table.add_column(heading)
+    for line in lines:
+        table.add_row(Text(line.level, style=_LEVELS[line.level]), Text(line.check), Text(line.detail))
+    return table
 
 
 def unopened(error: Exception) -> Findings:

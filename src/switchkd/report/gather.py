@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 
 from switchkd.models.run_folder import RECIPE, STUDENT
+from switchkd.report.curves import curves_of
 from switchkd.report.evidence import TEN, Curve, Evidence, Model
-from switchkd.report.plot import curves_of
 from switchkd.results.benchmark_results import BenchmarkResults
 from switchkd.results.question_results import Prediction, Results
 from switchkd.results.study_results import CellResult, StudyResults

@@ -1,28 +1,42 @@
-"""Progress of a stage: a rich bar on a terminal, plain lines elsewhere."""
+"""Progress of a stage: a rich bar on a terminal, plain lines elsewhere and in the run's log."""
 
 import sys
 import time
+from collections.abc import Iterable
 from typing import Any
 
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
+from rich.text import Text
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from switchkd.console import TOLD, say
 from switchkd.train.speed import Speed
 
 #: Between two plain lines, in seconds.
 _PAUSE_S = 15.0
 
 
+class _Bar(RichProgress):
+    """A bar, and below it what was logged last: on one line they would cut each other off."""
+
+    logged = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        yield Text(self.logged)
+
+
 class Progress(TrainerCallback):
-    """Shows step, loss terms, learning rate, speed, memory and time left."""
+    """Shows step, loss and its terms, learning rate, speed, memory and time left."""
 
     def __init__(self, stage: str, terms: list[str], speed: Speed) -> None:
         self.stage = stage
         self.speed = speed
         #: What to show of a log line; the trainer fills it.
         self.terms = terms
-        self.bar: RichProgress | None = None
+        self.bar: _Bar | None = None
         self.said_at = float("-inf")
 
     def on_train_begin(
@@ -38,8 +52,8 @@ class Progress(TrainerCallback):
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
             )
-            self.bar = RichProgress(*columns, TextColumn("{task.fields[terms]}"))
-            self.task = self.bar.add_task(self.stage, total=state.max_steps, completed=state.global_step, terms="")
+            self.bar = _Bar(*columns, console=Console(stderr=True))
+            self.task = self.bar.add_task(self.stage, total=state.max_steps, completed=state.global_step)
             self.bar.start()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -58,14 +72,21 @@ class Progress(TrainerCallback):
         """Show the terms."""
         if not state.is_world_process_zero or not logs or "loss" not in logs:
             return
-        terms = "  ".join([*(f"{name} {logs[name]:.3f}" for name in self.terms), f"lr {logs['learning_rate']:.1e}"])
+        due = time.monotonic() - self.said_at > _PAUSE_S or state.global_step >= state.max_steps
+        if not (self.bar or due):
+            return
+        names = ["loss", *self.terms] if len(self.terms) > 1 else self.terms  # a single term is the loss
+        terms = [*(f"{name} {logs[name]:.3f}" for name in names), f"lr {logs['learning_rate']:.1e}"]
+        logged = "  ".join([*terms, self.speed.since_last(state.global_step, state.max_steps)])
+        line = f"{self.stage}: step {state.global_step} of {state.max_steps}  {logged}"
         if self.bar:
-            self.bar.update(self.task, terms=f"{terms}  {self.speed.since_last(state.global_step, state.max_steps)}")
-        elif time.monotonic() - self.said_at > _PAUSE_S or state.global_step >= state.max_steps:
+            self.bar.logged = logged
+        if due:
             self.said_at = time.monotonic()
-            speed = self.speed.since_last(state.global_step, state.max_steps)
-            line = f"{self.stage}: step {state.global_step} of {state.max_steps}  {terms}  {speed}"
-            print(line, file=sys.stderr, flush=True)
+            if self.bar:
+                TOLD.info("%s", line)
+            else:
+                say(line)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

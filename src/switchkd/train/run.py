@@ -19,6 +19,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from switchkd.console import say
 from switchkd.files import naming_full_disks, replace_folder, write_together
 from switchkd.interrupts import caught
 from switchkd.manifest import MANIFEST, write_manifest
@@ -38,7 +39,7 @@ from switchkd.train.progress import Progress
 from switchkd.train.stage import StageContext, total_steps
 from switchkd.train.stop import StopAtStepEnd
 from switchkd.train.trainer import LOG, DistillationTrainer
-from switchkd.train.what_ran import what_ran
+from switchkd.train.what_ran import headline, what_ran
 
 _log = logging.getLogger(__name__)
 
@@ -79,7 +80,9 @@ def train_stage(context: StageContext, *, accept_changes: bool = False) -> None:
     )
     check_accelerator(trainer.accelerator, train)
     ran = what_ran(trainer, context.pair.student, stage=context.stage.name, steps=steps)
-    _log.info("%s", "; ".join(f"{name}: {value}" for name, value in ran.items() if name != "software"))
+    if processes().is_main_process:
+        say(headline(trainer))
+        say("; ".join(f"{name}: {value}" for name, value in ran.items() if name not in ("processes", "software")))
     trainer.card = _card(context, ran)
     trainer.speed.peak = find_peak(trainer.args.device)
     trainer.add_callback(Progress(context.stage.name, trainer.terms, trainer.speed))

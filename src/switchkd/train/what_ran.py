@@ -3,11 +3,25 @@
 from importlib.metadata import version
 
 import torch
-from transformers import Trainer
+from transformers import SchedulerType, Trainer
+from transformers.training_args import OptimizerNames
 
 from switchkd.models import Pathway
 
 _PACKAGES = ("torch", "transformers", "accelerate")
+
+
+def headline(trainer: Trainer) -> str:
+    """What really runs, in a few words, as `1 process, bf16 off, device cpu`."""
+    args, count = trainer.args, trainer.accelerator.num_processes
+    device = f"cuda ({torch.cuda.get_device_name(args.device)})" if args.device.type == "cuda" else args.device.type
+    mixed = trainer.accelerator.mixed_precision
+    widths = f"bf16 {'on' if mixed == 'bf16' else 'off'}" + (", fp16 on" if mixed == "fp16" else "")
+    return f"{_processes(count)}, {widths}, device {device}"
+
+
+def _processes(count: int) -> str:
+    return f"{count} {'process' if count == 1 else 'processes'}"
 
 
 def what_ran(trainer: Trainer, student: Pathway, *, stage: str, steps: int) -> dict[str, str]:
@@ -25,9 +39,11 @@ def what_ran(trainer: Trainer, student: Pathway, *, stage: str, steps: int) -> d
         "stage": stage,
         "weights that learn": " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in learning)),
         "computed in": precision,
-        "processes": f"{count} on {args.device.type} ({accelerator.distributed_type.value})",
-        "rows of a step": f"{rows * accumulated * count}: {rows} × {accumulated} accumulated × {count} processes",
-        "steps": f"{steps}, {warmup} of them warm-up, then {args.lr_scheduler_type} from {args.learning_rate:g}",
-        "optimizer": f"{args.optim}, weight decay {args.weight_decay:g}, gradients clipped at {args.max_grad_norm:g}, seed {args.seed}",
+        "processes": f"{count} on {args.device.type}"
+        + (f" ({accelerator.distributed_type.value})" if count > 1 else ""),
+        "rows of a step": f"{rows * accumulated * count}: {rows} × {accumulated} accumulated × {_processes(count)}",
+        "steps": f"{steps}, {warmup} of them warm-up, then {SchedulerType(args.lr_scheduler_type).value} from {args.learning_rate:g}",
+        "optimizer": f"{OptimizerNames(args.optim).value}, weight decay {args.weight_decay:g}, gradients clipped at "
+        f"{args.max_grad_norm:g}, seed {args.seed}",
         "software": ", ".join(f"{package} {version(package)}" for package in _PACKAGES),
     }
