@@ -40,8 +40,8 @@ PAYLOADS = [
     "a\nb\tc\rd",
     "",
 ]
-#: The plotly library and the page's own script; the third holds data.
-OWN_SCRIPTS = 3
+#: The plotly library and the page's own two; two more hold data.
+OWN_SCRIPTS = 5
 
 
 def texts_of(turn: int):
@@ -63,7 +63,7 @@ def check(page, own: int = OWN_SCRIPTS) -> None:
         """() => ({
             scripts: document.querySelectorAll('script').length,
             active: document.querySelectorAll('iframe, object, embed, base, form, input, video, audio, marquee, math, link, template')
-                .length,
+                .length - document.querySelectorAll('#answers .filters input[type=search]').length,
             handlers: [...document.querySelectorAll('*')].filter(e => [...e.attributes].some(a => /^on/i.test(a.name))).length,
             links: [...document.querySelectorAll('a')].filter(a => !(a.getAttribute('href') || '').startsWith('#')).length,
             images: [...document.querySelectorAll('img, image')].filter(i => !/^data:image\\/(png|webp)/.test(i.src || '')).length,
@@ -118,6 +118,16 @@ def test_hostile_texts_stay_texts(browser, tmp_path):
         page = write_page(evidence, folder / "report.html")
         with visit(browser, page.as_uri()) as opened:
             hover(opened.page)
+            assert opened.page.locator("#answers tbody tr").count() == 6
+            needle = next(
+                payload for payload in HOSTILE if any(payload in a.question for a in models[0].answers.values())
+            )
+            opened.page.locator("#answers input").fill(needle)  # no pattern, and no markup in what it finds
+            held = [
+                any(needle in told for m in models for told in (name, m.answers[name].question, m.answers[name].got))
+                for name in models[0].answers
+            ]
+            assert opened.page.locator("#answers [data-count]").inner_text() == f"{sum(held)} of 6 questions"
             check(opened.page)
             assert opened.elsewhere(page.as_uri()) == []
             assert opened.complaints == []
@@ -145,6 +155,56 @@ def test_hostile_arms_of_a_study_stay_texts(browser, tmp_path):
         assert opened.sideways() == 0
         ticks = opened.page.eval_on_selector_all(".ytick text", "nodes => nodes.map(node => node.textContent)")
         assert any("<script>window" in tick for tick in ticks)  # plotly shows the name, it does not read it
+
+
+#: A chart's own colours, which stand out from both pages; and what its texts and grid have to follow.
+INKS = """() => ['.xtick text', '.gridlayer path', '.radial-grid path', '.angularaxistick text', '.js-line'].map(part => {
+    const style = getComputedStyle(document.querySelector('.chart ' + part));
+    return part.endsWith('text') ? style.fill : style.stroke;
+})"""
+
+
+def test_a_page_of_thousands_of_answers_is_filtered_dark_and_printed_light(browser, tmp_path):
+    write_fake_run(tmp_path / "sft", "000000")
+    write_fake_run(tmp_path / "switch-kd", "111111", method="switch_kd")
+    evidence = gather([tmp_path])
+    kinds = [evidence.models[1].answers[name] for name in ("colour-0", "count-1")]
+    many = {
+        f"n{i}": replace(kinds[i % 2], id=f"n{i}", right=i % 3 == 0, question=f"number {i}?", truncated=i == 4995)
+        for i in range(5000)
+    }
+    all_right = {name: replace(answer, right=True) for name, answer in many.items()}
+    models = (replace(evidence.models[0], answers=all_right), replace(evidence.models[1], answers=many))
+    page = write_page(replace(evidence, models=models), tmp_path / "report.html")
+    with visit(browser, page.as_uri()) as opened:
+        # all answers
+        rows, count = opened.page.locator("#answers tbody tr"), opened.page.locator("#answers [data-count]")
+        kind, first, second = (opened.page.locator("#answers select").nth(i) for i in range(3))
+        assert (rows.count(), count.inner_text()) == (50, "5000 of 5000 questions")
+        opened.page.locator(".answers").evaluate("box => { box.scrollTop = box.scrollHeight; }")
+        opened.page.wait_for_function("document.querySelectorAll('#answers tbody tr').length == 100")
+        second.select_option("right")
+        assert count.inner_text() == "1667 of 5000 questions"
+        kind.select_option("count")
+        assert count.inner_text() == "833 of 5000 questions"
+        opened.page.locator("#answers input").fill("NUMBER 4995?")
+        assert count.inner_text() == "1 of 5000 questions"
+        assert " ".join(rows.inner_text().split()) == "number 4995? count · n4995 yes yes cut yes cut"
+        assert [cell.get_attribute("class") for cell in rows.locator("td").all()] == ["user", "right", "right"]
+        first.select_option("wrong")
+        assert (rows.count(), count.inner_text()) == (0, "0 of 5000 questions")
+        # colours
+        ground = "getComputedStyle(document.body).backgroundColor"
+        light = (opened.page.evaluate(ground), opened.page.evaluate(INKS))
+        opened.page.emulate_media(color_scheme="dark")
+        dark = (opened.page.evaluate(ground), opened.page.evaluate(INKS))
+        opened.page.emulate_media(color_scheme="dark", media="print")
+        assert (opened.page.evaluate(ground), opened.page.evaluate(INKS)) == light
+        assert opened.complaints == []
+    ink, rule, curve = "rgb(31, 41, 51)", "rgb(217, 222, 228)", "rgb(0, 114, 178)"
+    assert light == ("rgb(255, 255, 255)", [ink, rule, rule, ink, curve])
+    ink, rule = "rgb(228, 233, 238)", "rgb(53, 61, 71)"
+    assert dark == ("rgb(20, 24, 29)", [ink, rule, rule, ink, curve])
 
 
 @pytest.mark.parametrize("size", [LAPTOP, PHONE])

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import html
 import io
 import json
 import re
@@ -12,8 +13,8 @@ import pytest
 from PIL import Image
 from run_folders import write_benchmarks, write_fake_run, write_results, write_study
 
-from switchkd.report import figures, pictures
-from switchkd.report.evidence import Agreement, Probe
+from switchkd.report import alt_texts, figures, pictures
+from switchkd.report.evidence import Agreement, Model, Probe
 from switchkd.report.gather import gather
 from switchkd.report.page import render
 from switchkd.report.sections import signed
@@ -124,6 +125,92 @@ def test_what_is_missing_is_said(tmp_path, given, sentences):
         assert sentence.lower().removeprefix("there is ") in text, sentence
 
 
+def test_every_picture_and_chart_says_in_numbers_what_it_shows(probed):
+    page = render(probed)
+    charts = re.findall(r'<div class="chart" [^>]*>', page)
+    assert len(charts) == len(drawn(page)) > 8
+    said = [html.unescape(re.search(r'role="img" aria-label="([^"]*)"', chart)[1]) for chart in charts]
+    assert (
+        "Chart, percent of each kind of question. teacher: colour 100.0, count 100.0, shape 100.0; sft: colour 50.0, count 0.0, "
+        in said[0]
+    )
+    assert (
+        "Chart, difference to sft in points. teacher: shape +100.0, count +100.0, colour +50.0; switch-kd: shape +100.0, "
+        in said[1]
+    )
+    assert said[2].startswith(
+        "Chart, total loss against the step. sft: 4 at 1, 1.333 at 3, least 1.333 at 3, most 4 at 1; switch-kd: "
+    )
+    alts = re.findall(r'<img [^>]*alt="([^"]*)"', page)
+    assert len(alts) == page.count("<img ") > 4
+    assert "" not in alts
+    assert (
+        "student sft: 30 % of its attention is on the picture, most of it, 20.0 %, in row 2 of 2 and column 2 of 2"
+        in alts
+    )
+
+
+def test_many_curves_and_points_are_told_in_part():
+    curves = {f"m{i}": [(float(step), float(i)) for step in range(3)] for i in range(14)}
+    models = [Model(name=name, where="", curves={"ce": curve}) for name, curve in curves.items()]
+    figure = figures.losses(models, dict.fromkeys(curves, 0))["ce"]
+    assert alt_texts.of_chart(figure).endswith("m11: 11 at 0, 11 at 2, least 11 at 0, most 11 at 0; and 2 more")
+    kinds = {"a": {f"k{i}": 1.0 for i in range(30)}, "b": {f"k{i}": 2.0 for i in range(30)}}
+    told = alt_texts.of_chart(figures.differences(kinds, "a", {"a": 0, "b": 1}))
+    assert told.count("+1.0") == 24
+    assert told.endswith(", and 6 more")
+
+
+def test_colours_stand_out_from_both_pages():
+    """3 : 1, which WCAG asks of graphics."""
+
+    def luminance(colour: str) -> float:
+        shares = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [s / 12.92 if s <= 0.04045 else ((s + 0.055) / 1.055) ** 2.4 for s in shares]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    for colour in {*figures.COLOURS, figures.GREY, *figures.PATHWAY_COLOURS.values()}:
+        for ground in ("#ffffff", "#14181d"):
+            dim, bright = sorted((luminance(colour), luminance(ground)))
+            assert (bright + 0.05) / (dim + 0.05) >= 3, (colour, ground)
+
+
+@pytest.mark.parametrize(
+    ("terms", "axis", "note"),
+    [
+        (("ce", "align"), "nats per answer token", False),
+        (("ce", "features"), "sum of terms with unlike units", "features (squared distance) beside"),
+        (
+            ("ce", "relation", "mine"),
+            "sum of terms with unlike units",
+            "mine (as its method defines it), relation (1 − cosine, from 0 to 2) beside",
+        ),
+    ],
+)
+def test_the_axis_of_a_sum_says_what_is_summed(evidence, terms, axis, note):
+    curves = {term: [(1.0, 2.0), (2.0, 1.0)] for term in ("loss", *terms)}
+    models = [replace(model, curves=curves if model.recipe else {}) for model in evidence.models]
+    page = render(replace(evidence, models=tuple(models)))
+    titles = {
+        f["layout"]["yaxis"]["title"]["text"] for f in drawn(page).values() if f["layout"].get("yaxis", {}).get("title")
+    }
+    assert axis in titles
+    assert ("The total adds up terms with unlike units" in text_of(page)) == bool(note)
+    assert not note or note in " ".join(text_of(page).replace(" ,", ",").split())
+
+
+def test_all_answers_are_data_of_the_page(evidence):
+    short = replace(evidence.models[1], answers=dict(list(evidence.models[1].answers.items())[:1]))
+    page = render(replace(evidence, models=(evidence.models[0], short, evidence.models[2])))
+    found = json.loads(re.search(r'id="answers-data">(.*?)</script>', page, re.DOTALL)[1])
+    assert (found["models"], found["kinds"]) == (["teacher", "sft", "switch-kd"], ["colour", "count", "shape"])
+    assert found["rows"][0] == ["colour-0", 0, "what colour-0?", "yes", [["yes", 1, 0], ["yes", 1, 0], ["no", 0, 0]]]
+    assert found["rows"][3] == ["count-1", 1, "what count-1?", "yes", [["yes", 1, 0], None, ["yes", 1, 0]]]
+    none = render(replace(evidence, models=tuple(replace(model, answers={}) for model in evidence.models)))
+    assert 'id="answers-data"' not in none
+    assert "No answers were kept beside the results" in text_of(none)
+
+
 def test_nothing_computed_is_said_to_be_asked_for(evidence):
     assert text_of(render(replace(evidence, probed=False))).count("made with --questions 0") == 3
 
@@ -137,7 +224,7 @@ def test_images_that_cannot_be_read_are_said_to_be_missing(evidence):
 def test_only_the_pages_own_scripts_may_run(evidence):
     page = render(evidence)
     scripts = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
-    assert len(scripts) == 2
+    assert len(scripts) == 3
     hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)[1].replace("&#39;", "'")
     sources = " ".join(f"'sha256-{digest}'" for digest in hashes)

@@ -1,4 +1,4 @@
-"""Charts as plotly figures, which the page's own script draws.
+"""Charts as plotly figures, which the page's own script draws; their texts, axes and grids take the colours of the page's style sheet.
 
 plotly reads names, ticks and hover texts as a small HTML with links; whatever comes from a run goes through `plain` first.
 """
@@ -14,12 +14,25 @@ from switchkd.results.study_results import StudyResults
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-#: Okabe and Ito's colours, which colour-blind readers can tell apart, the darker ones first.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#AA4499", "#B8860B", "#56B4E9", "#882255")
+#: After Okabe and Ito: colour-blind readers can tell the first ones apart, and each stands out (3 : 1) from white and from the dark page.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#B3509F", "#B8860B", "#4A96CC", "#C2456B")
+#: What was not trained here.
+GREY = "#7A8188"
 _DASHES = ("solid", "dot", "dash")
 #: The pathways' colours: grey for the teacher.
-PATHWAY_COLOURS = {"teacher": "#555555", "student": "#009E73", "switch": "#AA4499"}
-_INK, _GRID = "#1f2933", "#e4e7eb"
+PATHWAY_COLOURS = {"teacher": GREY, "student": "#009E73", "switch": "#B3509F"}
+_INK, _GRID, _LINE = "#1f2933", "#e4e7eb", "#9aa5b1"
+#: What a logged term is measured in, where that is known: the names are those of `methods/`.
+_NATS, _SQUARED = "nats per answer token", "squared distance"
+UNITS = {
+    **dict.fromkeys(("ce", "kd", "bild", "align", "switch", "answers", "mimic"), _NATS),
+    **dict.fromkeys(("features", "attention", "projected", "focus"), _SQUARED),
+    "soft": "nats per text token",
+    "visual": "nats per visual token",
+    "relation": "1 − cosine, from 0 to 2",
+}
+#: The axis of a term that is not among them, and of a total whose terms are not all nats per answer token.
+UNKNOWN_UNIT, MIXED_UNITS = "as its method defines it", "sum of terms with unlike units"
 #: Points of a drawn curve; longer ones are averaged in equal pieces.
 POINTS = 250
 
@@ -38,7 +51,7 @@ def wrapped(text: str) -> str:
 def style(index: int) -> dict[str, Any]:
     """Colour and dash of model number `index`, the same in every chart; below 0, grey, for what was not trained here."""
     if index < 0:
-        return {"color": "#555555", "dash": _DASHES[(-index - 1) % len(_DASHES)]}
+        return {"color": GREY, "dash": _DASHES[(-index - 1) % len(_DASHES)]}
     return {"color": COLOURS[index % len(COLOURS)], "dash": _DASHES[index // len(COLOURS) % len(_DASHES)]}
 
 
@@ -46,8 +59,8 @@ def _axis(title: str = "", **more: Any) -> dict[str, Any]:
     return {
         "title": {"text": title, "font": {"size": 12}, "standoff": 6},
         "gridcolor": _GRID,
-        "zerolinecolor": "#9aa5b1",
-        "linecolor": "#9aa5b1",
+        "zerolinecolor": _LINE,
+        "linecolor": _LINE,
         "automargin": True,
         "exponentformat": "power",
         **more,
@@ -132,7 +145,7 @@ def radar(scores: Mapping[str, Mapping[str, float | None]], keys: Mapping[str, i
         "radialaxis": {"range": [0, 100], "gridcolor": _GRID, "angle": 90, "tickangle": 90, "tickfont": {"size": 10}},
         "angularaxis": {
             "gridcolor": _GRID,
-            "linecolor": "#9aa5b1",
+            "linecolor": _LINE,
             "tickfont": {"size": 11},
             "direction": "clockwise",
             "rotation": 90,
@@ -177,12 +190,24 @@ def _symbol(index: int) -> str:
     return ("circle", "square", "triangle-up")[_DASHES.index(style(index)["dash"])]
 
 
-def losses(models: Sequence[Model], keys: Mapping[str, int]) -> "dict[str, go.Figure]":
-    """Term → its curve in every run that has it, the total first."""
-    terms = sorted(
+def _terms(models: Sequence[Model]) -> list[str]:
+    return sorted(
         {term for model in models for term in model.curves if not term.startswith("knee")},
         key=lambda term: (term != "loss", term != "ce", term),
     )
+
+
+def unlike_terms(models: Sequence[Model]) -> list[tuple[str, str]]:
+    """The logged terms, with their units, that are not measured in nats per answer token: the total adds them up all the same."""
+    units = [(term, UNITS.get(term, UNKNOWN_UNIT)) for term in _terms(models) if term != "loss"]
+    return [(term, unit) for term, unit in units if unit != _NATS]
+
+
+def losses(models: Sequence[Model], keys: Mapping[str, int]) -> "dict[str, go.Figure]":
+    """Term → its curve in every run that has it, the total first."""
+    terms = _terms(models)
+    units = {term: UNITS.get(term, UNKNOWN_UNIT) for term in terms}
+    units["loss"] = MIXED_UNITS if unlike_terms(models) else _NATS
     return {
         term: _figure(
             [
@@ -191,7 +216,7 @@ def losses(models: Sequence[Model], keys: Mapping[str, int]) -> "dict[str, go.Fi
                 if term in model.curves
             ],
             _axis("optimizer step"),
-            _axis(rangemode="tozero"),
+            _axis(units[term], rangemode="tozero"),
             240,
         )
         for term in terms
@@ -253,7 +278,7 @@ def forest(study: StudyResults, rows: int | None, keys: Mapping[str, int]) -> "g
         seeds = [seed for arm, seed in scores if arm == line.arm and (base, seed) in scores]
         of_seeds = [_short(scores[line.arm, seed] - scores[base, seed]) for seed in seeds]
         assert line.difference is not None
-        bar = {"type": "data", "symmetric": False, "color": _INK, "thickness": 1.5, "width": 5}
+        bar = {"type": "data", "symmetric": False, "color": GREY, "thickness": 1.5, "width": 5}
         if line.low is not None and line.high is not None:
             bar |= {"array": [line.high - line.difference], "arrayminus": [line.difference - line.low]}
         traces.append(
@@ -266,7 +291,7 @@ def forest(study: StudyResults, rows: int | None, keys: Mapping[str, int]) -> "g
                 marker=marker | {"size": 8, "opacity": 0.45},
             )
         )
-        marker |= {"size": 11, "symbol": "diamond", "line": {"color": _INK, "width": 1}}
+        marker |= {"size": 11, "symbol": "diamond", "line": {"color": GREY, "width": 1}}
         mean = "mean %{x:+.1f} points"
         traces.append(_scatter([_short(line.difference)], [place], line.arm, mean, error_x=bar, marker=marker))
     if not traces:
@@ -283,7 +308,7 @@ def scores_against_cost(study: StudyResults, rows: int | None, keys: Mapping[str
             [line.mean],
             line.arm,
             "%{y:.1f} % at %{x:.2f} times the cost",
-            error_y={"type": "data", "array": [line.sd or 0], "color": "rgba(31,41,51,0.4)", "thickness": 1.5},
+            error_y={"type": "data", "array": [line.sd or 0], "color": GREY, "thickness": 1.5},
             marker={"color": style(keys[line.arm])["color"], "size": 11, "symbol": _symbol(keys[line.arm])},
             meta=str(keys[line.arm]),
         )

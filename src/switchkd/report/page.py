@@ -4,15 +4,17 @@ import base64
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from switchkd.files import write_together
-from switchkd.report import figures, sections
+from switchkd.report import alt_texts, figures, sections
+from switchkd.report.answers_section import answers_list
 from switchkd.report.evidence import PATHWAYS, Evidence
 from switchkd.report.study_section import section as study_section
 
@@ -22,6 +24,13 @@ if TYPE_CHECKING:
 _TEMPLATES = "templates"
 
 
+class Drawn(NamedTuple):
+    """A chart's place among what the page's script draws, and what it shows in words."""
+
+    key: str
+    alt: str
+
+
 def write_page(evidence: Evidence, output: Path) -> Path:
     """Write the page; half of a character in a text becomes a replacement character in the browser."""
     write_together({output: render(evidence)}, errors="xmlcharrefreplace")
@@ -29,10 +38,10 @@ def write_page(evidence: Evidence, output: Path) -> Path:
 
 
 def render(evidence: Evidence) -> str:
-    """The page. Scripts run only if they are the page's own two, named by their hashes in its policy; nothing else is loaded."""
+    """The page. Scripts run only if they are the page's own three, named by their hashes in its policy; nothing else is loaded."""
     from plotly.offline import get_plotlyjs
 
-    scripts = [get_plotlyjs(), _asset("page.js")]
+    scripts = [get_plotlyjs(), _asset("page.js"), _asset("answers.js")]
     environment = Environment(
         loader=PackageLoader("switchkd.report", _TEMPLATES),
         autoescape=True,
@@ -42,13 +51,14 @@ def render(evidence: Evidence) -> str:
     )
     drawn: dict[str, Any] = {}
 
-    def chart(figure: "go.Figure") -> str:
-        """Keep a figure for the page's script; returns its place in there."""
+    def chart(figure: "go.Figure") -> Drawn:
+        """Keep a figure for the page's script."""
         key = f"f{len(drawn)}"
         drawn[key] = figure.to_plotly_json()
-        return key
+        return Drawn(key, alt_texts.of_chart(figure))
 
     keys = figures.figure_keys(evidence)
+    answers = answers_list(evidence.models)
     body = environment.get_template("body.jinja").render(
         evidence=evidence,
         study=study_section(evidence.study, evidence.shown, keys) if evidence.study else None,
@@ -58,6 +68,7 @@ def render(evidence: Evidence) -> str:
         agreement=sections.agreement(evidence),
         attention=sections.attention(evidence),
         examples=sections.examples(evidence),
+        answers=answers,
         cost=sections.cost(evidence),
         recipes=sections.recipes(evidence),
         provenance=sections.provenance(evidence),
@@ -74,6 +85,7 @@ def render(evidence: Evidence) -> str:
         style=Markup(_asset("page.css")),
         body=Markup(body),
         figures=Markup(_json(drawn)),
+        answers=None if answers is None else Markup(_json(asdict(answers))),
         scripts=[Markup(script) for script in scripts],
     )
 

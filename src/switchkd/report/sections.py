@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from switchkd.report import figures, pictures
+from switchkd.report import alt_texts, figures, pictures
 from switchkd.report.choose import changed, compared, varied
 from switchkd.report.evidence import PATHWAYS, TEN, Evidence, Model
 from switchkd.results.question_results import MEAN, OVERALL
@@ -156,6 +156,7 @@ def training(evidence: Evidence) -> Values:
     return {
         "charts": figures.losses(runs, figures.figure_keys(evidence)),
         "averaged": -(-longest // figures.POINTS),
+        "unlike": figures.unlike_terms(runs),
         "stages": stages,
         "notes": _missing(evidence, "curves"),
     }
@@ -245,6 +246,7 @@ def attention(evidence: Evidence) -> Values:
                         "pathway": who,
                         "model": model.name if who != "teacher" or len(teachers) > 1 else None,
                         "share": f"{share:.0f}",
+                        "alt": alt_texts.of_attention(of_model[who]),
                     }
                 )
         tiles.sort(key=lambda tile: tile["pathway"] != "teacher")
