@@ -7,7 +7,7 @@ import pytest
 import torch
 from report.test_report_page import text_of
 from run_files import write_run
-from run_folders import write_results
+from run_folders import write_fake_run, write_results
 
 from switchkd import cli
 from switchkd.distillation import distill
@@ -15,6 +15,7 @@ from switchkd.losses import knee
 from switchkd.recipe.schema import load_recipe
 from switchkd.report import probe
 from switchkd.report.build import report
+from switchkd.results.intervals import Interval
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +174,19 @@ def test_answers_are_compared_with_the_teachers(files, tmp_path):
     assert set(evidence.pictures) == set()
     model = evidence.models[0]
     teacher = {name: answer for name, answer in model.answers.items() if answer.kind == "yes_no"}
-    assert probe.same_answers(model.answers, teacher) == {None: 100, "yes_no": 100}
+    assert probe.same_answers(probe.agreeing(model.answers, teacher)) == {None: 100, "yes_no": 100}
+
+
+def test_shares_of_equal_answers_have_intervals(tmp_path):
+    write_results(tmp_path / "t.results.json", "111111", model="teacher")
+    write_fake_run(tmp_path / "sft", "000000")
+    write_fake_run(tmp_path / "kd", "111101", method="kd")
+    evidence, page = report([tmp_path], tmp_path / "page.html", questions=0)
+    assert evidence.same_answers["kd"] == {None: pytest.approx(500 / 6), "colour": 100, "count": 100, "shape": 50}
+    assert set(evidence.same_intervals) == {"kd"}
+    assert evidence.same_intervals["kd"]["count"] == Interval(100, 100)
+    assert evidence.same_intervals["kd"]["shape"] == Interval(0, 100)
+    assert "kd 83.3 +83.3 [+50.0, +100.0] 100.0 +100.0 [+100.0, +100.0]" in text_of(page.read_text())
 
 
 def test_test_data_that_is_gone_is_said_to_be(tmp_path):

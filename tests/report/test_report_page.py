@@ -17,7 +17,9 @@ from switchkd.report import alt_texts, figures, pictures
 from switchkd.report.evidence import Agreement, Model, Probe
 from switchkd.report.gather import gather
 from switchkd.report.page import render
-from switchkd.report.sections import signed
+from switchkd.report.sections import difference_intervals, signed
+from switchkd.results.intervals import Interval
+from switchkd.results.question_results import OVERALL
 
 
 def text_of(page: str) -> str:
@@ -71,7 +73,10 @@ def probed(evidence):
 def test_scores_stand_over_their_differences(evidence):
     text = text_of(render(evidence))
     assert "sft baseline 16.7 50.0 0.0 0.0" in text
-    assert "switch-kd 83.3 +66.7 50.0 0.0 100.0 +100.0 100.0 +100.0" in text
+    assert (
+        "switch-kd 83.3 +66.7 [0.0, +100.0] 50.0 0.0 [−100.0, +100.0] 100.0 +100.0 [+100.0, +100.0] 100.0 +100.0"
+        in text
+    )
     assert "colour n = 2" in text
     assert "switch-kd : 5 won, 1 lost of 6 against sft" in text
     assert "teacher : 5 won, 0 lost of 6 against sft" in text
@@ -134,10 +139,10 @@ def test_every_picture_and_chart_says_in_numbers_what_it_shows(probed):
         "Chart, percent of each kind of question. teacher: colour 100.0, count 100.0, shape 100.0; sft: colour 50.0, count 0.0, "
         in said[0]
     )
-    assert (
-        "Chart, difference to sft in points. teacher: shape +100.0, count +100.0, colour +50.0; switch-kd: shape +100.0, "
-        in said[1]
+    assert said[1].startswith(
+        "Chart, difference to sft in points. teacher: shape +100.0 (from +100.0 to +100.0), count "
     )
+    assert said[1].endswith(", colour +0.0 (from -100.0 to +100.0).")
     assert said[2].startswith(
         "Chart, total loss against the step. sft: 4 at 1, 1.333 at 3, least 1.333 at 3, most 4 at 1; switch-kd: "
     )
@@ -148,6 +153,26 @@ def test_every_picture_and_chart_says_in_numbers_what_it_shows(probed):
         "student sft: 30 % of its attention is on the picture, most of it, 20.0 %, in row 2 of 2 and column 2 of 2"
         in alts
     )
+
+
+def test_a_difference_has_a_colour_where_its_interval_leaves_0_out_and_pictures_are_drawn_whole(evidence):
+    """Of two pictures, the one's thirty questions are all won, the other's none: drawn one by one they would be sure of it."""
+    asked = next(iter(evidence.models[1].answers.values()))
+    ids = [f"{picture}/{turn}" for picture in "ab" for turn in range(1, 31)]
+    before = {name: replace(asked, id=name, right=False, kind=None) for name in ids}
+    after = {name: replace(answer, right=name.startswith("a")) for name, answer in before.items()}
+    models = [replace(evidence.models[1], answers=before), replace(evidence.models[2], answers=after)]
+    few = replace(evidence, models=tuple(models))
+    assert difference_intervals(few)["switch-kd"] == {OVERALL: Interval(0, 100)}
+    page = render(evidence)
+    cell = '<span class="apart {}">{}</span><span class="apart interval">[{}, {}]</span>'
+    assert cell.format("same", "0.0", "−100.0", "+100.0") in page
+    assert cell.format("same", "+66.7", "0.0", "+100.0") in page
+    assert cell.format("up", "+83.3", "+50.0", "+100.0") in page
+    unsure = replace(evidence, models=tuple(replace(model, answers={}) for model in evidence.models))
+    assert 'class="apart up"' not in render(unsure)
+    assert "No difference has an interval" in text_of(render(unsure))
+    assert 'class="apart interval"' not in render(unsure)
 
 
 def test_many_curves_and_points_are_told_in_part():

@@ -46,18 +46,18 @@ def _told(trace: Any, figure: "go.Figure") -> str:
     lines = figure.layout.yaxis.ticktext
     if lines is None:
         return _listed([_at(x, y, place) for place in range(len(x))])
-    named = [(html.unescape(lines[int(place)].replace("<br>", " ")), value) for value, place in zip(x, y, strict=True)]
-    whole = dict.fromkeys(name for name, _ in named)
-    values = [f"{value:+.1f}" for _, value in named] if len(whole) == 1 else [f"{n} {v:+.1f}" for n, v in named]
-    return _listed(values) + _interval(trace)
+    named = [html.unescape(lines[round(place)].replace("<br>", " ")) for place in y]
+    alone = len(set(named)) == 1
+    values = [f"{value:+.1f}{_interval(trace, place)}" for place, value in enumerate(x)]
+    return _listed(values if alone else [f"{name} {value}" for name, value in zip(named, values, strict=True)])
 
 
-def _interval(trace: Any) -> str:
-    """The interval around the only point of a trace, where it has one."""
-    bar = trace.error_x
-    if bar.array is None or len(trace.x) != 1:
+def _interval(trace: Any, place: int) -> str:
+    """The interval around a point, where it has one."""
+    bar, value = trace.error_x, trace.x[place]
+    if bar.array is None:
         return ""
-    return f", from {trace.x[0] - bar.arrayminus[0]:+.1f} to {trace.x[0] + bar.array[0]:+.1f}"
+    return f" (from {value - bar.arrayminus[place]:+.1f} to {value + bar.array[place]:+.1f})"
 
 
 def _at(x: Sequence[float], y: Sequence[float], place: int) -> str:

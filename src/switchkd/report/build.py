@@ -12,6 +12,7 @@ from switchkd.report.evidence import Evidence, Model
 from switchkd.report.gather import gather
 from switchkd.report.page import write_page
 from switchkd.report.sections import scores_of
+from switchkd.results.intervals import intervals
 from switchkd.train.model_card import add_results
 
 _log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ def report(
     if questions < 0 or attention < 0:
         raise ValueError(f"questions and attention must not be negative, got {questions} and {attention}")
     evidence = gather(runs, baseline)
-    evidence = replace(evidence, same_answers=_same_answers(evidence.models), probed=questions > 0)
+    evidence = replace(_with_same_answers(evidence), probed=questions > 0)
     try:
         asked = _read_questions(evidence.models)
     except DataError as error:
@@ -84,18 +85,29 @@ def _computed(evidence: Evidence, asked: probe.Asked, count: int, attention: int
     return replace(evidence, pictures=probe.pictures(asked, choose.to_picture(evidence)))
 
 
-def _same_answers(models: Sequence[Model]) -> dict[str, dict[str | None, float]]:
-    """How often each run answers as its teacher, where the teacher's answers are among the models."""
-    shares = {}
-    for model in models:
+def _with_same_answers(evidence: Evidence) -> Evidence:
+    """How often each run answers as its teacher, where the teacher's answers are among the models, and how sure the differences are."""
+    agreed = {}
+    for model in evidence.models:
         path = ((model.recipe or {}).get("teacher") or {}).get("path")
         if path is None or not model.answers:
             continue
-        teachers = (other for other in models if other.results and Path(other.results.model) == Path(str(path)))
+        teachers = (
+            other for other in evidence.models if other.results and Path(other.results.model) == Path(str(path))
+        )
         teacher = next(teachers, None)
         if teacher is not None and teacher.answers:
-            shares[model.name] = probe.same_answers(model.answers, teacher.answers)
-    return shares
+            agreed[model.name] = probe.agreeing(model.answers, teacher.answers)
+    base = agreed.get(evidence.baseline or "", {})
+    return replace(
+        evidence,
+        same_answers={name: probe.same_answers(answers) for name, answers in agreed.items()},
+        same_intervals={
+            name: intervals(list(answers.values()), list(base.values()))
+            for name, answers in agreed.items()
+            if name != evidence.baseline and answers.keys() == base.keys()
+        },
+    )
 
 
 def write_cards(evidence: Evidence) -> Iterator[Path]:

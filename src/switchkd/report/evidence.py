@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from switchkd.results.intervals import Interval
 from switchkd.results.question_results import Prediction, Results
 from switchkd.results.study_results import StudyResults
 
@@ -98,6 +99,8 @@ class Evidence:
     chosen: tuple[str, ...] = ()
     #: Model → kind → share of the answers that equal the teacher's, in percent; `None` as a kind: of all.
     same_answers: Mapping[str, Mapping[str | None, float]] = field(default_factory=dict)
+    #: Model → kind (or all) → the interval of the difference in these shares to the baseline's.
+    same_intervals: Mapping[str, Mapping[str, Interval]] = field(default_factory=dict)
     #: Why the test questions could not be read, where they could not.
     unread: str | None = None
     #: Whether anything was to be computed with the models: `--questions 0` leaves it out.

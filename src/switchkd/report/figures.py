@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from switchkd.report.evidence import PATHWAYS, Curve, Evidence, Model
+from switchkd.results.intervals import Interval
 from switchkd.results.study_results import StudyResults
 
 if TYPE_CHECKING:
@@ -157,22 +158,40 @@ def radar(scores: Mapping[str, Mapping[str, float | None]], keys: Mapping[str, i
 
 
 def differences(
-    scores: Mapping[str, Mapping[str, float | None]], baseline: str | None, keys: Mapping[str, int]
+    scores: Mapping[str, Mapping[str, float | None]],
+    baseline: str | None,
+    keys: Mapping[str, int],
+    of_differences: Mapping[str, Mapping[str, Interval]] | None = None,
 ) -> "go.Figure | None":
-    """Each model's differences to the baseline, in points; None where there is nothing to compare."""
+    """Each model's differences to the baseline with their intervals, in points; None where there is nothing to compare."""
     base = scores.get(baseline, {}) if baseline is not None else {}
+    others = [model for model in scores if model != baseline]
+    apart = min(0.2, 0.6 / max(1, len(others)))  # so that the intervals of several models lie side by side
     kinds = [kind for kind, value in base.items() if value is not None][::-1]
     traces = []
     for model, row in scores.items():
+        found = (of_differences or {}).get(model, {})
+        aside = 0.0 if model == baseline else apart * ((len(others) - 1) / 2 - others.index(model))
         points = [
-            (_short(value - other), place)
+            (_short(value - other), place + aside, found.get(kind))
             for place, kind in enumerate(kinds)
             if (value := row.get(kind)) is not None and (other := base[kind]) is not None
         ]
         if model != baseline and points:
-            x, y = zip(*points, strict=True)
-            marker = {"size": 10, "color": style(keys[model])["color"], "symbol": _symbol(keys[model])}
-            traces.append(_scatter(x, y, model, "%{x:+.1f} points", marker=marker, meta=str(keys[model])))
+            x, y, known = zip(*points, strict=True)
+            marker = {"size": 9, "color": style(keys[model])["color"], "symbol": _symbol(keys[model])}
+            bar = {
+                "type": "data",
+                "symmetric": False,
+                "color": style(keys[model])["color"],
+                "thickness": 1.5,
+                "width": 3,
+            }
+            if all(known):
+                bar["array"] = [_short(bounds.high - value) for bounds, value in zip(known, x, strict=True)]
+                bar["arrayminus"] = [_short(value - bounds.low) for bounds, value in zip(known, x, strict=True)]
+            hover = "%{x:+.1f} points"
+            traces.append(_scatter(x, y, model, hover, marker=marker, error_x=bar, meta=str(keys[model])))
     if not traces:
         return None
     return _differences(traces, [plain(kind, 22) for kind in kinds], 0.6, max(240, 80 + 31 * len(kinds)))

@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from switchkd.files import write_together
-from switchkd.report import alt_texts, figures, sections
+from switchkd.report import alt_texts, facts_section, figures, sections
 from switchkd.report.answers_section import answers_list
 from switchkd.report.evidence import PATHWAYS, Evidence
 from switchkd.report.study_section import section as study_section
@@ -69,9 +69,9 @@ def render(evidence: Evidence) -> str:
         attention=sections.attention(evidence),
         examples=sections.examples(evidence),
         answers=answers,
-        cost=sections.cost(evidence),
-        recipes=sections.recipes(evidence),
-        provenance=sections.provenance(evidence),
+        cost=facts_section.cost(evidence),
+        recipes=facts_section.recipes(evidence),
+        provenance=facts_section.provenance(evidence),
         keys=keys,
         line=figures.style,
         pathways={who: figures.PATHWAY_COLOURS[who] for who in PATHWAYS},

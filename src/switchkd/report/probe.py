@@ -98,15 +98,19 @@ def pictures(asked: Asked, names: Sequence[str]) -> dict[str, bytes]:
     return pngs
 
 
-def same_answers(student: Mapping[str, Prediction], teacher: Mapping[str, Prediction]) -> dict[str | None, float]:
-    """Kind → share of the questions to which both gave the same answer, in percent; None: of all. Compared as when scoring."""
+def agreeing(student: Mapping[str, Prediction], teacher: Mapping[str, Prediction]) -> dict[str, Prediction]:
+    """The student's answers, `right` where they are the teacher's; compared as when scoring."""
+    both = [name for name in student if name in teacher]
+    return {name: replace(student[name], right=is_right(teacher[name].got, student[name].got)) for name in both}
+
+
+def same_answers(agreed: Mapping[str, Prediction]) -> dict[str | None, float]:
+    """Kind → share of the questions to which both gave the same answer, in percent; None: of all."""
     marks: dict[str | None, list[bool]] = {None: []}
-    for name, answer in student.items():
-        if name in teacher:
-            same = is_right(teacher[name].got, answer.got)
-            marks[None].append(same)
-            if answer.kind is not None:
-                marks.setdefault(answer.kind, []).append(same)
+    for answer in agreed.values():
+        marks[None].append(answer.right)
+        if answer.kind is not None:
+            marks.setdefault(answer.kind, []).append(answer.right)
     return {kind: 100 * sum(same) / len(same) for kind, same in marks.items() if same}
 
 

@@ -1,15 +1,19 @@
 """What each part of the page shows, as values that the template lays out. No markup here, and no prose but of what is missing."""
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 from switchkd.report import alt_texts, figures, pictures
 from switchkd.report.choose import changed, compared, varied
 from switchkd.report.evidence import PATHWAYS, TEN, Evidence, Model
+from switchkd.results.intervals import Interval, intervals
 from switchkd.results.question_results import MEAN, OVERALL
 
 Values = dict[str, Any]
+_T = TypeVar("_T")
+#: Model → what it was scored on → the interval of its difference to the baseline.
+Intervals = Mapping[str, Mapping[str, Interval]]
 #: How many models' attention is drawn side by side at most, and how many a radar shows.
 SIDE_BY_SIDE = 4
 
@@ -19,9 +23,14 @@ def signed(value: float) -> str:
     return "0.0" if round(value, 1) == 0 else f"{value:+.1f}".replace("-", "−")
 
 
-def direction(value: float) -> str:
-    """How a difference is coloured."""
-    return "same" if round(value, 1) == 0 else "up" if value > 0 else "down"
+def direction(interval: Interval | None) -> str:
+    """How a difference is coloured: only where its interval leaves 0 out."""
+    return "same" if interval is None or not interval.leaves_out_zero else "up" if interval.low > 0 else "down"
+
+
+def bounds(interval: Interval | None) -> str | None:
+    """An interval as it stands under its difference."""
+    return None if interval is None else f"[{signed(interval.low)}, {signed(interval.high)}]"
 
 
 def grid(
@@ -29,6 +38,7 @@ def grid(
     baseline: str | None,
     counts: Mapping[str, int],
     against: Mapping[str, str] | None = None,
+    of_differences: Intervals | None = None,
 ) -> Values:
     """Models × what they were scored on; every score but the baseline's with its difference to it, or to what it is `against`."""
     columns = list(dict.fromkeys(name for row in scores.values() for name in row))
@@ -40,11 +50,13 @@ def grid(
         for column in columns:
             value, other = row.get(column), base.get(column)
             difference = None if value is None or other is None else value - other
+            interval = (of_differences or {}).get(model, {}).get(column)
             cells.append(
                 {
                     "value": "–" if value is None else f"{value:.1f}",
                     "difference": None if difference is None else signed(difference),
-                    "direction": None if difference is None else direction(difference),
+                    "direction": None if difference is None else direction(interval),
+                    "interval": None if difference is None else bounds(interval),
                     "main": column in (MEAN, TEN),
                 }
             )
@@ -99,21 +111,29 @@ def results(evidence: Evidence) -> Values:
     part: Values = {
         "charts": {},
         "differences": None,
+        "sure": False,
         "headlines": [],
         "table": None,
         "benchmarks": None,
         "notes": _missing(evidence, "results"),
     }
     if scores:
-        part["table"] = grid(scores, evidence.baseline, counts)
+        of_differences = difference_intervals(evidence)
+        part["table"] = grid(scores, evidence.baseline, counts, of_differences=of_differences)
+        part["sure"] = bool(of_differences)
         kinds = {name: {k: v for k, v in row.items() if k not in (MEAN, OVERALL)} for name, row in scores.items()}
         part["charts"]["kinds"] = figures.radar(few(kinds, evidence.baseline), keys, "%")
-        part["differences"] = figures.differences(kinds, evidence.baseline, keys)
+        part["differences"] = figures.differences(kinds, evidence.baseline, keys, of_differences)
         part["headlines"] = [
             {
                 "name": name,
                 "value": f"{main:.1f} %",
-                **_difference(main, _main(scores.get(evidence.baseline or "", {})), name == evidence.baseline),
+                **_difference(
+                    main,
+                    _main(scores.get(evidence.baseline or "", {})),
+                    name == evidence.baseline,
+                    _main(of_differences.get(name, {})),
+                ),
             }
             for name, row in scores.items()
             if (main := _main(row)) is not None
@@ -125,14 +145,23 @@ def results(evidence: Evidence) -> Values:
     return part
 
 
-def _main(scores: Mapping[str, float | None]) -> float | None:
+def difference_intervals(evidence: Evidence) -> Intervals:
+    """Of every model whose answers, like the baseline's, are there: resampled question by question, those of a picture together."""
+    return {
+        model.name: intervals(list(model.answers.values()), list(base.answers.values()))
+        for model, base in compared(evidence)
+        if model.answers.keys() == base.answers.keys()
+    }
+
+
+def _main(scores: Mapping[str, _T]) -> _T | None:
     return scores.get(MEAN, scores.get(OVERALL))
 
 
-def _difference(value: float, base: float | None, is_baseline: bool) -> Values:
+def _difference(value: float, base: float | None, is_baseline: bool, interval: Interval | None) -> Values:
     if base is None or is_baseline:
-        return {"difference": None, "direction": "same"}
-    return {"difference": signed(value - base), "direction": direction(value - base)}
+        return {"difference": None, "direction": "same", "interval": None}
+    return {"difference": signed(value - base), "direction": direction(interval), "interval": bounds(interval)}
 
 
 def _missing(evidence: Evidence, part: str) -> list[Values]:
@@ -215,7 +244,11 @@ def agreement(evidence: Evidence) -> Values:
         name: {OVERALL: row[None], **{kind: row[kind] for kind in sorted(filter(None, row))}}
         for name, row in evidence.same_answers.items()
     }
-    return {"rows": rows, "answers": grid(shares, evidence.baseline, {}) if shares else None, **_probed(evidence)}
+    return {
+        "rows": rows,
+        "answers": grid(shares, evidence.baseline, {}, of_differences=evidence.same_intervals) if shares else None,
+        **_probed(evidence),
+    }
 
 
 def attention(evidence: Evidence) -> Values:
@@ -288,90 +321,3 @@ def examples(evidence: Evidence) -> Values:
     best = max(runs or groups, key=lambda group: group["sides"][0]["count"] - group["sides"][1]["count"], default=None)
     unanswered = [model.name for model in evidence.models if model.results and not model.answers]
     return {"groups": groups, "open": best["name"] if best else None, "unanswered": unanswered}
-
-
-def _seconds(value: float) -> str:
-    return (
-        f"{value:.1f} s"
-        if value < 100
-        else f"{value:.0f} s"
-        if value < 600
-        else f"{value / 60:.1f} min"
-        if value < 6000
-        else f"{value / 3600:.1f} h"
-    )
-
-
-_COSTS: dict[str, Callable[[float], str]] = {
-    "steps": lambda value: f"{value:.0f}",
-    "train seconds": _seconds,
-    "run seconds": _seconds,
-    "cpu seconds": _seconds,
-    "peak memory MiB": lambda value: f"{value:.0f} MiB",
-    "evaluation seconds": _seconds,
-}
-#: What the columns are called in the page.
-_COST_NAMES = {
-    "train seconds": "training",
-    "run seconds": "whole run",
-    "cpu seconds": "CPU time",
-    "peak memory MiB": "peak memory",
-    "evaluation seconds": "evaluation",
-}
-
-
-def cost(evidence: Evidence) -> Values:
-    """Time and memory, as far as they were recorded."""
-    known = [name for name in _COSTS if any(name in model.cost for model in evidence.models)]
-    stepped = any(model.cost.get("train seconds") and model.cost.get("steps") for model in evidence.models)
-    rows = []
-    for model in evidence.models:
-        cells = [_COSTS[name](model.cost[name]) if name in model.cost else "–" for name in known]
-        steps, seconds = model.cost.get("steps"), model.cost.get("train seconds")
-        per_step = [f"{1000 * seconds / steps:.0f} ms" if steps and seconds else "–"] if stepped else []
-        place = f"{model.results.device}, {model.results.dtype}" if model.results else "–"
-        rows.append({"name": model.name, "cells": [*cells, *per_step, place]})
-    columns = [*(_COST_NAMES.get(name, name) for name in known), *(["per step"] if stepped else []), "evaluated on"]
-    return {"columns": columns, "rows": rows if known else [], "memory": "peak memory MiB" in known}
-
-
-def recipes(evidence: Evidence) -> Values:
-    """Fields in which the resolved recipes differ; of one run, all of them."""
-    runs = [model for model in evidence.models if model.recipe is not None]
-    flat = {model.name: dict(_flat(model.recipe)) for model in runs}
-    fields = list(dict.fromkeys(field for values in flat.values() for field in values))
-    if len(runs) > 1:
-        fields = [field for field in fields if len({values.get(field, _ABSENT) for values in flat.values()}) > 1]
-    return {
-        "names": list(flat),
-        "rows": [{"field": f, "of": [v.get(f, _ABSENT) for v in flat.values()]} for f in fields],
-    }
-
-
-_ABSENT = "–"
-
-
-def _flat(tree: Any, prefix: str = "") -> list[tuple[str, str]]:
-    """(dotted field, value as text) of nested mappings and lists."""
-    if isinstance(tree, Mapping) and tree:
-        return [pair for key, value in tree.items() for pair in _flat(value, f"{prefix}.{key}" if prefix else str(key))]
-    if isinstance(tree, list) and any(isinstance(item, Mapping | list) for item in tree):
-        return [pair for index, value in enumerate(tree) for pair in _flat(value, f"{prefix}.{index}")]
-    text = ", ".join(map(str, tree)) if isinstance(tree, list) else str(tree)
-    return [(prefix, {"None": "none", "True": "true", "False": "false"}.get(text, text))]
-
-
-def provenance(evidence: Evidence) -> list[tuple[str, str]]:
-    """How it was measured, of the first model that was."""
-    measured = next((model.results for model in evidence.models if model.results), None)
-    if measured is None:
-        return []
-    facts = {
-        "test data": measured.data,
-        "fingerprint of the questions": measured.data_fingerprint,
-        "image backend": measured.image_backend,
-        "questions": str(measured.questions),
-        "versions": ", ".join(f"{key} {value}" for key, value in measured.versions.items()),
-        "generation": ", ".join(f"{key} {value}" for key, value in measured.generation.items()),
-    }
-    return list(facts.items())

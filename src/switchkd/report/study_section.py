@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from switchkd.report import figures
-from switchkd.report.sections import direction, few, grid, signed
+from switchkd.report.sections import bounds, direction, few, grid, signed
+from switchkd.results.intervals import Interval
 from switchkd.results.question_results import MEAN
 from switchkd.results.study_results import ArmSummary, CellResult, StudyResults
 
@@ -49,7 +50,7 @@ def _means(cells: list[CellResult]) -> dict[str, float | None]:
 
 
 def _shown(line: ArmSummary, cells: list[CellResult], study: StudyResults) -> dict[str, Any]:
-    bounds = None if line.low is None or line.high is None else (line.low, line.high)
+    interval = None if line.low is None or line.high is None else Interval(line.low, line.high)
     return {
         "arm": line.arm,
         "against": study.against(line.arm) if study.against(line.arm) != study.baseline else None,
@@ -57,9 +58,9 @@ def _shown(line: ArmSummary, cells: list[CellResult], study: StudyResults) -> di
         "mean": f"{line.mean:.1f}",
         "sd": _number(line.sd, ".1f"),
         "difference": None if line.difference is None else signed(line.difference),
-        "direction": None if line.difference is None else direction(line.difference),
-        "interval": None if bounds is None else f"[{signed(bounds[0])}, {signed(bounds[1])}]",
-        "sure": bounds is not None and (bounds[0] > 0 or bounds[1] < 0),
+        "direction": None if line.difference is None else direction(interval),
+        "interval": bounds(interval),
+        "sure": interval is not None and interval.leaves_out_zero,
         "seconds": _number(line.seconds, ".0f"),
         "cpu": _number(line.cpu_seconds, ".0f"),
         "cost": _number(line.cost, ".2f"),
