@@ -1,12 +1,31 @@
 """What every loss asks of its inputs, said once: shapes, dtypes, finite logits, sensible settings."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 _LOGIT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+#: Whether values on a GPU are looked at, for which the host must wait.
+_WAITS: ContextVar[bool] = ContextVar("waits", default=True)
+
+
+@contextmanager
+def without_waiting() -> Iterator[None]:
+    """Leave values on a GPU alone: shapes and types are looked at, an id outside a vocabulary stops the device with an assertion, and a
+    logit that is not finite makes a loss that is not, which whoever sums the losses up must look for.
+    """
+    token = _WAITS.set(False)
+    try:
+        yield
+    finally:
+        _WAITS.reset(token)
 
 
 class NotFiniteError(ValueError):
@@ -24,7 +43,7 @@ def check_logits(name: str, logits: Tensor) -> None:
         raise ValueError(f"{name} must have the shape [positions, vocab], got {list(logits.shape)}")
     if logits.dtype not in _LOGIT_DTYPES:
         raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {logits.dtype}")
-    if logits.numel() == 0:
+    if logits.numel() == 0 or (logits.is_cuda and not _WAITS.get()):
         return
     # One pass over the data: a NaN spreads to both ends, an infinity is one of them, and nothing can overflow.
     lowest, highest = torch.aminmax(logits.detach())
@@ -77,7 +96,11 @@ def check_answers(targets: Tensor, positions: int, vocab: int) -> None:
         )
     if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
         raise TypeError(f"targets must be integers, got {targets.dtype}")
-    outside = ((targets < 0) | (targets >= vocab)).nonzero()
+    is_outside = (targets < 0) | (targets >= vocab)
+    if targets.is_cuda and not _WAITS.get():
+        torch._assert_async(~is_outside.any(), f"targets must be ids from 0 to {vocab - 1}")
+        return
+    outside = is_outside.nonzero()
     if len(outside):
         position = int(outside[0])
         raise ValueError(

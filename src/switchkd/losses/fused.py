@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from switchkd.losses.checks import without_waiting
 from switchkd.losses.chunks import AutogradTerms, ChunkLoss, ChunkSums, checked_terms
 from switchkd.losses.projection import Projection, Sparse, autocast_to_bf16
 from switchkd.losses.signal_checks import check_signals
@@ -61,8 +62,9 @@ def fused_loss(loss: ChunkLoss, signals: Signals, *, chunk: int | None = None) -
         TypeError: a sharded head (DTensor).
     """
     parts = signals.parts()
-    for part in parts:
-        check_signals(part, chunk)
+    with without_waiting():
+        for part in parts:
+            check_signals(part, chunk)
     student, tokens = signals.student, max(len(signals.targets), 1)
     dtype = torch.promote_types(student.hidden.dtype, torch.float32)
     if chunk is None:
@@ -172,7 +174,7 @@ class _ChunkLoop:
     def __call__(self, learned: tuple[Tensor | None, ...]) -> tuple[ChunkSums, list[Tensor | None]]:
         """The sums over all tokens, and the gradients wanted, in float32 or wider."""
         device = self.parts[0].targets.device
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        with torch.no_grad(), torch.autocast(device.type, enabled=False), without_waiting():
             return self._run(learned)
 
     def _run(self, learned: tuple[Tensor | None, ...]) -> tuple[ChunkSums, list[Tensor | None]]:

@@ -1,9 +1,12 @@
-"""What one process of a run finds out for all of them."""
+"""What one process of a run finds out for all of them, and numbers of all of them together."""
 
+import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
+import torch
 from accelerate.utils import broadcast_object_list
+from torch import distributed
 
 from switchkd.processes import processes
 
@@ -23,3 +26,18 @@ def on_main(work: Callable[[], _T]) -> _T:
         raise outcome[1]
     result: _T = outcome[0]
     return result
+
+
+def over_hosts(numbers: list[int], operation: Literal["sum", "max"]) -> list[int]:
+    """Of each of these numbers the sum, or the largest, of all processes: they go from host to host, and no GPU is waited for."""
+    if processes().num_processes == 1:
+        return numbers
+    values = torch.tensor(numbers)
+    distributed.all_reduce(values, getattr(distributed.ReduceOp, operation.upper()), group=_hosts())
+    return values.tolist()
+
+
+@functools.cache
+def _hosts() -> distributed.ProcessGroup | None:
+    """The processes, connected by what moves tensors of the CPU; None where they are already."""
+    return None if processes().device.type == "cpu" else distributed.new_group(backend="gloo")

@@ -5,11 +5,10 @@ import signal
 from functools import partial
 from typing import Any
 
-import torch
-import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from switchkd.interrupts import Interrupted
+from switchkd.train.agree import over_hosts
 
 #: How long a worker of the data loader outlives a SIGTERM to the whole process group: the step needs its rows.
 _WORKER_SECONDS = 60
@@ -34,13 +33,13 @@ class StopAtStepEnd(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Ask for a checkpoint and the end."""
-        self.number = _agreed(self.number, args)
+        self.number = _agreed(self.number)
         if self.number:
             control.should_save = control.should_training_stop = True
 
     def raise_if_stopped(self, args: TrainingArguments, stage: str, state: TrainerState) -> None:
         """Raise `Interrupted`, with where the run was saved and how it goes on, if a signal came."""
-        self.number = _agreed(self.number, args)
+        self.number = _agreed(self.number)
         if self.number:
             raise Interrupted(
                 self.number,
@@ -49,13 +48,9 @@ class StopAtStepEnd(TrainerCallback):
             )
 
 
-def _agreed(number: int, args: TrainingArguments) -> int:
+def _agreed(number: int) -> int:
     """The signal that any of the processes had: all must stop at the same step."""
-    if args.world_size == 1:
-        return number
-    highest = torch.tensor(number, device=args.device)
-    dist.all_reduce(highest, op=dist.ReduceOp.MAX)
-    return int(highest.item())
+    return over_hosts([number], "max")[0]
 
 
 def start_worker(start: Any, number: int) -> None:

@@ -13,15 +13,15 @@ from accelerate.data_loader import SeedableRandomSampler
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
-from transformers import ProcessorMixin, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import ProcessorMixin, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from switchkd.batch import Batch, named
 from switchkd.files import cannot_write
 from switchkd.losses import SummedLoss
 from switchkd.losses.checks import NotFiniteError
-from switchkd.models.finite import describe, not_finite
 from switchkd.train import checkpoint
-from switchkd.train.explain import explain
+from switchkd.train.agree import over_hosts
+from switchkd.train.finite_trainer import FiniteTrainer
 from switchkd.train.parts import set_rates
 from switchkd.train.sampler import FilledUp, FillersLast, LengthGroupedSampler, WithoutFillers
 from switchkd.train.speed import Speed
@@ -35,7 +35,7 @@ _OF_DISKS = (OSError, RuntimeError, SafetensorError)
 _log = logging.getLogger(__name__)
 
 
-class DistillationTrainer(Trainer):
+class DistillationTrainer(FiniteTrainer):
     """Trains the student of a `DistillationStep`.
 
     The loss is the sum of the method's terms over all answer tokens of the global batch (every rank, every accumulation step), divided
@@ -83,8 +83,6 @@ class DistillationTrainer(Trainer):
         self._told = False
         #: Whether a sample of the global batch has an image.
         self._has_images = True
-        #: Keys of the micro-batches of the step that is being made, and its number.
-        self._batches: tuple[int, list[tuple[str, ...]]] = (0, [])
         #: The names of the method's terms, from the first batch on.
         self.terms: list[str] = []
         self.speed = Speed(args.world_size)
@@ -112,41 +110,11 @@ class DistillationTrainer(Trainer):
             where = f"; {self._explain(str(error))}" if isinstance(error, NotFiniteError) else ""
             error.args = (f"step {now}, samples {named(inputs.keys)}: {error}{where}",)
             raise
-        if not torch.isfinite(sums.loss):
-            raise FloatingPointError(self._not_finite(sums, inputs, now))
+        self.check_loss(sums, inputs)
         self._record(sums, own_inputs=any(reader is not inputs.student for reader in inputs.readers.values()))
         # DDP averages gradients over ranks; the division here is already global
         loss = sums.loss / num_items_in_batch * self.accelerator.num_processes
         return (loss, sums) if return_outputs else loss
-
-    def _not_finite(self, sums: SummedLoss, batch: Batch, now: int) -> str:
-        """What is said of a loss that is not finite: its terms, and the samples that it comes from."""
-        terms = ", ".join(f"{name} {value.item():.4g}" for name, value in sums.terms.items())
-        where, blamed = f"samples {named(batch.keys)}", {}
-        if self.accelerator.num_processes == 1:  # with sharded weights, other ranks would have to take part
-            blamed = self.step.not_finite(batch)
-            each = "; ".join(f"{name!a} ({', '.join(pathways)})" for name, pathways in blamed.items())
-            where = f"logits are not finite in {each}" if each else f"all logits are finite; {where}"
-        message = f"the loss is not finite ({terms}); {where}; stopped before the update"
-        return f"step {now}: {message}; {self._explain(message, sums.terms, blamed)}"
-
-    def _explain(
-        self, reason: str, terms: Mapping[str, Tensor] | None = None, pathways: Mapping[str, list[str]] | None = None
-    ) -> str:
-        """Write what explains a stop, and say where."""
-        now = self.state.global_step + 1
-        rank = f"-process-{self.args.process_index}" if self.args.world_size > 1 else ""
-        file = explain(
-            Path(self._run) / f"not-finite-step-{now}{rank}.json",
-            reason=reason,
-            step=now,
-            pair=self.pair,
-            batches=self._batches[1],
-            terms=terms or {},
-            pathways=pathways or {},
-            rates=[] if self.optimizer is None else [group["lr"] for group in self.optimizer.param_groups],
-        )
-        return f"its samples, terms and norms are in {file}"
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> Tensor | int:
         """The answer tokens of the global batch: of all ranks and all accumulation steps."""
@@ -156,7 +124,7 @@ class DistillationTrainer(Trainer):
         lengths = [length for inputs in learned for length in inputs.lengths.tolist()]  # still on the CPU
         counts: list[int] = [count, images, sum(lengths), len(lengths)]
         if self.accelerator.num_processes > 1:
-            counts = self.accelerator.reduce(torch.tensor(counts, device=device), reduction="sum").tolist()
+            counts = over_hosts(counts, "sum")
         count, images, read, samples = counts
         self._has_images = images > 0
         self.speed.count(read, samples)
@@ -177,17 +145,6 @@ class DistillationTrainer(Trainer):
             for parameter in [*parts[0], *parts[1], *bridge]:
                 parameter.grad = None
         return loss
-
-    def _clip_grad_norm(self, model: torch.nn.Module) -> Any:
-        """Raise before a gradient that is not finite is clipped, which would spoil all others too, and applied.
-
-        Under fp16 the loss scaler skips such steps by design.
-        """
-        gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        if not self.args.fp16 and not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
-            message = "the gradient is not finite; stopped before the update"
-            raise FloatingPointError(f"step {self.state.global_step + 1}: {message}; {self._explain(message)}")
-        return super()._clip_grad_norm(model)
 
     def _prepare_inputs(self, inputs: Batch) -> Batch:  # type: ignore[override]
         return inputs.to(self.args.device, non_blocking=True)
@@ -287,8 +244,9 @@ class DistillationTrainer(Trainer):
     # ---- rows
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """The Trainer's own, with workers that finish the step when a signal comes."""
+        """The Trainer's own, with workers that finish the step when a signal comes; batches stay on the host."""
         loader: Any = super().get_train_dataloader()
+        loader.device = None  # they are counted on the host, and go to the device without waiting (`_prepare_inputs`)
         inner = getattr(loader, "base_dataloader", loader)
         inner.worker_init_fn = shielded(inner.worker_init_fn)
         return loader  # type: ignore[no-any-return]
@@ -315,19 +273,10 @@ class DistillationTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         if self.args.should_save:
-            self._check_weights(self.step.state_dict() if state_dict is None else state_dict)
+            self.check_weights(self.step.state_dict() if state_dict is None else state_dict)
             directory = output_dir or self._run
             checkpoint.save_student(self.pair.student, self.processor, self.card, directory, state_dict)
             checkpoint.save_auxiliary(self.pair.auxiliary_modules, directory, state_dict)
-
-    def _check_weights(self, state: Mapping[str, Tensor]) -> None:
-        """Refuse to save weights that are not finite, which no row of the last steps may have felt."""
-        learned = {
-            name.removeprefix("pair."): tensor for name, tensor in state.items() if not name.startswith("pair.teacher.")
-        }
-        if bad := not_finite(learned):
-            message = f"after step {self.state.global_step}, {describe(learned, bad)}. They are not saved: an earlier checkpoint is sound"
-            raise FloatingPointError(f"{message}; {self._explain(message)}")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         with checkpoint.loading(resume_from_checkpoint):
