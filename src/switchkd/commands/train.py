@@ -1,11 +1,15 @@
 """`switchkd train`."""
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from tyro.conf import Positional, arg
 
 from switchkd.commands.presence import require_parts
-from switchkd.commands.verb import RecipeFile, Verb, load_recipe, model_libraries, say
+from switchkd.commands.verb import Verb, fail, load_recipe, model_libraries, say
 
 if TYPE_CHECKING:
     from switchkd.recipe.schema import Recipe
@@ -15,17 +19,19 @@ if TYPE_CHECKING:
 class Train(Verb):
     """Train the student of a recipe.
 
-    Any field of the recipe can be changed behind it with --section.field value; --dry-run shows all of them.
+    Any field of the recipe can be changed behind it with --section.field value; --fields lists all of them.
 
     Example: switchkd train recipes/tiny.yaml --train.output runs/mine --train.learning-rate 5e-4 --method.switch 0
     """
 
     #: The recipe; its relative paths are relative to the current directory.
-    recipe: RecipeFile
+    recipe: Annotated[Positional[Path | None], arg(metavar="RECIPE.yaml")] = None
     #: Check the recipe, print it with every default and the memory it needs, and stop; needs no weights and no data.
     dry_run: bool = False
     #: Go on from the last checkpoint in the recipe's output folder, if there is one.
     resume: bool = True
+    #: List every field of a recipe with its type, default and meaning (docs/fields.md), and stop; needs no recipe.
+    fields: bool = False
     #: Go on even where rows, teacher, start weights or the number of processes are others than when the checkpoint was saved.
     accept_changes: bool = False
 
@@ -34,6 +40,13 @@ class Train(Verb):
 
     def run(self, fields: Sequence[str]) -> int:
         """Train, or show what would be trained."""
+        if self.fields:
+            from switchkd.recipe.field_list import as_text
+
+            print(as_text(min(shutil.get_terminal_size((120, 24)).columns, 120)), end="")
+            return 0
+        if self.recipe is None:
+            return fail("train needs RECIPE.yaml; switchkd recipe writes one for your models and data", 2)
         recipe = load_recipe(self.recipe, fields)
         if self.dry_run:
             show(recipe)

@@ -10,14 +10,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, TextIO
-
-from tyro.conf import Positional, arg
+from typing import TYPE_CHECKING, ClassVar, TextIO
 
 if TYPE_CHECKING:
     from switchkd.recipe.schema import Recipe
-
-RecipeFile = Annotated[Positional[Path], arg(metavar="RECIPE.yaml")]
 
 
 @dataclass(frozen=True)

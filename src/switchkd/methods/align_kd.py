@@ -30,11 +30,17 @@ class AlignKD(Method):
     """
 
     name: ClassVar[str] = "align_kd"
+    #: α, the weight of the teacher's soft targets.
     soft: float = 1.0
+    #: β, the weight of the first layer's attention.
     attention: float = 1.0
+    #: γ, the weight of the visual tokens.
     projected: float = 1.0
+    #: δ, the weight of those in focus.
     focus: float = 1.0
+    #: So many visual tokens are in focus.
     top: int = 16
+    #: Logits are divided by it before the comparison.
     temperature: float = 1.0
 
     def __post_init__(self) -> None:

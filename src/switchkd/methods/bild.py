@@ -21,7 +21,9 @@ class BiLD(Method):
     """
 
     name: ClassVar[str] = "bild"
+    #: So many largest logits are compared.
     top_k: int = 8
+    #: Logits are divided by it before the comparison.
     temperature: float = 3.0
 
     def __post_init__(self) -> None:

@@ -28,10 +28,15 @@ class FeatureKD(Method):
     """
 
     name: ClassVar[str] = "feature_kd"
+    #: λ, the weight of what is aligned with the teacher's answers.
     align: float = 1.0
+    #: μ, the weight of the distance of visual features.
     features: float = 1.0
+    #: As in `switch_kd`.
     temperature: float = 3.0
+    #: As in `switch_kd`.
     window: int | None = 128
+    #: As in `switch_kd`.
     min_k: int = 3
 
     def __post_init__(self) -> None:

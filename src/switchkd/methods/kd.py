@@ -20,7 +20,9 @@ class KD(Method):
     """
 
     name: ClassVar[str] = "kd"
+    #: 0: forward KL, 1: reverse KL, between them the generalised Jensen-Shannon divergence.
     beta: float = 0.0
+    #: Logits are divided by it before the comparison.
     temperature: float = 1.0
 
     def __post_init__(self) -> None:

@@ -27,9 +27,13 @@ class LLaVAKD(Method):
     """
 
     name: ClassVar[str] = "llava_kd"
+    #: α, the weight of the KL at answers.
     answers: float = 1.0
+    #: β, the weight of the KL at visual tokens.
     visual: float = 1.0
+    #: γ, the weight of how visual tokens relate to each other.
     relation: float = 0.5
+    #: Logits are divided by it before the comparison.
     temperature: float = 1.0
 
     def __post_init__(self) -> None:

@@ -23,7 +23,9 @@ class LLaVAMoD(Method):
     """
 
     name: ClassVar[str] = "llava_mod"
+    #: α, the weight of the teacher's soft targets.
     mimic: float = 1.0
+    #: Logits are divided by it before the comparison.
     temperature: float = 1.0
 
     def __post_init__(self) -> None:

@@ -27,16 +27,23 @@ class SwitchKD(Method):
     """
 
     name: ClassVar[str] = "switch_kd"
+    #: λ1, the weight of what is aligned with the teacher's own answers.
     align: float = 1.0
+    #: λ2, the weight of the visual switch.
     switch: float = 1.0
+    #: Logits are divided by it before the comparison.
     temperature: float = 3.0
+    #: The knee is looked for among so many largest logits; none: among all.
     window: int | None = 128
+    #: The knee is no smaller k than this.
     min_k: int = 3
     #: A fixed k in place of the knee.
     top_k: int | None = None
+    #: Of the KL: reverse expects under the learner, forward under the teacher.
     direction: Direction = "reverse"
     #: One over all differences of the compared logits, or one for each of them against those below it.
     softmax: Softmax = "all"
+    #: Multiply the terms by temperature².
     t_squared: bool = False
     #: Over this share of a stage's steps λ2 rises to `switch`, in equal parts from step to step.
     switch_warmup: float = 0.0

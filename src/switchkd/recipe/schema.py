@@ -34,9 +34,11 @@ Part = Literal["vision", "projector", "language"]
 class Teacher:
     """The frozen model that is learned from: a checkpoint directory, a run, or a name on the Hugging Face hub."""
 
+    #: A checkpoint directory, the folder of a run (its student), or OWNER/NAME.
     path: str
     #: "auto" keeps the precision of the checkpoint.
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    #: How attention is computed; auto is what transformers chooses, SDPA where the model has it.
     attn_implementation: Attention = "auto"
     #: Of the language model's linear layers, with bitsandbytes: the targets are then those of a slightly different teacher.
     quantization: Quantization | None = None
@@ -51,8 +53,11 @@ class Teacher:
 class LoRA:
     """Low-rank adapters on all linear layers of the student's language model, which is frozen itself."""
 
+    #: The rank.
     r: int = 16
+    #: The adapters are scaled by alpha / r.
     alpha: int = 32
+    #: Of what goes into the adapters, while they learn.
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
@@ -64,11 +69,14 @@ class LoRA:
 class Student:
     """The model that is trained: a checkpoint directory, a run, or a name on the Hugging Face hub."""
 
+    #: A checkpoint directory, the folder of a run (its student), or OWNER/NAME.
     path: str
     #: Of the weights as they are loaded. Parts that learn are float32 at least; those that are frozen keep this. `train.bf16` computes in
     #: bfloat16 whatever this is.
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
+    #: How attention is computed; auto is what transformers chooses, SDPA where the model has it.
     attn_implementation: Attention = "auto"
+    #: Adapters instead of all weights of the language model; `lora: true` takes their defaults.
     lora: LoRA | None = None
     #: QLoRA: the language model's frozen linear layers in 4 bits, with bitsandbytes.
     quantization: Literal["4bit"] | None = None
@@ -158,15 +166,25 @@ class Stage:
     A stage that sets `num_train_epochs` and not `max_steps` counts epochs, even where the recipe's `train` counts steps.
     """
 
+    #: Names its folder.
     name: str
+    #: The parts that learn.
     train: tuple[Part, ...] = ("vision", "projector", "language")
+    #: Its own method, or some knobs of the recipe's: `{align: 0.5}`.
     method: Method | None = None
+    #: Its own data, as `data.train`.
     data: Named | None = None
+    #: In place of `train.num_train_epochs`.
     num_train_epochs: float | None = None
+    #: In place of `train.max_steps`.
     max_steps: int | None = None
+    #: In place of `train.learning_rate`.
     learning_rate: float | None = None
+    #: In place of `train.learning_rates`.
     learning_rates: LearningRates | None = None
+    #: In place of `train.per_device_train_batch_size`.
     per_device_train_batch_size: int | None = None
+    #: In place of `train.gradient_accumulation_steps`.
     gradient_accumulation_steps: int | None = None
 
     def __post_init__(self) -> None:
@@ -229,11 +247,15 @@ def _check_vision_learns(stage: ResolvedStage, freeze: Sequence[str]) -> None:
 class Evaluate:
     """Questions that the trained student is asked at the end."""
 
+    #: Questions, in any of the forms and files of `data.train`.
     data: str
+    #: Where image paths start; the data file's own folder if not given.
     image_root: str | None = None
     #: As in `data`.
     columns: dict[str, str] = field(default_factory=dict)
+    #: Questions at a time.
     batch_size: int = 32
+    #: Longer answers are cut, and counted.
     max_new_tokens: int = 64
     #: The evaluation stops when of more than this share of the rows something cannot be asked; fewer are skipped and counted.
     max_bad_fraction: float = MAX_BAD_FRACTION
@@ -249,13 +271,21 @@ class Evaluate:
 class Recipe:
     """Everything a run depends on."""
 
+    #: The model that is trained.
     student: Student
+    #: What is distilled: a name, or a section with its knobs.
     method: Method
+    #: What it is trained on.
     data: Data
+    #: How it is trained.
     train: Train
+    #: The model that is learned from; plain SFT needs none.
     teacher: Teacher | None = None
+    #: Stages of training, one after the other; by default one that trains everything.
     stages: tuple[Stage, ...] = field(default_factory=lambda: (Stage("train"),))
+    #: What the student is asked at the end; nothing if not given.
     evaluate: Evaluate | None = None
+    #: What to do where student and teacher differ.
     pair: Pairing = field(default_factory=Pairing)
 
     def __post_init__(self) -> None:

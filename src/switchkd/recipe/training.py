@@ -12,8 +12,11 @@ from switchkd.recipe.trainer_arguments import check_arguments
 class LearningRates:
     """Learning rates of the parts; a part without one has `learning_rate`."""
 
+    #: Of the vision encoder.
     vision: float | None = None
+    #: Of the projector.
     projector: float | None = None
+    #: Of the language model.
     language: float | None = None
 
     def __post_init__(self) -> None:
@@ -32,21 +35,33 @@ class LearningRates:
 class Train:
     """How it is trained; names and meanings as in `transformers.TrainingArguments`."""
 
+    #: The folder of the run. The same command goes on from the newest checkpoint there.
     output: str
+    #: How often all rows are seen.
     num_train_epochs: float = 1.0
     #: Optimizer steps; above 0 it replaces `num_train_epochs`.
     max_steps: int = -1
+    #: Rows of one device at a time: as many as its memory takes.
     per_device_train_batch_size: int = 8
+    #: So many of these batches make one optimizer step.
     gradient_accumulation_steps: int = 1
+    #: The highest, after the warm-up.
     learning_rate: float = 2e-5
+    #: Other rates for parts.
     learning_rates: LearningRates = LearningRates()
+    #: How the rate falls after the warm-up.
     lr_scheduler_type: Literal[
         "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
     ] = "cosine"
+    #: The share of the steps in which the rate rises from 0.
     warmup_ratio: float = 0.03
+    #: Of AdamW.
     weight_decay: float = 0.0
+    #: Longer gradients are cut to this length.
     max_grad_norm: float = 1.0
+    #: Compute in bfloat16, as GPUs from 2020 on do well; what learns stays float32.
     bf16: bool = False
+    #: The same in float16, for older GPUs.
     fp16: bool = False
     #: Recompute the student's activations in the backward pass: less memory, one more of its forward passes.
     gradient_checkpointing: bool = False
@@ -54,19 +69,25 @@ class Train:
     switch_checkpointing: bool = False
     #: `fused` holds the logits of some tokens at a time; `plain` all of them, for debugging. They give the same numbers.
     loss: Literal["fused", "plain"] = "fused"
+    #: Of the order of the rows and of all that is drawn.
     seed: int = 42
+    #: A line of metrics for so many steps.
     logging_steps: int = 10
+    #: A checkpoint after so many steps.
     save_steps: int = 500
     #: Older checkpoints beyond this many are deleted; none = keep all.
     save_total_limit: int | None = 2
+    #: Processes that prepare batches beside the training.
     dataloader_num_workers: int = 0
-    #: Compile every transformer layer of both models, with this backend of torch.compile.
+    #: Compile every transformer layer of both models.
     torch_compile: bool = False
+    #: Of torch.compile.
     torch_compile_backend: Literal["inductor", "cudagraphs", "aot_eager", "eager"] = "inductor"
     #: Fused norms, SwiGLU and rotary embeddings in both language models. auto: Liger's on a CUDA GPU, where it is installed and fits.
     kernels: Literal["auto", "liger", "none"] = "auto"
     #: Put rows of about one length into a batch, so that little of it is padding.
     group_by_length: bool = False
+    #: Trackers: tensorboard, wandb, mlflow, …; each needs its package.
     report_to: tuple[str, ...] = ("tensorboard",)
     #: Handed to `transformers.TrainingArguments` as they are: `{optim: adamw_8bit, adam_beta2: 0.95}`.
     arguments: dict[str, Any] = field(default_factory=dict)
