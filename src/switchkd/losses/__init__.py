@@ -1,4 +1,4 @@
-"""Distillation losses: pure functions from logits to one value per position, in nats. The trainer reduces.
+"""Distillation losses: pure functions from logits [..., vocab] to one value per position [...], in nats. The trainer reduces.
 
 `fused_loss` is the exception that saves the memory: from hidden states to sums, for any loss that is a `ChunkLoss`.
 """

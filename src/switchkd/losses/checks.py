@@ -1,7 +1,7 @@
 """What every loss asks of its inputs, said once: shapes, dtypes, finite logits, sensible settings."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -33,14 +33,14 @@ class NotFiniteError(ValueError):
 
 
 def check_logits(name: str, logits: Tensor) -> None:
-    """Refuse what is not a matrix of finite floating-point logits; `name` is how the message calls it.
+    """Refuse what are not finite floating-point logits, over the vocabulary at each position; `name` is how the message calls it.
 
     Raises:
-        ValueError: wrong shape; a NaN or infinite logit, as `NotFiniteError` (its position, token and value are named).
+        ValueError: no vocabulary; a NaN or infinite logit, as `NotFiniteError` (its position, token and value are named).
         TypeError: a dtype other than float16, bfloat16, float32 or float64.
     """
-    if logits.ndim != 2:
-        raise ValueError(f"{name} must have the shape [positions, vocab], got {list(logits.shape)}")
+    if logits.ndim == 0:
+        raise ValueError(f"{name} must have the shape [..., vocab], got the single number {logits.item()}")
     if logits.dtype not in _LOGIT_DTYPES:
         raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {logits.dtype}")
     if logits.numel() == 0 or (logits.is_cuda and not _WAITS.get()):
@@ -49,12 +49,17 @@ def check_logits(name: str, logits: Tensor) -> None:
     lowest, highest = torch.aminmax(logits.detach())
     if not (torch.isfinite(lowest) & torch.isfinite(highest)):
         bad = (~torch.isfinite(logits)).nonzero()
-        position, token = bad[0].tolist()
+        *position, token = bad[0].tolist()
         raise NotFiniteError(
-            f"{name} must be finite: {logits[position, token].item()} at position {position}, token {token} "
+            f"{name} must be finite: {logits[*position, token].item()} at {_place(position)}token {token} "
             f"({len(bad)} of {logits.numel()} values are not finite). Leave masked vocabulary rows out of the "
             "comparison; if these come from a model, check its precision and its weights"
         )
+
+
+def _place(position: list[int]) -> str:
+    """Where among the leading dimensions, for messages: one number, or as many as there are."""
+    return f"position {position[0] if len(position) == 1 else tuple(position)}, " if position else ""
 
 
 def check_pair(student: Tensor, teacher: Tensor) -> None:
@@ -68,7 +73,7 @@ def check_pair(student: Tensor, teacher: Tensor) -> None:
     check_logits("teacher", teacher)
     if student.shape != teacher.shape:
         raise ValueError(
-            f"student and teacher must have the same shape [positions, vocab], got {list(student.shape)} and "
+            f"student and teacher must have the same shape [..., vocab], got {list(student.shape)} and "
             f"{list(teacher.shape)}: compare the same positions and the shared vocabulary ids only"
         )
     if teacher.requires_grad:
@@ -80,19 +85,19 @@ def check_pair(student: Tensor, teacher: Tensor) -> None:
 
 def check_targets(targets: Tensor, logits: Tensor) -> None:
     """Refuse targets that are not one vocabulary id per position of these logits; errors as `check_answers`."""
-    check_answers(targets, *logits.shape)
+    check_answers(targets, logits.shape[:-1], logits.shape[-1])
 
 
-def check_answers(targets: Tensor, positions: int, vocab: int) -> None:
-    """Refuse targets that are not one vocabulary id per position.
+def check_answers(targets: Tensor, positions: Sequence[int], vocab: int) -> None:
+    """Refuse targets that are not one vocabulary id per position, of which there are so many in each leading dimension.
 
     Raises:
         ValueError: wrong shape, or an id outside the vocabulary (its position is named).
         TypeError: targets that are not integers.
     """
-    if targets.shape != (positions,):
+    if targets.shape != tuple(positions):
         raise ValueError(
-            f"targets must have the shape [{positions}] of the logits' positions, got {list(targets.shape)}"
+            f"targets must have the shape {list(positions)} of the logits' positions, got {list(targets.shape)}"
         )
     if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
         raise TypeError(f"targets must be integers, got {targets.dtype}")
@@ -102,9 +107,10 @@ def check_answers(targets: Tensor, positions: int, vocab: int) -> None:
         return
     outside = is_outside.nonzero()
     if len(outside):
-        position = int(outside[0])
+        position = outside[0].tolist()
+        at = f" at {_place(position).removesuffix(', ')}" if position else ""
         raise ValueError(
-            f"targets must be ids from 0 to {vocab - 1}: {int(targets[position])} at position {position}. "
+            f"targets must be ids from 0 to {vocab - 1}: {int(targets[tuple(position)])}{at}. "
             "Losses know no ignored label: select the answer positions first"
         )
 
@@ -127,6 +133,6 @@ def check_at_least_two(name: str, value: int) -> None:
         raise ValueError(f"{name} must be at least 2 (two logits make the first pair), got {value}")
 
 
-def at_least_float32(logits: Float[Tensor, "n vocab"]) -> Float[Tensor, "n vocab"]:
+def at_least_float32(logits: Float[Tensor, "*n vocab"]) -> Float[Tensor, "*n vocab"]:
     """Half precision becomes float32; float32 and float64 stay what they are."""
     return logits if logits.dtype == torch.float64 else logits.float()

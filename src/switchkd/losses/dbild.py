@@ -16,8 +16,8 @@ from switchkd.names import Direction, Softmax
 
 
 def bild(
-    student: Float[Tensor, "n vocab"], teacher: Float[Tensor, "n vocab"], *, top_k: int = 8, temperature: float = 3.0
-) -> Float[Tensor, " n"]:
+    student: Float[Tensor, "*n vocab"], teacher: Float[Tensor, "*n vocab"], *, top_k: int = 8, temperature: float = 3.0
+) -> Float[Tensor, "*n"]:
     """KL(p_T ‖ p_S) on the teacher's top k + KL(p_T ‖ p_S) on the student's top k (BiLD, COLING 2025).
 
     p = softmax(d/τ) over all differences d_ij = z_i − z_j with i < j in the leader's order: k(k−1)/2 values per model.
@@ -39,12 +39,12 @@ def bild(
     """
     check_pair(student, teacher)
     check_temperature(temperature)
-    check_at_least_two("the vocabulary", student.shape[1])
+    check_at_least_two("the vocabulary", student.shape[-1])
     check_at_least_two("top_k", top_k)
-    z_s, z_t = at_least_float32(student), at_least_float32(teacher)
+    z_s, z_t = (at_least_float32(z).reshape(-1, z.shape[-1]) for z in (student, teacher))
     teacher_led = _forward_kl_on(leader_order(z_t, top_k), z_s, z_t, temperature)
     student_led = _forward_kl_on(leader_order(z_s.detach(), top_k), z_s, z_t, temperature)
-    return teacher_led + student_led
+    return (teacher_led + student_led).view(student.shape[:-1])
 
 
 def _forward_kl_on(
@@ -109,8 +109,8 @@ class DBiLDSettings:
 
 
 def dbild(
-    student: Float[Tensor, "n vocab"],
-    teacher: Float[Tensor, "n vocab"],
+    student: Float[Tensor, "*n vocab"],
+    teacher: Float[Tensor, "*n vocab"],
     *,
     temperature: float = 3.0,
     window: int | None = 128,
@@ -119,7 +119,7 @@ def dbild(
     direction: Direction = "reverse",
     softmax: Softmax = "all",
     t_squared: bool = False,
-) -> Float[Tensor, " n"]:
+) -> Float[Tensor, "*n"]:
     """KL(p_X ‖ p_T) on the teacher's top k_T + KL(p_X ‖ p_T) on X's own top k_X (Switch-KD, arXiv 2604.14629).
 
     X is the student, or the switch pathway. p = softmax(d/τ) over all differences d_ij = z_i − z_j with i < j in the
@@ -149,10 +149,11 @@ def dbild(
         TypeError: logits that are not floating point.
     """
     check_pair(student, teacher)
-    check_at_least_two("the vocabulary", student.shape[1])
+    check_at_least_two("the vocabulary", student.shape[-1])
     settings = DBiLDSettings(temperature, window, min_k, top_k, direction, softmax, t_squared)
-    loss: Tensor = _DBiLD.apply(student, teacher, settings)
-    return loss
+    vocab = student.shape[-1]
+    loss: Tensor = _DBiLD.apply(student.reshape(-1, vocab), teacher.reshape(-1, vocab), settings)
+    return loss.view(student.shape[:-1])
 
 
 class _DBiLD(torch.autograd.Function):

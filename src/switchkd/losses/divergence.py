@@ -16,14 +16,14 @@ from switchkd.losses.checks import (
 )
 
 
-def cross_entropy(logits: Float[Tensor, "n vocab"], targets: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+def cross_entropy(logits: Float[Tensor, "*n vocab"], targets: Int[Tensor, "*n"]) -> Float[Tensor, "*n"]:
     """−log softmax(z)_y, the loss of supervised fine-tuning (as in LLaVA, arXiv 2304.08485).
 
     Direction: it is the forward KL(p_y ‖ p_S) of a p_y that is sure of the answer.
 
     Args:
-        logits: z, one row per answer position.
-        targets: y, the vocabulary id that follows each position. There is no ignored label.
+        logits: z, over the vocabulary at each answer position.
+        targets: y, the vocabulary id that follows each position: the shape of the logits without the vocabulary. There is no ignored label.
 
     Returns:
         Nats per position, float32 (float64 for float64 logits).
@@ -34,12 +34,13 @@ def cross_entropy(logits: Float[Tensor, "n vocab"], targets: Int[Tensor, " n"]) 
     """
     check_logits("logits", logits)
     check_targets(targets, logits)
-    return torch.nn.functional.cross_entropy(at_least_float32(logits), targets.long(), reduction="none")
+    rows = at_least_float32(logits).reshape(-1, logits.shape[-1])
+    return torch.nn.functional.cross_entropy(rows, targets.reshape(-1).long(), reduction="none").view(targets.shape)
 
 
 def forward_kl(
-    student: Float[Tensor, "n vocab"], teacher: Float[Tensor, "n vocab"], *, temperature: float = 1.0
-) -> Float[Tensor, " n"]:
+    student: Float[Tensor, "*n vocab"], teacher: Float[Tensor, "*n vocab"], *, temperature: float = 1.0
+) -> Float[Tensor, "*n"]:
     """KL(p_T ‖ p_S) = Σ_v p_T (log p_T − log p_S), p = softmax(z/τ) (Hinton et al., arXiv 1503.02531).
 
     Direction: the expectation is the teacher's (mass-covering). T² policy: no τ² factor; multiply by τ² yourself where
@@ -62,8 +63,8 @@ def forward_kl(
 
 
 def soft_cross_entropy(
-    student: Float[Tensor, "n vocab"], teacher: Float[Tensor, "n vocab"], *, temperature: float = 1.0
-) -> Float[Tensor, " n"]:
+    student: Float[Tensor, "*n vocab"], teacher: Float[Tensor, "*n vocab"], *, temperature: float = 1.0
+) -> Float[Tensor, "*n"]:
     """−Σ_v p_T log p_S, p = softmax(z/τ): the mimic loss of LLaVA-MoD (arXiv 2408.15881).
 
     Direction: the expectation is the teacher's. It is `forward_kl` and the teacher's entropy, a constant: the gradient is the same, the
@@ -74,8 +75,8 @@ def soft_cross_entropy(
 
 
 def reverse_kl(
-    student: Float[Tensor, "n vocab"], teacher: Float[Tensor, "n vocab"], *, temperature: float = 1.0
-) -> Float[Tensor, " n"]:
+    student: Float[Tensor, "*n vocab"], teacher: Float[Tensor, "*n vocab"], *, temperature: float = 1.0
+) -> Float[Tensor, "*n"]:
     """KL(p_S ‖ p_T) = Σ_v p_S (log p_S − log p_T), p = softmax(z/τ) (MiniLLM, arXiv 2306.08543).
 
     Direction: the expectation is the student's (mode-seeking). T² policy: no τ² factor.
@@ -86,8 +87,8 @@ def reverse_kl(
 
 
 def jsd(
-    student: Float[Tensor, "n vocab"], teacher: Float[Tensor, "n vocab"], *, beta: float, temperature: float = 1.0
-) -> Float[Tensor, " n"]:
+    student: Float[Tensor, "*n vocab"], teacher: Float[Tensor, "*n vocab"], *, beta: float, temperature: float = 1.0
+) -> Float[Tensor, "*n"]:
     """β KL(p_T ‖ m) + (1−β) KL(p_S ‖ m), m = β p_T + (1−β) p_S (GKD, arXiv 2306.13649).
 
     The generalised Jensen-Shannon divergence; β = ½ is the symmetric one. At the two ends that formula is 0 whatever
@@ -120,8 +121,8 @@ def jsd(
 
 
 def _log_probabilities(
-    student: Float[Tensor, "n vocab"], teacher: Float[Tensor, "n vocab"], temperature: float
-) -> tuple[Float[Tensor, "n vocab"], Float[Tensor, "n vocab"]]:
+    student: Float[Tensor, "*n vocab"], teacher: Float[Tensor, "*n vocab"], temperature: float
+) -> tuple[Float[Tensor, "*n vocab"], Float[Tensor, "*n vocab"]]:
     """Log softmax(z/τ) of the student and of the teacher, after the checks all divergences share."""
     check_pair(student, teacher)
     check_temperature(temperature)
@@ -129,6 +130,6 @@ def _log_probabilities(
     return log_s, log_t
 
 
-def _kl(log_p: Float[Tensor, "n vocab"], log_q: Float[Tensor, "n vocab"]) -> Float[Tensor, " n"]:
+def _kl(log_p: Float[Tensor, "*n vocab"], log_q: Float[Tensor, "*n vocab"]) -> Float[Tensor, "*n"]:
     """KL(p ‖ q)."""
     return (log_p.exp() * (log_p - log_q)).sum(dim=-1)

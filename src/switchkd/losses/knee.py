@@ -14,7 +14,7 @@ BLOCKS_PAY = 4
 _ROWS = 64
 
 
-def knee(logits: Float[Tensor, "n vocab"], *, window: int | None = 128, min_k: int = 3) -> Int[Tensor, " n"]:
+def knee(logits: Float[Tensor, "*n vocab"], *, window: int | None = 128, min_k: int = 3) -> Int[Tensor, "*n"]:
     """k = 1 + argmax_r (1 − x_r) − y_r, x_r = r/(W−1), y_r = (v_r − v_last)/(v_first − v_last) (Switch-KD, 2604.14629).
 
     v are the W largest logits in descending order, both axes are normalised to [0, 1], and the knee is the point
@@ -22,7 +22,7 @@ def knee(logits: Float[Tensor, "n vocab"], *, window: int | None = 128, min_k: i
     A curve that is flat or lies nowhere below its chord has no knee and gives `min_k`.
 
     Args:
-        logits: one row per position; logits, not probabilities, on which k would collapse.
+        logits: over the vocabulary at each position; logits, not probabilities, on which k would collapse.
         window: W; None, or more than there are tokens, means the whole vocabulary.
         min_k: the least k, or the window where that is smaller.
             With k = 2 the only pair has probability 1, and `dbild` has nothing to compare.
@@ -36,12 +36,13 @@ def knee(logits: Float[Tensor, "n vocab"], *, window: int | None = 128, min_k: i
     """
     check_logits("logits", logits)
     check_selection(logits, window, min_k)
-    return knee_rank(logits.gather(1, leader_order(logits, window)), min_k)
+    rows = logits.reshape(-1, logits.shape[-1])
+    return knee_rank(rows.gather(1, leader_order(rows, window)), min_k).view(logits.shape[:-1])
 
 
-def check_selection(logits: Float[Tensor, "n vocab"], window: int | None, min_k: int) -> None:
+def check_selection(logits: Float[Tensor, "*n vocab"], window: int | None, min_k: int) -> None:
     """Raise ValueError where window, min_k or the vocabulary leave no pair to compare."""
-    check_at_least_two("the vocabulary", logits.shape[1])
+    check_at_least_two("the vocabulary", logits.shape[-1])
     check_at_least_two("min_k", min_k)
     if window is not None:
         check_at_least_two("window", window)

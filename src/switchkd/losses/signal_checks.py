@@ -13,7 +13,7 @@ def check_signals(signals: Signals, chunk: int | None) -> None:
     """
     hidden, head = signals.student.hidden, signals.student.head
     check_head("the student's head", head, hidden)
-    check_answers(signals.targets, len(hidden), head.rows)
+    check_answers(signals.targets, [len(hidden)], head.rows)
     for name, one in signals.compared.items():
         check_at_least_two("vocabulary", one.vocabulary)
         tokens = len(hidden) if one.answers is None else len(one.answers)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from switchkd.methods.method import Method, Need, check_temperature
 from switchkd.models.capture import Attention, Hidden, Projected
 from switchkd.names import TEACHER, Direction
+from switchkd.typed_fields import check_fields
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -44,6 +45,7 @@ class AlignKD(Method):
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_temperature(self.name, self.temperature)
         if self.top < 1:
             raise ValueError(f"align_kd: top must be at least 1 visual token, got {self.top}")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from switchkd.methods.method import Method, check_temperature
 from switchkd.names import TEACHER, Direction
+from switchkd.typed_fields import check_fields
 
 if TYPE_CHECKING:
     from switchkd.signals import AnswerLogits, TokenTerms
@@ -27,6 +28,7 @@ class BiLD(Method):
     temperature: float = 3.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.top_k < 3:
             raise ValueError(
                 f"bild: top_k must be at least 3, got {self.top_k}: the probability of a single pair is always 1, so 2 logits teach nothing"

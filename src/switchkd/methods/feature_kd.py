@@ -11,6 +11,7 @@ from switchkd.methods.sft import SFT
 from switchkd.methods.switch_kd import SwitchKD
 from switchkd.models.capture import Vision
 from switchkd.names import TEACHER, Direction
+from switchkd.typed_fields import check_fields
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,6 +41,7 @@ class FeatureKD(Method):
     min_k: int = 3
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not (0 <= self.align < math.inf and 0 < self.features < math.inf):
             raise ValueError(
                 f"feature_kd: features must be positive and align not negative, both finite, got features={self.features}, "

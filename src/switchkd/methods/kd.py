@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from switchkd.methods.method import Method, check_temperature
 from switchkd.names import TEACHER, Direction
+from switchkd.typed_fields import check_fields
 
 if TYPE_CHECKING:
     from switchkd.signals import AnswerLogits, TokenTerms
@@ -26,6 +27,7 @@ class KD(Method):
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0 <= self.beta <= 1:
             raise ValueError(f"kd: beta must lie between 0 (forward KL) and 1 (reverse KL), got {self.beta}")
         check_temperature(self.name, self.temperature)

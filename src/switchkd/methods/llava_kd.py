@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from switchkd.methods.method import Method, Need, check_temperature
 from switchkd.models.capture import Hidden
 from switchkd.names import TEACHER, Direction
+from switchkd.typed_fields import check_fields
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -37,6 +38,7 @@ class LLaVAKD(Method):
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_temperature(self.name, self.temperature)
         weights = {name: value for name, value in asdict(self).items() if name != "temperature"}
         if not all(0 <= weight < math.inf for weight in weights.values()) or not any(weights.values()):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from switchkd.methods.method import Method, check_temperature
 from switchkd.names import TEACHER
+from switchkd.typed_fields import check_fields
 
 if TYPE_CHECKING:
     from switchkd.signals import AnswerLogits, TokenTerms
@@ -29,6 +30,7 @@ class LLaVAMoD(Method):
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0 < self.mimic < math.inf:
             raise ValueError(
                 f"llava_mod: mimic must be positive and finite, got {self.mimic}; without it, use method sft"

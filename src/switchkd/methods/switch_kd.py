@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, get_args
 
 from switchkd.methods.method import Method, Need, check_temperature
 from switchkd.names import TEACHER, Direction, Route, Softmax
+from switchkd.typed_fields import check_fields
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -49,6 +50,7 @@ class SwitchKD(Method):
     switch_warmup: float = 0.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not (0 <= self.align < math.inf and 0 <= self.switch < math.inf):
             raise ValueError(
                 f"switch_kd: weights must be finite and not negative, got align={self.align}, switch={self.switch}"

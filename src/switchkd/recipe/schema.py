@@ -17,12 +17,13 @@ from switchkd.models.capture import Vision
 from switchkd.models.quantize import Quantization
 from switchkd.recipe.field_checks import at_least, require, share
 from switchkd.recipe.foreign_names import FOREIGN
-from switchkd.recipe.parsing import Builder, lay_over, parse_flags, read_yaml
+from switchkd.recipe.parsing import lay_over, parse_flags, read_yaml
 from switchkd.recipe.saving import recipe_to_dict as recipe_to_dict
 from switchkd.recipe.saving import save_recipe as save_recipe
 from switchkd.recipe.training import LearningRates as LearningRates
 from switchkd.recipe.training import Train as Train
 from switchkd.recipe.training import check_steps
+from switchkd.typed_fields import Builder, check_fields
 
 #: How attention is computed; `auto` is what transformers chooses, SDPA where the model has it.
 Attention = Literal["auto", "eager", "sdpa", "flash_attention_2"]
@@ -46,6 +47,7 @@ class Teacher:
     revision: str | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require(bool(self.path), "path must not be empty")
 
 
@@ -61,6 +63,7 @@ class LoRA:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         at_least(self, 1, "r", "alpha")
         share(self, "dropout")
 
@@ -86,6 +89,7 @@ class Student:
     revision: str | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require(bool(self.path), "path must not be empty")
         require(
             self.quantization is None or self.lora is not None,
@@ -106,6 +110,7 @@ class Pairing:
     min_aligned: float = 0.5
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require(self.fit_rows >= 0, f"fit_rows must not be negative, got {self.fit_rows}")
         require(0 < self.min_aligned <= 1, f"min_aligned must be above 0 and at most 1, got {self.min_aligned}")
 
@@ -120,6 +125,7 @@ class WeightedData:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require(bool(self.path), "path must name a file or a folder")
         require(0 < self.weight <= 1000, f"weight must be above 0 and at most 1000, got {self.weight:g}")
 
@@ -152,6 +158,7 @@ class Data:
     max_bad_fraction: float = MAX_BAD_FRACTION
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require(bool(self.train), "train must name a file or a folder")
         check_columns(self.columns)
         require(self.rows is None or self.rows >= 1, f"rows must be at least 1, or none for all, got {self.rows}")
@@ -188,6 +195,7 @@ class Stage:
     gradient_accumulation_steps: int | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self, {Method: METHODS}, _find_method)
         plain = self.name.replace("-", "").replace("_", "").isalnum()
         require(plain, f"name must be letters, digits, - and _, because it names a folder, got {self.name!r}")
         parts = ", ".join(self.train)
@@ -261,6 +269,7 @@ class Evaluate:
     max_bad_fraction: float = MAX_BAD_FRACTION
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require(bool(self.data), "data must name a file or a folder")
         check_columns(self.columns)
         at_least(self, 1, "batch_size", "max_new_tokens")
@@ -289,6 +298,7 @@ class Recipe:
     pair: Pairing = field(default_factory=Pairing)
 
     def __post_init__(self) -> None:
+        check_fields(self, {Method: METHODS}, _find_method)
         require(
             len(self.stages) > 0,
             "stages is an empty list: nothing would be trained. Leave it out for one stage that trains everything",

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from switchkd.recipe.field_checks import at_least, require, share
 from switchkd.recipe.packages import check_trackers
 from switchkd.recipe.trainer_arguments import check_arguments
+from switchkd.typed_fields import check_fields
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class LearningRates:
     language: float | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for part, rate in asdict(self).items():
             require(
                 rate is None or rate > 0,
@@ -93,6 +95,7 @@ class Train:
     arguments: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require(bool(self.output), "output must name a folder")
         object.__setattr__(self, "arguments", check_arguments(self.arguments, vars(self)))
         require(

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from switchkd.recipe.packages import check_packages
-from switchkd.recipe.parsing import Builder, RecipeError, lay_over, read_yaml, suggestion
+from switchkd.recipe.parsing import RecipeError, lay_over, read_yaml, suggestion
 from switchkd.recipe.schema import Recipe, build_recipe
+from switchkd.typed_fields import Builder, check_fields
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class World:
     test: int = 60
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.train < 1 or self.test < 1:
             raise ValueError(
                 f"a study needs pictures to train on and to ask about, got train {self.train} and test {self.test}"
@@ -62,6 +64,7 @@ class Study:
     name: str = field(default="study")
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not self.arms:
             raise ValueError("arms is empty: name at least one, as in `arms: {SFT: {method: {name: sft}}}`")
         for arm, fields in self.arms.items():
