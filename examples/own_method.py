@@ -28,7 +28,7 @@ class TopKD(Method):
 def main(recipe: str, *flags: str) -> Path:
     """Distil by a recipe whose method may be `top_kd`, and return the student's folder."""
     METHODS[TopKD.name] = TopKD
-    return distill(load_recipe(recipe, flags))
+    return distill(load_recipe(recipe, flags)).folder
 
 
 if __name__ == "__main__":

@@ -275,7 +275,7 @@ stages:
 def test_lora_trains_adapters_and_saves_a_plain_student(fresh):
     here, flags = fresh
     lora = ["--student.lora.r", "4", "--student.lora.alpha", "8", "--train.learning_rate", "1e-2"]
-    student = distill(load_recipe(here / "recipe.yaml", [*flags, *lora]))
+    student = distill(load_recipe(here / "recipe.yaml", [*flags, *lora])).folder
     start, saved = (load_file(folder / "model.safetensors") for folder in (here / "student", student))
     assert saved.keys() == start.keys()
     adapted = {name for name in start if ".layers." in name and "language_model" in name and "proj.weight" in name}

@@ -51,7 +51,8 @@ ALLOWED: dict[str, set[str]] = {
     "doctor": {"console", "data", "lazy", "losses", "methods", "models", "pairing", "recipe", "train"},
     "chat": {"data", "evaluate", "models"},
     "report": {"data", "evaluate", "files", "losses", "methods", "models", "pairing", "recipe", "results", "train"},
-    "distillation": {"console", "doctor", "evaluate", "processes", "recipe", "train"},
+    "given": {"data", "files"},
+    "distillation": {"console", "data", "doctor", "evaluate", "given", "methods", "processes", "recipe", "train"},
     "study": {"data", "files", "models", "recipe", "results", "typed_fields", "world"},
     "demonstration": {"console", "distillation", "evaluate", "files", "methods", "recipe", "report", "world"},
     "commands": {

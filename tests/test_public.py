@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ def test_every_public_name_is_there():
     for name in switchkd.__all__:
         value = getattr(switchkd, name)
         assert value is getattr(switchkd, name)
-        assert not inspect.ismodule(value)
+        assert callable(value) or not inspect.ismodule(value)
         assert name in dir(switchkd)
 
 
@@ -40,7 +41,19 @@ def test_a_name_that_is_not_public_is_an_attribute_error():
 def test_no_public_name_is_that_of_a_module():
     """Importing the module would replace the function under the same name."""
     modules = {path.stem for path in PACKAGE.iterdir()}
-    assert not modules & set(switchkd.__all__)
+    assert modules & set(switchkd.__all__) == {"evaluate"}
+
+
+def test_evaluate_is_a_function_and_a_package():
+    module = import_module("switchkd.evaluate.evaluation")  # as any import of a module below it
+    package = sys.modules["switchkd.evaluate"]
+    assert switchkd.evaluate is package is package.evaluate
+    assert callable(switchkd.evaluate)
+    assert inspect.signature(switchkd.evaluate) == inspect.signature(module.evaluate_model)
+    with pytest.raises(ValueError, match="batch_size and max_new_tokens must be at least 1, got 0 and 64"):
+        switchkd.evaluate("model", "data.json", batch_size=0)
+    code = "from switchkd import evaluate; import sys; print(callable(evaluate), 'torch' in sys.modules)"
+    assert python(code).split() == ["True", "False"]
 
 
 def test_type_checkers_see_the_names_that_are_there():
@@ -64,7 +77,7 @@ def test_the_help_imports_the_commands_and_no_model_library():
     quiet = "with contextlib.redirect_stdout(io.StringIO()): main(['--help'])"
     code = f"import contextlib, io, sys\nfrom switchkd.cli import main\n{quiet}\n"
     parts = {name.split(".")[1] for name in python(code + LOADED).split() if "." in name}
-    assert parts == {"cli", "commands", "recipe"}
+    assert parts == {"chat", "cli", "commands", "recipe", "typed_fields"}
     code += "print(*sorted({name.split('.')[0] for name in sys.modules}))"
     slow = {"torch", "transformers", "datasets", "accelerate", "peft", "numpy", "PIL", "plotly", "pyarrow", "gradio"}
     assert slow & set(python(code).split()) == set()

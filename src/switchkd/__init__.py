@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from switchkd.data.collate import Collator
     from switchkd.data.formats import load_rows
     from switchkd.data.reader import Reader
-    from switchkd.distillation import distill
-    from switchkd.evaluate import evaluate_model
+    from switchkd.distillation import Distilled, distill
+    from switchkd.evaluate import evaluate, evaluate_model
     from switchkd.losses import bild, cross_entropy, dbild, forward_kl, fused_loss, jsd, knee, reverse_kl
     from switchkd.methods import KD, METHODS, SFT, AlignKD, BiLD, FeatureKD, LLaVAKD, LLaVAMoD, Method, SwitchKD
     from switchkd.models import Pathway, load_pathway
@@ -33,6 +33,7 @@ __all__ = [
     "BiLD",
     "Collator",
     "DistillationStep",
+    "Distilled",
     "FeatureKD",
     "LLaVAKD",
     "LLaVAMoD",
@@ -50,6 +51,7 @@ __all__ = [
     "cross_entropy",
     "dbild",
     "distill",
+    "evaluate",
     "evaluate_model",
     "forward_kl",
     "fused_loss",
@@ -67,8 +69,8 @@ _MODULES = {
     "data.collate": ("Collator",),
     "data.formats": ("load_rows",),
     "data.reader": ("Reader",),
-    "distillation": ("distill",),
-    "evaluate": ("evaluate_model",),
+    "distillation": ("Distilled", "distill"),
+    "evaluate": ("evaluate", "evaluate_model"),
     "losses": ("bild", "cross_entropy", "dbild", "forward_kl", "fused_loss", "jsd", "knee", "reverse_kl"),
     "methods": ("KD", "METHODS", "SFT", "AlignKD", "BiLD", "FeatureKD", "LLaVAKD", "LLaVAMoD", "Method", "SwitchKD"),
     "models": ("Pathway", "load_pathway"),

@@ -104,7 +104,7 @@ def test_a_single_step_learns_at_the_full_rate_and_the_card_says_what_ran(tmp_pa
     text = file.read_text()
     file.write_text(text[: text.index("evaluate:")])
     flags = ["--train.max_steps", "1", "--train.logging_steps", "1", "--train.bf16", "true"]
-    student = distill(load_recipe(file, flags))
+    student = distill(load_recipe(file, flags)).folder
     lines = [json.loads(line) for line in (tmp_path / "run" / "1-train" / "metrics.jsonl").read_text().splitlines()]
     assert lines[0]["learning_rate"] == 1e-3
     card = (student / "README.md").read_text()

@@ -93,7 +93,7 @@ QLORA = [
 
 def test_qlora_trains_adapters_on_four_bits_and_saves_a_plain_student(files):
     recipe = load_recipe(files / "recipe.yaml", [*QLORA, "--train.max_steps", "2", "--train.save_steps", "1"])
-    student = distill(recipe)
+    student = distill(recipe).folder
     start, saved = (load_file(folder / "model.safetensors") for folder in (files / "student", student))
     assert saved.keys() == start.keys()
     assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
@@ -110,7 +110,7 @@ def test_qlora_trains_adapters_on_four_bits_and_saves_a_plain_student(files):
     # resuming from the middle ends at the same weights
     shutil.rmtree(files / "run" / "1-train" / "checkpoint-2")
     shutil.rmtree(student)
-    again = load_file(distill(recipe) / "model.safetensors")
+    again = load_file(distill(recipe).folder / "model.safetensors")
     assert all(torch.equal(again[name], saved[name]) for name in saved)
 
 

@@ -21,11 +21,11 @@ def test_a_run_killed_between_stages_ends_as_it_would_have(tmp_path, name):
     text = file.read_text().replace("name: switch_kd, window: 32", f"name: {name}")
     text = text[: text.index("evaluate:")].replace("max_steps: 6", "max_steps: 2, report_to: []")
     file.write_text(f"{text}stages: [{{name: first}}, {{name: second}}]\n")
-    whole = load_file(distill(load_recipe(file)) / "model.safetensors")
+    whole = load_file(distill(load_recipe(file)).folder / "model.safetensors")
     first = load_file(next((tmp_path / "run" / "1-first").glob("checkpoint-2")) / "model.safetensors")
     assert any(not torch.equal(whole[key], first[key]) for key in whole)
     for folder in ("2-second", "student"):
         shutil.rmtree(tmp_path / "run" / folder)
-    again = load_file(distill(load_recipe(file)) / "model.safetensors")
+    again = load_file(distill(load_recipe(file)).folder / "model.safetensors")
     assert whole.keys() == again.keys()
     assert [key for key in whole if not torch.equal(whole[key], again[key])] == []

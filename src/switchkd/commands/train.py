@@ -57,7 +57,7 @@ class Train(Verb):
             from switchkd.distillation import distill
             from switchkd.processes import processes
 
-        student = distill(recipe, resume=self.resume, accept_changes=self.accept_changes)
+        student = distill(recipe, resume=self.resume, accept_changes=self.accept_changes).folder
         if processes().is_main_process:
             tell_what_came_out(recipe, student)
         return 0

@@ -64,6 +64,13 @@ def find_sources(data: Data) -> list[Source]:
     return [Rows(data)]
 
 
+def described(data: Data) -> str:
+    """What data are called in results: as they were named, or as rows in memory are."""
+    if isinstance(data, str | Path):
+        return str(data)
+    return ", ".join(dict.fromkeys(source.name for source in find_sources(data)))
+
+
 def _named(data: str | Path) -> list[Source]:
     path = Path(data)
     if path.is_dir():

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from switchkd.data.errors import MAX_BAD_FRACTION, SampleError
 from switchkd.data.formats import load_rows
+from switchkd.data.sources import Data, described
 from switchkd.evaluate.generate import answers, given_or_loaded, greedy, reading_problems, set_aside, with_progress
 from switchkd.evaluate.kept_answers import kept_answers
 from switchkd.evaluate.questions import Bad, Question, about, check_share, fingerprint, prompt, questions
@@ -22,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 def load_questions(
-    data: str | Path,
+    data: Data,
     image_root: str | Path | None = None,
     max_bad_fraction: float = MAX_BAD_FRACTION,
     columns: Mapping[str, str] | None = None,
@@ -40,7 +41,7 @@ def load_questions(
 
 def evaluate_model(
     model: str | Path | PreTrainedModel,
-    data: str | Path,
+    data: Data,
     *,
     processor: ProcessorMixin | None = None,
     image_root: str | Path | None = None,
@@ -48,7 +49,7 @@ def evaluate_model(
     batch_size: int = 32,
     max_new_tokens: int = 64,
     max_bad_fraction: float = MAX_BAD_FRACTION,
-    output: Path | None = None,
+    output: str | Path | None = None,
 ) -> Results:
     """Exact match of `model` on every question of `data`, greedily decoded, per kind where the samples name one.
 
@@ -57,7 +58,7 @@ def evaluate_model(
 
     Args:
         model: a checkpoint directory, a hub name, or a model in memory (then give its `processor`).
-        data: anything `data.formats.load_rows` reads.
+        data: anything `load_rows` reads, rows in memory among it.
         processor: by default the one saved with the model.
         image_root: where image paths start; by default the folder of `data`.
         columns: our names of columns → those of `data`, as `load_rows` takes them.
@@ -99,7 +100,7 @@ def evaluate_model(
         accuracies = [kind.accuracy_percent for kind in kinds.values()]
         results = Results(
             model=name,
-            data=str(data),
+            data=described(data),
             data_fingerprint=_fingerprint(samples, predictions, asked, bad),
             rows=len(samples),
             questions=total.questions,
