@@ -90,9 +90,9 @@ def distill(
     """Distil a student: `distill(student, teacher, data, output=…)`, or `distill(recipe)`, which says all of it.
 
     The run's folder holds `recipe.yaml` (resolved), `train.log` with all that was told, for each stage a folder with checkpoints,
-    `metrics.jsonl` and TensorBoard files, `results.json` where questions are asked, and `student`. Models and rows in memory are written into
-    its folder `given` and read from there, so that the run can be resumed and repeated; what was given stays as it is. Where a teacher is too
-    large for that, give its path.
+    `metrics.jsonl` and TensorBoard files, `results.json` where questions are asked, and `student`. Models and rows in memory are
+    written into its folder `given` and read from there, so that the run can be resumed and repeated; what was given stays as it is.
+    Where a teacher is too large for that, give its path.
 
     Args:
         student: a recipe, and then nothing else but the last two; or a checkpoint directory, a name on the hub, or a model in memory.
