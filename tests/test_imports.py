@@ -65,6 +65,7 @@ ALLOWED: dict[str, set[str]] = {
         "evaluate",
         "export",
         "models",
+        "pairing",
         "processes",
         "recipe",
         "report",

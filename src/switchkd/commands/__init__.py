@@ -12,6 +12,7 @@ from switchkd.commands.evaluate import Evaluate
 from switchkd.commands.export import Export
 from switchkd.commands.init import Init
 from switchkd.commands.models import Models
+from switchkd.commands.recipe import Recipe
 from switchkd.commands.report import Report
 from switchkd.commands.study import Study
 from switchkd.commands.train import Train
@@ -25,6 +26,7 @@ VERBS: tuple[type[Verb], ...] = (
     Chat,
     Doctor,
     Study,
+    Recipe,
     Init,
     Convert,
     Export,
