@@ -126,6 +126,7 @@ def test_a_check_on_a_cpu_is_refused(step, monkeypatch, capsys):
     assert "add --device cuda" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_everything_for_a_gpu_runs_in_small(step, monkeypatch, capsys):
     import gpu
 
@@ -134,9 +135,13 @@ def test_everything_for_a_gpu_runs_in_small(step, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["gpu.py", *small])
     gpu.main()
     rows = [json.loads(line) for line in (step.RESULTS / "gpu-cpu.jsonl").read_text().splitlines()]
-    assert [row["case"] for row in rows[:-2]] == list(gpu.TIMED)
-    assert all(row["median_ms"] > 0 for row in rows[:-2] if "not_run" not in row)
-    assert [row["sizes"]["padded"] for row in rows[-2:]] == [0, 110]
+    assert [row["case"] for row in rows[:-3]] == list(gpu.TIMED)
+    assert all(row["median_ms"] > 0 for row in rows[:-3] if "not_run" not in row)
+    assert [row["sizes"]["padded"] for row in rows[-3:-1]] == [0, 110]
+    assert rows[-1]["case"] == "switchkd train"
+    assert rows[-1]["step_ms"] > 0
+    assert rows[-1]["finish_s"] > 0
+    assert rows[-1]["sizes"]["student_bytes"] > 10_000
     assert "kernels of the loss: they need a GPU, and this is on cpu" in capsys.readouterr().out
 
 
@@ -156,8 +161,9 @@ def test_the_demands_of_a_gpu_name_what_was_not_run(step):
     rows = {name: {"median_ms": 20.0, "peak_mib": 1000.0} for name in gpu.TIMED} | {
         gpu.BY_ITSELF: {"median_ms": 10.0, "peak_mib": 1000.0}, "two-way: Liger chunked": {"not_run": "liger-kernel"}
     }  # fmt: skip
-    found = {demand.what: demand.met for demand in gpu.demands(rows, 31, {"floor_ms": 1.0, "step_ms": 1.7})}
-    assert list(found.values()) == [True, True, True, False, False, False, True]
+    padded, run = {"floor_ms": 1.0, "step_ms": 1.7}, {"step_ms": 1.75, "finish_s": 10.5}
+    found = {demand.what: demand.met for demand in gpu.demands(rows, 31, padded, run)}
+    assert list(found.values()) == [True, True, True, False, False, False, True, True, False]
 
 
 def test_a_gpu_is_asked_for(step, monkeypatch, capsys):
