@@ -1,12 +1,14 @@
 """Files and folders are complete or not there at all."""
 
+import fcntl
 import os
+import shutil
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from switchkd.files import replace_folder, write_together
+from switchkd.files import copy_file, replace_folder, write_together
 
 
 def names(folder):
@@ -73,3 +75,29 @@ def test_files_of_a_new_folder_have_the_permissions_of_the_umask(tmp_path):
             os.umask(before)
         files = [path for path in (tmp_path / "student").rglob("*") if path.is_file()]
         assert [path.stat().st_mode & 0o777 for path in files] == [expected] * 2
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_copy_shares_blocks_where_it_can_and_is_no_link(tmp_path, monkeypatch, shared):
+    """Whatever the file system here: a copy is written where it says that it cannot share, and nothing where it can."""
+    source, target, written = tmp_path / "a", tmp_path / "b", []
+    source.write_bytes(b"0123456789" * 1000)
+    os.utime(source, (1, 2))
+    plain_copy = shutil.copyfileobj
+
+    def clone(new, request, old):
+        if not shared:
+            raise OSError("no such request")
+        new.write(source.read_bytes())
+
+    monkeypatch.setattr(fcntl, "ioctl", clone)
+    monkeypatch.setattr(shutil, "copyfileobj", lambda *given: written.append(1) or plain_copy(*given))
+    copy_file(source, target)
+    assert target.read_bytes() == source.read_bytes()
+    assert target.stat().st_mtime == 2
+    assert written == ([] if shared else [1])
+    with target.open("r+b") as file:  # in place
+        file.write(b"x")
+    assert source.read_bytes()[:1] == b"0"
+    with pytest.raises(FileExistsError):
+        copy_file(source, target)

@@ -1,6 +1,7 @@
 """Files and folders that are complete or not there at all."""
 
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
@@ -70,6 +71,23 @@ def settle(folder: Path) -> None:
         if path.is_file() and path.stat().st_mode & 0o777 != mode:
             path.chmod(mode)
         flush(path)
+
+
+#: How Linux is asked to let a file share the blocks of another until one of them is written to (XFS, Btrfs and others can).
+_FICLONE = 0x40049409
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """A copy with the same times. Where the file system can, it shares the other's blocks, and no byte is written.
+
+    It is no link: what is written into one of the two later, in place even, does not change the other.
+    """
+    with source.open("rb") as old, target.open("xb") as new:
+        try:
+            fcntl.ioctl(new, _FICLONE, old.fileno())
+        except OSError:
+            shutil.copyfileobj(old, new, 2**24)
+    shutil.copystat(source, target)
 
 
 #: What a disk says that takes no more: it is full, a quota is, it was mounted or has become read-only.

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
@@ -19,10 +19,18 @@ def checksums(folder: Path, names: list[str]) -> dict[str, str]:
         return dict(zip(names, threads.map(checksum, (folder / name for name in names)), strict=True))
 
 
-def write_manifest(folder: Path, without: tuple[str, ...] = ()) -> None:
-    """Keep the checksums of all files that are in the folder now, but for some that may change."""
-    sums = checksums(folder, [name for name in _names(folder) if name not in (MANIFEST, *without)])
-    (folder / MANIFEST).write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
+def write_manifest(folder: Path, without: tuple[str, ...] = (), known: Mapping[str, str] | None = None) -> None:
+    """Keep the checksums of all files that are in the folder now, but for some that may change.
+
+    Args:
+        folder: whose files they are.
+        without: names that are left out.
+        known: checksums of files that were copied from a folder whose manifest holds; they are not read again.
+    """
+    names = [name for name in _names(folder) if name not in (MANIFEST, *without)]
+    there = {name: known[name] for name in names if name in known} if known else {}
+    sums = there | checksums(folder, [name for name in names if name not in there])
+    (folder / MANIFEST).write_text(json.dumps(dict(sorted(sums.items())), indent=1) + "\n", encoding="utf-8")
 
 
 def read_manifest(folder: Path) -> dict[str, str]:

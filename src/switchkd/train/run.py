@@ -4,7 +4,6 @@ import json
 import logging
 import math
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,9 @@ from transformers import (
 )
 
 from switchkd.console import say
-from switchkd.files import naming_full_disks, replace_folder, write_together
+from switchkd.files import copy_file, naming_full_disks, replace_folder, write_together
 from switchkd.interrupts import caught
-from switchkd.manifest import MANIFEST, write_manifest
+from switchkd.manifest import MANIFEST, read_manifest, write_manifest
 from switchkd.models.layers import compile_layers
 from switchkd.models.run_folder import STUDENT
 from switchkd.processes import processes
@@ -152,19 +151,26 @@ def save_result(context: StageContext, output: Path) -> Path:
     def save() -> None:
         newest = checkpoint.latest(context.directory)
         assert newest is not None, "a finished stage has a checkpoint"
+        sums, narrowed = read_manifest(newest), dtype in HALF
         with replace_folder(target) as folder:
-            for file in newest.iterdir():
-                if file.name not in _TRAINING_STATE and not file.name.startswith("rng_state"):
-                    shutil.copy2(file, folder / file.name)
-            if dtype in HALF:
-                for file in folder.glob("*.safetensors*"):
-                    file.unlink()
+            copied = [name for name in sums if _is_students(name) and not (narrowed and ".safetensors" in name)]
+            for name in copied:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                copy_file(newest / name, folder / name)
+            if narrowed:
                 narrow: Any = AutoModelForImageTextToText.from_pretrained(newest, dtype=dtype, use_safetensors=True)
                 narrow.save_pretrained(folder)
-            write_manifest(folder, without=("README.md",))  # the results are added to it
+                copied = [name for name in copied if "config" not in name]  # written anew
+            # the results are added to the card
+            write_manifest(folder, without=("README.md",), known={name: sums[name] for name in copied})
 
     on_main(save)
     return target
+
+
+def _is_students(name: str) -> bool:
+    """Whether a file of a checkpoint is the student's, and does not serve resuming only."""
+    return name not in _TRAINING_STATE and not name.startswith("rng_state")
 
 
 #: Files of a checkpoint that serve resuming only.

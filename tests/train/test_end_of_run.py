@@ -1,0 +1,83 @@
+"""From the last checkpoint to the finished student: what is read, hashed and written."""
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from cases import open_tiny
+from run_files import write_model
+from safetensors.torch import load_file
+
+from switchkd import manifest
+from switchkd.manifest import find_damage, read_manifest
+from switchkd.train import checkpoint, run
+from switchkd.train.run import save_result
+from switchkd.train.stage import StageContext
+
+_STATE = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth", "log.json", "origin.json")
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """A stage's folder with its last checkpoint: a student in float32."""
+    stage = tmp_path / "1-train"
+    checkpoint.clear_staging(stage)
+    staged = stage / ".saving" / "checkpoint-6"
+    write_model(staged, seed=1)
+    for name in (*_STATE, "README.md"):
+        (staged / name).write_text(name)
+    checkpoint.publish(stage, 6)
+    return stage
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Names of the files that are hashed and copied from here on."""
+    seen = SimpleNamespace(hashed=[], copied=[])
+    checksum, copy = manifest.checksum, run.copy_file
+    monkeypatch.setattr(manifest, "checksum", lambda path: seen.hashed.append(path) or checksum(path))
+    monkeypatch.setattr(run, "copy_file", lambda old, new: seen.copied.append(old.name) or copy(old, new))
+    return seen
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory):
+    return open_tiny(tmp_path_factory.mktemp("opened"))
+
+
+def save(opened: StageContext, stage: Path, dtype: torch.dtype) -> Path:
+    context = replace(opened, run=replace(opened.run, student_dtype=dtype), directory=stage)
+    return save_result(context, stage.parent)
+
+
+def test_weights_of_the_finished_student_are_hashed_once_in_the_checkpoint(opened, finished, counted):
+    student = save(opened, finished, torch.float32)
+    assert find_damage(student, lambda name: name != "README.md") is None
+    counted.hashed = [path for path in counted.hashed if path.suffix == ".safetensors"]
+    names = [path.parent.name for path in counted.hashed]
+    assert names == [
+        "checkpoint-6",
+        "student",
+    ]  # whether it is sound, and `find_damage` above: not to write the manifest
+    assert not set(_STATE) & {path.name for path in student.iterdir()}
+    assert (student / "README.md").read_text() == "README.md"
+
+
+def test_a_student_in_half_precision_is_not_copied_first(opened, finished, counted):
+    student = save(opened, finished, torch.bfloat16)
+    assert [name for name in counted.copied if "safetensors" in name] == []
+    assert find_damage(student, lambda name: name != "README.md") is None
+    wide, narrow = (load_file(folder / "model.safetensors") for folder in (finished / "checkpoint-6", student))
+    assert wide.keys() == narrow.keys()
+    assert all(torch.equal(value.bfloat16(), narrow[name]) for name, value in wide.items())
+    assert read_manifest(student).keys() == {path.name for path in student.iterdir()} - {"README.md", "manifest.json"}
+
+
+def test_what_is_written_into_the_student_does_not_reach_the_checkpoint(opened, finished):
+    student = save(opened, finished, torch.float32)
+    with (student / "model.safetensors").open("r+b") as file:
+        file.write(b"\0" * 64)
+    assert checkpoint.damaged(finished / "checkpoint-6") is None
+    assert find_damage(student) is not None
