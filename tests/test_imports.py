@@ -72,6 +72,7 @@ ALLOWED: dict[str, set[str]] = {
         "results",
         "study",
         "train",
+        "versions",
     },
     "cli": {"commands", "interrupts", "recipe", "versions"},
     # the public interface, which nothing in the package imports

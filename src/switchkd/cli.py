@@ -1,6 +1,6 @@
-"""The command line: `switchkd demo | train | evaluate | report | chat | doctor | study | recipe | init | convert | export | data | models`.
+"""The command line: `switchkd VERB …`; the verbs are in `switchkd.commands`.
 
-The commands are in `switchkd.commands`. Exit codes: 0 done, 1 failed, 2 the command or its recipe cannot be understood, 130, 143
+Exit codes: 0 done, 1 failed, 2 the command or its recipe cannot be understood, 130, 143
 or 129 ended by Ctrl-C, SIGTERM or SIGHUP.
 """
 

@@ -8,6 +8,7 @@ from switchkd.commands.convert import Convert
 from switchkd.commands.data import Data
 from switchkd.commands.demo import Demo
 from switchkd.commands.doctor import Doctor
+from switchkd.commands.env import Env
 from switchkd.commands.evaluate import Evaluate
 from switchkd.commands.export import Export
 from switchkd.commands.init import Init
@@ -32,6 +33,7 @@ VERBS: tuple[type[Verb], ...] = (
     Export,
     Data,
     Models,
+    Env,
 )
 
 __all__ = ["VERBS", "Verb"]
