@@ -202,7 +202,7 @@ def test_train_hands_the_recipe_with_its_overrides_to_the_pipeline(monkeypatch, 
 
     def pretend(recipe, *, resume, accept_changes):
         calls.append((recipe.train.seed, recipe.train.report_to, resume, accept_changes))
-        return Path("runs/out/student")
+        return SimpleNamespace(folder=Path("runs/out/student"))
 
     monkeypatch.setitem(sys.modules, "switchkd.distillation", SimpleNamespace(distill=pretend))
     monkeypatch.setattr("switchkd.commands.train.require_parts", lambda recipe: None)  # neither data nor wandb are here
@@ -319,7 +319,7 @@ def test_an_interrupted_command_says_so(monkeypatch, capsys):
 
     monkeypatch.setitem(sys.modules, "switchkd.demonstration", SimpleNamespace(main=interrupt))
     assert run("demo") == 130
-    assert capsys.readouterr().err == "switchkd: interrupted\n"
+    assert capsys.readouterr().err == "switchkd: interrupted\nTo go on: switchkd demo\n"
 
 
 def test_fields_are_told_from_flags():

@@ -52,7 +52,7 @@ def messages_row(**more):
 
 def expected_row(folder, **more):
     row = {"id": "x", "images": [{"bytes": None, "path": str(folder / "images" / "a.png")}]}
-    return row | {"messages": CANONICAL, "kinds": [None], "problem": None} | more
+    return row | {"messages": CANONICAL, "kinds": [None], "accepted": [], "metric": None, "problem": None} | more
 
 
 def canonical(row):

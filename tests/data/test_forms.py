@@ -16,6 +16,7 @@ from PIL import Image as Pillow
 from switchkd.data import hub_sets
 from switchkd.data.errors import DataError
 from switchkd.data.formats import load_rows
+from switchkd.data.llava_rows import write_llava
 
 QUESTIONS = ("What is it?", "And the colour?")
 ANSWERS = ("A cat.", 'Red, as "said";\nnot blue.')
@@ -339,6 +340,16 @@ def test_a_source_gives_the_rows_of_llava_json(folder, source):
     in_shards = (isinstance(data, str) and "*" in data) or "shards" in str(data) or "pictures" in str(data)
     rows = load_rows(data, None if in_shards or "set" in str(data) else folder)
     assert comparable(rows) == expected(folder, *SAME)
+
+
+def test_several_answers_that_are_right_are_kept_and_the_one_that_most_say_is_learned(folder):
+    people = [{"answer": text, "answer_id": number} for number, text in enumerate(["red", "blue", "blue"])]
+    path = write(folder, [{"question": Q, "answers": people, "image": "images/a.png", "metric": "vqa"}])
+    (row,) = load_rows(path, columns={"accepted": "answers"})
+    assert (row["accepted"], row["metric"]) == (["red", "blue", "blue"], "vqa")
+    assert row["messages"][1]["content"][0]["text"] == "blue"
+    write_llava(path, folder / "out.jsonl", columns={"accepted": "answers"})
+    assert comparable(load_rows(folder / "out.jsonl")) == comparable([row])
 
 
 def test_columns_of_other_names(folder):

@@ -17,6 +17,7 @@ from switchkd.evaluate import evaluate_model, evaluation
 from switchkd.evaluate.generate import Answer, answers
 from switchkd.evaluate.questions import fingerprint, prompt, questions
 from switchkd.results import Results
+from switchkd.results.score import Interval
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +92,92 @@ def test_answers_say_which_pictures_they_are_about(data, model, processor, tmp_p
     (tmp_path / "more.json").write_text(json.dumps([row]))
     (other,) = evaluate_model(model, tmp_path / "more.json", processor=processor, max_new_tokens=2).predictions
     assert other.picture_key == keys[0]
+
+
+def test_each_question_is_scored_by_its_own_metric_that_of_its_kind_or_that_of_all(
+    model, processor, monkeypatch, tmp_path
+):
+    given = {
+        "sign": "stopp",
+        "n": "105",
+        "which": "(b) this",
+        "plain": "Yes",
+        "soft": "red",
+        "caption": "a cat on a mat",
+    }
+    rows = [
+        {"id": "sign", "question": "?", "answer": "stop", "kind": "ocr"},
+        {"id": "n", "question": "?", "answer": 100, "metric": "relaxed", "kind": "ocr"},
+        {"id": "which", "question": "?", "answer": "B", "kind": "choice"},
+        {"id": "plain", "question": "?", "answer": "yes."},
+        {"id": "soft", "question": "?", "accepted": ["red"] * 2 + ["blue"] * 8, "metric": "vqa"},
+        {
+            "id": "caption",
+            "question": "?",
+            "accepted": ["a cat on a mat", "one cat"],
+            "metric": "cider",
+            "kind": "text",
+        },
+        {"id": "other", "question": "?", "answer": "a dog runs", "metric": "cider", "kind": "text"},
+    ]
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    answer = lambda model, processor, asked, **_: [Answer(given.get(one["id"], "?"), False) for one in asked]  # noqa: E731
+    monkeypatch.setattr(evaluation, "answers", answer)
+    metrics = {"ocr": "anls", "choice": "choice"}
+    results = evaluate_model(
+        model, tmp_path / "d.jsonl", processor=processor, metrics=metrics, output=tmp_path / "r.json"
+    )
+    marks = {one.id: (one.metric, round(one.points, 2), one.right) for one in results.predictions}
+    assert marks == {
+        "sign": ("anls", 0.8, False),
+        "n": ("relaxed", 1, True),
+        "which": ("choice", 1, True),
+        "plain": ("exact", 1, True),
+        "soft": ("vqa", 0.6, False),
+        "caption": ("cider", marks["caption"][1], True),
+        "other": ("cider", 0, False),
+    }
+    assert 1 < marks["caption"][1] < 10
+    assert results.metrics == {"anls": 1, "relaxed": 1, "choice": 1, "exact": 1, "vqa": 1, "cider": 2}
+    assert results.kinds["ocr"].accuracy_percent == pytest.approx(90)
+    assert results.predictions[4].expected == "blue"  # what most say
+    assert results.intervals_percent["ocr"] == Interval(80, 100)
+    assert [one.id for one in results.wrong(3)] == ["other", "soft", "sign"]
+    assert Results.load(tmp_path / "r.json") == results
+
+
+def test_results_of_before_metrics_are_read_as_exact_match(data, model, processor, tmp_path):
+    results = evaluate_model(model, data, processor=processor, max_new_tokens=2, output=tmp_path / "r.json")
+    assert results.scored_by == "exact"
+    for name, new in (
+        ("r.json", ("metrics", "intervals_percent")),
+        ("r.predictions.jsonl", ("accepted", "metric", "score")),
+    ):
+        lines = (tmp_path / name).read_text().splitlines() if name.endswith("l") else [(tmp_path / name).read_text()]
+        trees = [{key: value for key, value in json.loads(line).items() if key not in new} for line in lines]
+        (tmp_path / name).write_text("\n".join(map(json.dumps, trees)) + "\n")
+    old = Results.load(tmp_path / "r.json")
+    assert [one.points for one in old.predictions] == [one.points for one in results.predictions]
+    assert (old.scored_by, old.intervals_percent) == ("exact", {})
+
+
+@pytest.mark.parametrize(
+    ("row", "metrics", "message"),
+    [
+        ({}, {"colour": "anls"}, "a metric is given for the kind colour, and the questions have shape"),
+        ({"metric": "bleu"}, {}, "question '0': its metric 'bleu' is none of exact"),
+        ({}, {None: "choice"}, "the metric choice needs a letter to compare with, and the answer is 'A circle.'"),
+        ({"metric": 3}, {}, "`metric` must be the name of a metric, not 3"),
+        ({"accepted": "x"}, {}, "`accepted` must be a list of the answers that are right"),
+    ],
+)
+def test_a_metric_that_fits_no_question_is_said_before_the_model_is_asked(
+    model, processor, tmp_path, monkeypatch, row, metrics, message
+):
+    monkeypatch.setattr(evaluation, "answers", None)
+    (tmp_path / "d.json").write_text(json.dumps([{"question": "?", "answer": "A circle.", "kind": "shape"} | row]))
+    with pytest.raises(ValueError, match=message):
+        evaluate_model(model, tmp_path / "d.json", processor=processor, metrics=metrics)
 
 
 def test_a_system_message_stays_before_every_question(data):

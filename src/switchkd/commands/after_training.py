@@ -7,9 +7,10 @@ from pathlib import Path
 from rich.console import Console
 
 from switchkd.commands.verb import say
+from switchkd.data.errors import DataError
 from switchkd.data.formats import load_rows
 from switchkd.recipe.schema import Recipe, data_names
-from switchkd.report.table import compare, rich_table
+from switchkd.report.results_table import results_table
 from switchkd.results import Results
 
 #: Rows that are searched for a picture to show.
@@ -22,7 +23,7 @@ def tell_what_came_out(recipe: Recipe, student: Path) -> None:
     results = run / "results.json"
     evaluated = recipe.evaluate is not None and results.exists()
     if evaluated:
-        Console(width=None if sys.stdout.isatty() else 100).print(rich_table(compare({str(run): results})))
+        Console(width=None if sys.stdout.isatty() else 100).print(results_table(Results.load(results)))
     picture = _picture(recipe, results if evaluated else None)
     chat = ["chat", str(student), "--image", picture or "PICTURE.png"]
     if evaluated:
@@ -39,6 +40,9 @@ def _picture(recipe: Recipe, results: Path | None) -> str | None:
     if results is not None:
         return next((file for one in Results.load(results).predictions for file in one.pictures), None)
     data = data_names(recipe.resolved_stages()[-1].data)
-    rows = load_rows(data, recipe.data.image_root, recipe.data.columns)
+    try:
+        rows = load_rows(data, recipe.data.image_root, recipe.data.columns)
+    except DataError:  # gone since they were trained on; a student is there all the same
+        return None
     images = (image for row in rows.select(range(min(_ROWS, len(rows)))) for image in row["images"])
     return next((image["path"] for image in images if image["path"]), None)

@@ -55,7 +55,7 @@ class Check:
 class Rewrite:
     """Write data as LLaVA JSON lines, which read back as the same rows.
 
-    Pictures below the folder of OUTPUT are referenced, others are written beside it. Rows that cannot be used are left out and named.
+    Pictures below the folder of OUTPUT are referenced, others are written next to it. Rows that cannot be used are left out and named.
 
     Example: switchkd data convert 'shards/*.tar' mine.jsonl
     """
@@ -81,7 +81,7 @@ class Rewrite:
             say(f"left out: {problem}")
         say(
             f"{done.rows:,} rows in {self.output}, {len(done.left_out):,} left out; pictures: {done.referenced:,} where they were, "
-            f"{done.written:,} written beside it"
+            f"{done.written:,} written next to it"
         )
         return 0
 

@@ -1,9 +1,10 @@
 """`switchkd evaluate`."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -13,9 +14,11 @@ from switchkd.commands.verb import Verb, fail, model_libraries, parse_columns, s
 
 @dataclass(frozen=True)
 class Evaluate(Verb):
-    """Ask a model every question of a data set and count exact matches, or ask it the published benchmarks through lmms-eval.
+    """Ask a model every question of a data set and score its answers, or ask it the published benchmarks through lmms-eval.
 
     Example: switchkd evaluate runs/demo/switch-kd/student runs/demo/data/test.json --output results.json
+
+    Example: switchkd evaluate CHECKPOINT mine.jsonl --metric anls count=exact
 
     Example: switchkd evaluate CHECKPOINT --benchmarks all --data benchmarks
 
@@ -40,6 +43,12 @@ class Evaluate(Verb):
     max_new_tokens: int | None = None
     #: Of DATA: stop when of more than this share of the rows something cannot be asked; by default 0.01. Fewer are skipped and counted.
     max_bad_fraction: float | None = None
+    #: Of DATA: exact, contains, anls, relaxed, vqa, choice, rouge or cider, for all or as KIND=METRIC; a row's `metric` goes first.
+    metric: tuple[str, ...] = ()
+    #: Of the model's weights; auto keeps the checkpoint's own. Of DATA.
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    #: As cpu or cuda:1; by default the GPU if there is one. Of DATA.
+    device: str | None = None
     #: The results JSON; the answers go into a file next to it; by default runs/evaluate/MODEL--DATA.json or MODEL--benchmarks.json.
     output: Path | None = None
 
@@ -57,6 +66,8 @@ class Evaluate(Verb):
             return fail("--image-root is for DATA; benchmarks hold their images inside", 2)
         if self.columns:
             return fail("--columns are those of DATA", 2)
+        if self.metric or self.dtype != "auto" or self.device is not None:
+            return fail("--metric, --dtype and --device are for DATA; benchmarks have metrics of their own", 2)
         if self.max_bad_fraction is not None:
             return fail("--max-bad-fraction is for DATA; the figures of benchmarks count every row", 2)
         return self._ask_benchmarks(self.benchmarks)
@@ -65,20 +76,34 @@ class Evaluate(Verb):
         return self.output or Path("runs/evaluate", f"{slug(self.model)}--{what}.json")
 
     def _ask_questions(self, data: Path) -> int:
-        columns = parse_columns(self.columns)
+        from switchkd.results.metrics import parse_metrics
+
+        columns, metrics = parse_columns(self.columns), parse_metrics(self.metric)
         require_data(data)
         require_model(self.model)
         with model_libraries():
             from rich.console import Console
 
             from switchkd.evaluate import evaluate_model
-            from switchkd.report.table import compare, rich_table
+            from switchkd.report.results_table import results_table, wrong_answers
 
         output = self._output(slug(str(data.with_suffix(""))))
         given = {"max_new_tokens": self.max_new_tokens, "max_bad_fraction": self.max_bad_fraction}
         sizes: Any = {"batch_size": self.batch_size} | {k: v for k, v in given.items() if v is not None}
-        results = evaluate_model(self.model, data, image_root=self.image_root, columns=columns, output=output, **sizes)
-        Console().print(rich_table(compare({self.model: output})))
+        results = evaluate_model(
+            self.model,
+            data,
+            image_root=self.image_root,
+            columns=columns,
+            metrics=metrics,
+            dtype=self.dtype,
+            device=self.device,
+            output=output,
+            **sizes,
+        )
+        Console(width=None if sys.stdout.isatty() else 100).print(results_table(results))
+        for line in wrong_answers(results):
+            say(line)
         if results.bad_rows:
             say(
                 f"of {results.bad_rows} of {results.rows} rows something could not be asked: `skipped` in {output} says why"

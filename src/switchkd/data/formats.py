@@ -22,7 +22,8 @@ from switchkd.data.forms import Row, check_columns, renamed
 from switchkd.data.row_form import Noted, canonical_row, row_id, writable
 from switchkd.data.sources import Data, Source, find_sources
 
-#: The canonical row. `source` says in which file it stands, and where; `kinds` has one entry per assistant turn; `problem` says why a row
+#: The canonical row. `source` says in which file it stands, and where; `kinds` has one entry per assistant turn; `accepted`
+#: has all answers that are right, where there are more than that of the turn, and `metric` how it is scored; `problem` says why a row
 #: cannot be used (None: nothing found while reading) and is reported by `index.build_index`. Of a message, `reasoning` is what an answer
 #: was thought of before it (null: nothing), and `learned` whether it carries the loss.
 FEATURES = Features(
@@ -39,11 +40,13 @@ FEATURES = Features(
             }
         ),
         "kinds": List(Value("string")),
+        "accepted": List(Value("string")),
+        "metric": Value("string"),
         "problem": Value("string"),
     }
 )
 #: To be raised when this module makes other rows of the same file: what is in the cache counts no longer.
-_VERSION = 3
+_VERSION = 4
 #: Rows that are written at a time, fewer where they carry their images.
 _CHUNK_ROWS, _CHUNK_BYTES = 1_000, 64 << 20
 
@@ -135,7 +138,14 @@ class Reading:
                 except SampleError as error:
                     problem = writable(f"{where} (id {name!a}): {error}")
                     refused, first_problem = refused + 1, first_problem or problem
-                    row |= {"images": [], "messages": [], "kinds": [], "problem": problem}
+                    row |= {
+                        "images": [],
+                        "messages": [],
+                        "kinds": [],
+                        "accepted": [],
+                        "metric": None,
+                        "problem": problem,
+                    }
                 while name in ids:  # as in mix-665k, where tasks that share an image share its id
                     name = f"{name}#{count}"
                 ids.add(name)

@@ -1,6 +1,7 @@
 """The forms of rows that people bring → a list of turns with what stands beside it. `row_form` makes the canonical row of it."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -10,16 +11,18 @@ Row = dict[str, Any]
 IMAGE_MARK = "<image>"
 
 #: What can be read from columns of other names (`data.columns`).
-COLUMNS = ("id", "question", "answer", "image", "images", "system", "kind", "kinds", "messages", "conversations")
-#: What may stand beside every form.
-_BESIDE = ("id", "image", "images", "system", "kind", "kinds")
+COLUMNS = (
+    "id", "question", "answer", "image", "images", "system", "kind", "kinds", "messages", "conversations", "accepted", "metric",
+)  # fmt: skip
+#: What may stand next to the turns in every form.
+_BESIDE = ("id", "image", "images", "system", "kind", "kinds", "accepted", "metric")
 #: Lists of turns, as LLaVA and ShareGPT write them, and as OpenAI does.
 _LISTS = ("conversations", "messages")
 #: One question and one answer: VQA, ms-swift, TRL, alpaca. Of each a row has one.
 _QUESTIONS = ("question", "query", "prompt", "instruction")
 _ANSWERS = ("answer", "response", "completion", "output")
 #: Lists that a table of text can only hold as JSON.
-_LIST_COLUMNS = (*_LISTS, "texts", "images", "history", "kinds")
+_LIST_COLUMNS = (*_LISTS, "texts", "images", "history", "kinds", "accepted")
 
 
 def check_columns(columns: Mapping[str, str]) -> None:
@@ -38,7 +41,7 @@ class Talk(NamedTuple):
     #: What its list of turns is called; in messages.
     name: str
     turns: list[Any]
-    #: id, image, images, system, kind, kinds: where the row has them.
+    #: id, image, images, system, kind, kinds, accepted, metric: where the row has them.
     beside: Row
     #: Every other key.
     rest: Row
@@ -81,7 +84,8 @@ def read_form(raw: Row, columns: Mapping[str, str]) -> Talk:
     asked = [key for key in _QUESTIONS if _given(raw.get(key))]
     if not asked and _given(raw.get("input")) and "instruction" in raw:
         asked = ["instruction"]
-    answered = [key for key in _ANSWERS if raw.get(key) is not None] or (["answers"] if raw.get("answers") else [])
+    answered = [key for key in _ANSWERS if raw.get(key) is not None]
+    answered = answered or [key for key in ("answers", "accepted") if raw.get(key)][:1]
     if len(asked) > 1 or (asked and len(answered) > 1):
         named = ", ".join(f"`{key}`" for key in (asked if len(asked) > 1 else answered))
         raise SampleError(f"has {named}: name the one that is meant with data.columns: {{question: …, answer: …}}")
@@ -152,15 +156,21 @@ def _of_question(raw: Row, question: str | None, answer: str) -> list[Row]:
     return [*turns, {"role": "assistant", "content": _one_answer(said, answer)}]
 
 
+def answer_texts(answers: list[Any]) -> list[str]:
+    """Of answers as lists hold them: texts, numbers, or objects with `answer`."""
+    return [str(one.get("answer") if isinstance(one, dict) else one) for one in answers]
+
+
 def _one_answer(value: Any, key: str) -> str:
-    """The answer as text: of several, the one that all say."""
+    """The answer as text: of several, the one that all say; of several accepted ones, the one that most say."""
     if isinstance(value, list):
-        answers = {str(one.get("answer") if isinstance(one, dict) else one) for one in value}
-        if len(answers) != 1:
+        answers = Counter(answer_texts(value))
+        if len(answers) != 1 and key != "accepted":
             raise SampleError(
-                f"`{key}` holds {len(answers)} answers that differ: name the one to learn with data.columns: {{answer: …}}"
+                f"`{key}` holds {len(answers)} answers that differ: name the one to learn with data.columns: {{answer: …}}, and all that "
+                f"are right with {{accepted: {key}}}"
             )
-        return answers.pop()
+        return answers.most_common(1)[0][0]
     if isinstance(value, int | float) and not isinstance(value, bool) and value == value:
         return str(value)
     if not isinstance(value, str):

@@ -88,6 +88,7 @@ def _line(row: Row, folder: Path, pictures: Path, done: Converted) -> dict[str, 
         line["image"] = names if len(names) > 1 else names[0]
     if any(kind is not None for kind in row["kinds"]):
         line["kinds"] = row["kinds"]
+    line |= {name: row[name] for name in ("accepted", "metric") if row[name]}
     return line | {"conversations": turns}
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from PIL import Image
 
 from switchkd.data.errors import DataError, SampleError
-from switchkd.data.forms import IMAGE_MARK, Row, read_form
+from switchkd.data.forms import IMAGE_MARK, Row, answer_texts, read_form
 from switchkd.data.images import image_path
 from switchkd.data.lost_content import refuse_lost_of_row
 from switchkd.data.turns import Part, carries_images, read_turn
@@ -99,11 +99,22 @@ def canonical_row(raw: Any, root: Path, noted: Noted, columns: Mapping[str, str]
         talk.beside.get("system"), [turn | {"content": [p.canonical for p in parts]} for turn, parts in turns]
     )
     kinds = _kinds(talk.beside, sum(message["role"] == "assistant" for message in messages))
-    _check_text(messages, kinds)
+    accepted = _accepted(talk.beside.get("accepted"), len(kinds))
+    metric = talk.beside.get("metric")
+    if metric is not None and not isinstance(metric, str):
+        raise SampleError(f"`metric` must be the name of a metric, not {metric!a:.60}")
+    _check_text(messages, [*kinds, *accepted, metric])
     problem = _resolve(images, root)
     noted.forms[talk.form] += 1
     noted.read.update(key for key in raw if key not in talk.rest)
-    return {"images": images, "messages": messages, "kinds": kinds, "problem": problem}
+    return {
+        "images": images,
+        "messages": messages,
+        "kinds": kinds,
+        "accepted": accepted,
+        "metric": metric,
+        "problem": problem,
+    }
 
 
 def _put_first(images: list[Row], turns: list[tuple[Row, list[Part]]]) -> None:
@@ -187,6 +198,17 @@ def _kinds(raw: Row, answers: int) -> list[str | None]:
     if len(kinds) != answers:
         raise SampleError(f"{len(kinds)} kinds but {answers} answers; they must be equal")
     return kinds
+
+
+def _accepted(accepted: Any, answers: int) -> list[str]:
+    """The answers that are right, of a row with one question."""
+    if accepted is None or accepted == []:
+        return []
+    if not isinstance(accepted, list) or answers != 1:
+        raise SampleError(
+            f"`accepted` must be a list of the answers that are right, in a row with one answer, not {answers}"
+        )
+    return answer_texts(accepted)
 
 
 def _check_text(messages: list[Row], kinds: list[str | None]) -> None:

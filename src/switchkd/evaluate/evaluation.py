@@ -15,8 +15,11 @@ from switchkd.data.sources import Data, described
 from switchkd.evaluate.generate import answers, given_or_loaded, greedy, reading_problems, set_aside, with_progress
 from switchkd.evaluate.kept_answers import kept_answers
 from switchkd.evaluate.questions import Bad, Question, about, check_share, fingerprint, prompt, questions
+from switchkd.evaluate.scoring import choose_metrics, count_metrics, scored
+from switchkd.results.intervals import intervals
+from switchkd.results.metrics import Chosen
 from switchkd.results.question_results import Prediction, Results, Skipped, predictions_path
-from switchkd.results.score import is_right, score, score_by_kind
+from switchkd.results.score import score, score_by_kind
 from switchkd.versions import versions
 
 logger = logging.getLogger(__name__)
@@ -49,9 +52,12 @@ def evaluate_model(
     batch_size: int = 32,
     max_new_tokens: int = 64,
     max_bad_fraction: float = MAX_BAD_FRACTION,
+    metrics: Chosen | None = None,
+    dtype: str = "auto",
+    device: str | None = None,
     output: str | Path | None = None,
 ) -> Results:
-    """Exact match of `model` on every question of `data`, greedily decoded, per kind where the samples name one.
+    """The score of `model` on every question of `data`, greedily decoded, per kind where the samples name one.
 
     Each question is asked alone with all images of its sample: no earlier question or answer is shown. Questions that cannot be asked are
     skipped, never silently: each is logged and listed in the results with its reason, and what is counted is what was asked.
@@ -65,6 +71,9 @@ def evaluate_model(
         batch_size: questions at a time.
         max_new_tokens: an answer is cut after so many, and counted as truncated.
         max_bad_fraction: the share of rows that is put up with of which something cannot be asked.
+        metrics: kind of question → metric (`results/metrics.py`), None: of all others; by default exact match. A row's own goes first.
+        dtype: of the weights of a model that is loaded; `auto` keeps the checkpoint's own.
+        device: where such a model goes; by default the GPU if there is one.
         output: where to write the results JSON; the predictions get a file of the same name, `.predictions.jsonl`.
 
     Raises:
@@ -81,13 +90,17 @@ def evaluate_model(
         raise ValueError(f"{output}: results are written as JSON, so the name must end in .json")
     with kept_answers(output, None if output is None else predictions_path(output)) as keep:
         samples, asked, bad = load_questions(data, image_root, max_bad_fraction, columns)
-        loaded, processor, name = given_or_loaded(model, processor)
+        asked, unscorable = choose_metrics(asked, metrics or {})
+        bad += unscorable
+        check_share(bad, len(samples), max_bad_fraction)
+        loaded, processor, name = given_or_loaded(model, processor, dtype=dtype, device=device)
         images: Any = processor.image_processor
         begin = time.perf_counter()
         predictions: list[Prediction] = []
         batches: list[list[Question]] = [asked[i : i + batch_size] for i in range(0, len(asked), batch_size)]
         for batch in with_progress(batches, "Asking"):
             given, unreadable = _ask(loaded, processor, samples, batch, max_new_tokens)
+            given = scored(given, all_there=False)
             keep(given)
             predictions += given
             bad += unreadable
@@ -95,8 +108,9 @@ def evaluate_model(
         seconds = time.perf_counter() - begin
         for one in bad:
             logger.warning("skipped %s", one.reason)
-        total = score(prediction.right for prediction in predictions)
-        kinds = score_by_kind([p.kind for p in predictions], [p.right for p in predictions])
+        predictions = scored(predictions, all_there=True)
+        total = score(prediction.points for prediction in predictions)
+        kinds = score_by_kind([p.kind for p in predictions], [p.points for p in predictions])
         accuracies = [kind.accuracy_percent for kind in kinds.values()]
         results = Results(
             model=name,
@@ -119,6 +133,8 @@ def evaluate_model(
             bad_rows=len({one.sample for one in bad}),
             skipped=tuple(Skipped(one.id, one.reason) for one in bad),
             generation_set_aside=set_aside(loaded),
+            metrics=count_metrics(predictions),
+            intervals_percent=intervals(predictions),
             predictions=tuple(predictions),
         )
         if output is not None:
@@ -153,10 +169,12 @@ def _ask(
             question.text,
             question.expected,
             answer.text,
-            is_right(question.expected, answer.text),
+            False,  # until it is scored
             answer.truncated,
             pictures=tuple(image["path"] for image in sample["images"] if image["path"] is not None),
             about=about(sample),
+            accepted=question.accepted,
+            metric=str(question.metric),
         )
         for question, answer, sample in zip(batch, given, conversations, strict=True)
     ], bad

@@ -27,19 +27,42 @@ class Answer:
     truncated: bool
 
 
-def load(path: str | Path) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """A model and its processor, from a checkpoint directory or a hub name, on the GPU if there is one.
+def load(path: str | Path, *, dtype: str = "auto", device: str | None = None) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """A model and its processor, from a checkpoint directory or a hub name.
+
+    Args:
+        path: where it is.
+        dtype: of the weights, as `bfloat16`; `auto` keeps the checkpoint's own.
+        device: as `cuda:1`; by default the GPU if there is one.
 
     Raises:
-        ValueError: there is no such folder, weights of the model are missing, or its family is not supported.
+        ValueError: there is no such folder or device, weights of the model are missing, or its family is not supported.
         OSError: there is no such model on the hub.
     """
+    where = _device(device)
     if not Path(path).is_dir() and str(path).count("/") != 1:
         raise ValueError(f"{path}: no such folder, and not a name on the Hugging Face hub (OWNER/NAME)")
-    model: Any = load_pathway(path).model  # Any: the hints of `to` are wrong
+    model: Any = load_pathway(path, dtype=dtype).model  # Any: the hints of `to` are wrong
     processor = load_processor(path)
     _ = reader(model, processor).ids  # an id in use without an embedding ends it here
-    return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
+    return model.to(where), processor
+
+
+def _device(name: str | None) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        ValueError: there is none here.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"device {name!a} cannot be used: {reason}. Try cpu, cuda or cuda:1") from error
+    return device
 
 
 def reader(model: PreTrainedModel, processor: ProcessorMixin) -> Reader:
@@ -49,19 +72,25 @@ def reader(model: PreTrainedModel, processor: ProcessorMixin) -> Reader:
 
 
 def given_or_loaded(
-    model: str | Path | PreTrainedModel, processor: ProcessorMixin | None
+    model: str | Path | PreTrainedModel,
+    processor: ProcessorMixin | None,
+    *,
+    dtype: str = "auto",
+    device: str | None = None,
 ) -> tuple[PreTrainedModel, ProcessorMixin, str]:
     """A model that is given or loaded, the processor that is given or its own, and the model's name.
 
     Raises:
-        ValueError: a model in memory without a processor; and what `load` raises.
+        ValueError: a model in memory without a processor, or with another dtype or device; and what `load` raises.
     """
     if isinstance(model, PreTrainedModel):
+        if dtype != "auto" or device is not None:
+            raise ValueError("dtype and device are of a model that is loaded; one in memory has its own")
         if processor is None:
             raise ValueError("a model in memory needs its `processor`")
         _ = reader(model, processor).ids
         return model, processor, model.config.name_or_path or type(model).__name__
-    loaded, saved = load(model)
+    loaded, saved = load(model, dtype=dtype, device=device)
     return loaded, processor or saved, str(model)
 
 

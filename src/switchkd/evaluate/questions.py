@@ -22,6 +22,9 @@ class Question:
     text: str
     expected: str
     kind: str | None
+    #: All answers that are right, where there are more than `expected`; and how the row says they are scored.
+    accepted: tuple[str, ...] = ()
+    metric: str | None = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,9 @@ def _of_sample(sample: dict[str, Any], number: int) -> list[Question]:
         if not expected.strip():
             raise DataError(f"sample {sample['id']!a}: answer {position} is empty, so nothing can be compared with it")
         name = sample["id"] if len(turns) == 1 else f"{sample['id']}/{position}"
-        asked.append(Question(name, number, turn - 1, text_of(sample["messages"][turn - 1]), expected, kind))
+        question = text_of(sample["messages"][turn - 1])
+        accepted = tuple(sample["accepted"])
+        asked.append(Question(name, number, turn - 1, question, expected, kind, accepted, sample["metric"]))
     return asked
 
 
@@ -131,7 +136,8 @@ def fingerprint(samples: Sequence[dict[str, Any]] | Dataset, left_out: Sequence[
     digest = hashlib.sha256()
     for sample in samples:
         said = [{name: message[name] for name in ("role", "content")} for message in sample["messages"]]
-        text = json.dumps([sample["id"], said, sample["kinds"]], sort_keys=True)
+        scored = [sample[name] for name in ("accepted", "metric") if sample[name]]
+        text = json.dumps([sample["id"], said, sample["kinds"], *scored], sort_keys=True)
         digest.update(hashlib.sha256(text.encode()).digest())
         for image in sample["images"]:
             digest.update(hashlib.sha256(_content(image)).digest())

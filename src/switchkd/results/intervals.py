@@ -5,30 +5,19 @@ the seeds are drawn first. `RESAMPLES` samples from a fixed seed: the same answe
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 
 from switchkd.results.question_results import MEAN, OVERALL, Prediction
+from switchkd.results.score import CONFIDENCE, Interval
 
-#: Samples of a bootstrap, and the share of them that an interval holds.
-RESAMPLES, CONFIDENCE = 10_000, 0.95
+__all__ = ["RESAMPLES", "Interval", "interval", "intervals", "mean_over_kinds"]
+
+#: Samples of a bootstrap.
+RESAMPLES = 10_000
 #: Pictures drawn at a time: what bounds the memory.
 _DRAWN_AT_A_TIME = 4_000_000
-
-
-@dataclass(frozen=True)
-class Interval:
-    """Holds `CONFIDENCE` of what would be seen with other pictures; in percent, a difference in points."""
-
-    low: float
-    high: float
-
-    @property
-    def leaves_out_zero(self) -> bool:
-        """Whether a difference is one."""
-        return self.low > 0 or self.high < 0
 
 
 def intervals(answers: Sequence[Prediction], baseline: Sequence[Prediction] | None = None) -> dict[str, Interval]:

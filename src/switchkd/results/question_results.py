@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from switchkd.files import write_together
-from switchkd.results.score import Score
+from switchkd.results.score import Interval, Score
 from switchkd.results.stored import build, read_json, read_lines, to_json, to_lines
 
 #: What the mean over the kinds is called, and the one over all questions.
@@ -29,11 +29,21 @@ class Prediction:
     pictures: tuple[str, ...] = ()
     #: A digest of these pictures, or the id of the row where there are none. Empty in results of earlier versions.
     about: str = ""
+    #: All answers that are right, where the data name more than `expected`.
+    accepted: tuple[str, ...] = ()
+    #: Of `results/metrics.py`, and what the answer counts by it; None: 1 where it is right, else 0.
+    metric: str = "exact"
+    score: float | None = None
 
     @property
     def points(self) -> float:
-        """What the answer counts, from 0 to 1."""
-        return float(self.right)
+        """What the answer counts: from 0 to 1, by cider to 10."""
+        return float(self.right) if self.score is None else self.score
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """What the answer is compared with."""
+        return self.accepted or (self.expected,)
 
     @property
     def picture_key(self) -> str:
@@ -82,6 +92,10 @@ class Results:
     skipped: tuple[Skipped, ...] = ()
     #: What the checkpoint's generation config says and decoding did not follow: see `generation`.
     generation_set_aside: dict[str, Any] = field(default_factory=dict)
+    #: How many questions were scored by which metric; empty: all by exact match.
+    metrics: dict[str, int] = field(default_factory=dict)
+    #: Of each kind, of the mean of kinds and over all questions.
+    intervals_percent: dict[str, Interval] = field(default_factory=dict)
     #: Empty where the file with them was not kept.
     predictions: tuple[Prediction, ...] = ()
 
@@ -89,6 +103,20 @@ class Results:
     def score(self) -> float:
         """The mean over kinds in percent, or over all questions where none names its kind."""
         return self.accuracy_percent if self.mean_over_kinds_percent is None else self.mean_over_kinds_percent
+
+    @property
+    def scored_by(self) -> str:
+        """The metrics in words, the most used first."""
+        counts = self.metrics or {"exact": self.questions}
+        ordered = sorted(counts.items(), key=lambda entry: -entry[1])
+        return ", ".join(metric if len(ordered) == 1 else f"{metric} ({count:,})" for metric, count in ordered)
+
+    def wrong(self, count: int) -> list[Prediction]:
+        """The answers with the fewest points, of different kinds first; fewer where fewer are wrong."""
+        worst = sorted((one for one in self.predictions if one.points < 1), key=lambda one: one.points)
+        of_kinds = {one.kind: one for one in reversed(worst)}
+        first = [one for one in worst if of_kinds[one.kind] is one]
+        return [*first, *(one for one in worst if of_kinds[one.kind] is not one)][:count]
 
     def percentages(self) -> dict[str, float]:
         """Accuracy of each kind, then the mean over the kinds (where there are any) and over all questions."""

@@ -41,22 +41,39 @@ def is_right(expected: str, given: str) -> bool:
     return normalise(expected) == normalise(given)
 
 
+#: The share of samples that an interval holds.
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Holds `CONFIDENCE` of what would be seen with other pictures; in percent, a difference in points."""
+
+    low: float
+    high: float
+
+    @property
+    def leaves_out_zero(self) -> bool:
+        """Whether a difference is one."""
+        return self.low > 0 or self.high < 0
+
+
 @dataclass(frozen=True)
 class Score:
-    """How many of how many."""
+    """How many of how many; `accuracy_percent` is the mean of the points, which `right` ones have all of."""
 
     questions: int
     right: int
     accuracy_percent: float
 
 
-def score(right: Iterable[bool]) -> Score:
-    """The accuracy over all questions of `right`; there must be one."""
-    marks = list(right)
-    return Score(len(marks), sum(marks), 100 * sum(marks) / len(marks))
+def score(points: Iterable[float]) -> Score:
+    """The score over all questions; there must be one."""
+    marks = list(points)
+    return Score(len(marks), sum(mark >= 1 for mark in marks), 100 * sum(marks) / len(marks))
 
 
-def score_by_kind(kinds: Iterable[str | None], right: Iterable[bool]) -> dict[str, Score]:
+def score_by_kind(kinds: Iterable[str | None], points: Iterable[float]) -> dict[str, Score]:
     """One score for each kind, by name; questions without a kind are left out."""
-    marks = sorted((kind, mark) for kind, mark in zip(kinds, right, strict=True) if kind is not None)
+    marks = sorted((kind, mark) for kind, mark in zip(kinds, points, strict=True) if kind is not None)
     return {kind: score(mark for _, mark in group) for kind, group in groupby(marks, key=lambda pair: pair[0])}
