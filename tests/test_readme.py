@@ -8,6 +8,7 @@ import torch
 from run_files import write_data, write_model
 
 from switchkd.batch import TEACHER
+from switchkd.commands import VERBS
 from switchkd.methods import SwitchKD
 from switchkd.recipe.schema import load_recipe
 from switchkd.train.step import DistillationStep
@@ -59,3 +60,17 @@ def test_the_yaml_of_the_readme_is_a_recipe(tmp_path):
     recipe = load_recipe(tmp_path / "recipe.yaml")
     assert recipe.method == SwitchKD(align=1.0, switch=1.0)
     assert recipe.evaluate is not None
+
+
+def test_it_is_short_and_begins_with_what_a_user_gets():
+    assert len(README.split()) <= 900
+    assert re.findall(r"!\[.*?\]\((.*?)\)", README) == ["docs/study-tiny.svg", "docs/switch.svg"]
+    assert re.findall(r"^pip install \S+", README, re.MULTILINE) == ["pip install .", 'pip install ".[gpu]"']
+
+
+def test_every_command_is_one_that_is_there():
+    named = {verb.__name__.lower() for verb in VERBS}
+    assert set(re.findall(r"^switchkd (\w+)", README, re.MULTILINE)) == {
+        "convert", "init", "data", "doctor", "train", "evaluate", "study", "report", "chat",
+    }  # fmt: skip
+    assert set(re.findall(r"\bswitchkd ([a-z]+)", README)) - {"implements", "import"} <= named
