@@ -6,6 +6,7 @@ import re
 import shlex
 from pathlib import Path
 
+import pytest
 from PIL import Image
 from run_files import COLOURS, write_model
 from tiny import IMAGE_SIZE
@@ -26,6 +27,7 @@ def write_table(file: Path, pictures: int, header: list[str]) -> None:
             rows.writerow([f"pictures/{number:03}.png", "What colour is it?", colour])
 
 
+@pytest.mark.slow
 def test_every_command_of_the_page_runs(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     write_model(Path("checkpoints/teacher"), seed=1, hidden=40, depth=3)

@@ -71,6 +71,6 @@ def test_it_is_short_and_begins_with_what_a_user_gets():
 def test_every_command_is_one_that_is_there():
     named = {verb.__name__.lower() for verb in VERBS}
     assert set(re.findall(r"^switchkd (\w+)", README, re.MULTILINE)) == {
-        "convert", "init", "data", "doctor", "train", "evaluate", "study", "report", "chat",
+        "recipe", "convert", "init", "data", "doctor", "train", "evaluate", "study", "report", "chat", "export",
     }  # fmt: skip
     assert set(re.findall(r"\bswitchkd ([a-z]+)", README)) - {"implements", "import"} <= named
