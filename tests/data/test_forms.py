@@ -403,6 +403,20 @@ REFUSED = {
     "a mark too many": (vqa | {"question": "<image><image>What?"}, "2 image marks"),
     "history that is no pairs": ({"query": Q, "response": A, "history": ["a"]}, "each of `history`"),
     "texts without an answer": ({"texts": [{"user": Q}]}, "content of a assistant turn must be text|content of an"),
+    "a second picture under a key of its own": (vqa | {"image_2": "images/b.png"}, "`image_2`, which is not read: list all pictures"),
+    "frames": (vqa | {"frames": ["a.mp4"]}, "`frames`, which is not read; only images"),
+    "a system by a short name": (vqa | {"sys": "Be brief."}, "`sys`, which is not read; name it `system`"),
+    "a system of a developer": (vqa | {"developer_message": "Be brief."}, "name it `system`"),
+    "a mask of the loss": (llava(Q) | {"loss_mask": [0]}, "`loss_mask`, which is not read; a turn may be left out"),
+    "a weight of the sample": (vqa | {"sample_weight": 0.5}, "`sample_weight`, which is not read"),
+    "a thought": ({"messages": [user(Q), assistant() | {"thought": "Hm."}]}, "name it `reasoning_content`"),
+    **{
+        f"a turn with {name} {value}": (
+            {"messages": [user(Q), assistant(), user(Q), assistant() | {name: value}]},
+            f"a turn has `{name}`, which is not read; say with `loss`",
+        )
+        for name, value in (("trainable", False), ("ignore", True), ("mask", 1), ("masked", False), ("learnable", 0))
+    },
     "video": ({"question": Q, "answer": A, "video": "a.mp4"}, "`video`, which is not read; only images"),
 }  # fmt: skip
 

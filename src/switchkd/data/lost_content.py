@@ -15,19 +15,25 @@ Row = dict[str, Any]
 LEARNED = ("loss", "weight", "train", "loss_scale")
 #: Names of keys that hold pictures in other tools' rows, without case and punctuation.
 _PICTURE_KEY = re.compile(r"(im|img|image|picture|photo|pic|file)(file|s)?(path|name|url|uri|byte|data|list|file)?s?")
+#: A further picture next to the first: `image_2`.
+_FURTHER_PICTURE = re.compile(r"(im|img|image|picture|photo|pic)[_ -]?\d+", re.IGNORECASE)
+#: Keys of a turn that say, in other tools' words, whether it is learned.
+_LEARNED_OTHERWISE = re.compile(r"(loss)?mask(ed)?|ignored?|trainable|learn(ed|able)?|supervised?")
 _PICTURE_NAME = re.compile(r"\.(png|jpe?g|webp|bmp|gif|tiff?|ppm)$", re.IGNORECASE)
 #: Names of keys that hold what is not carried to the models, without case and punctuation, and what to do.
 _CONTENT_KEYS = {
-    re.compile(r"(video|audio)(file|s)?(path|name|url|uri|file)?s?|mp|mov|avi|mkv|webm|wav|flac|ogg"): (
+    re.compile(r"(video|audio)(file|s)?(path|name|url|uri|file)?s?|frames?|clips?|mp|mov|avi|mkv|webm|wav|flac|ogg"): (
         "only images are supported, so leave the row out or give frames as images"
     ),
-    re.compile(r"systems?(prompt|message)s?"): "name it `system`",
+    re.compile(r"(systems?|sys|developer)(prompt|message|instruction)?s?"): "name it `system`",
     re.compile(
         r"(tool|function)(s|calls?)?"
     ): "tools are not carried: write them into `system` and the turns, or leave it out",
     re.compile(r"(rejected|chosen)\w*"): "preferences are not learned from: keep the chosen turns alone",
-    re.compile(r"thinking|reasoning"): "name it `reasoning_content`, in the turn that it belongs to",
-    re.compile(r"loss|weight"): "a turn may be left out with it, a row cannot be weighed: leave it out",
+    re.compile(r"thinking|reasoning|thoughts?"): "name it `reasoning_content`, in the turn that it belongs to",
+    re.compile(
+        r"(sample|row|example)?(loss|weight)(mask)?s?"
+    ): "a turn may be left out with it, a row cannot be weighed: leave it out",
 }
 #: The same of keys beside one question: a part of it.
 _OF_QUESTIONS = re.compile(r"(choice|option|context|passage|hint|document)s?(text)?s?")
@@ -46,6 +52,8 @@ def refuse_lost_of_row(rest: Row, *, has_images: bool, one_question: bool, unrea
             raise SampleError(f"has `{name}`, which is not read; {way_out}")
         if one_question and _OF_QUESTIONS.fullmatch(plain):
             raise SampleError(f"has `{name}`, which is not read; write it into the question, or leave it out")
+        if _FURTHER_PICTURE.fullmatch(str(name)) and _is_picture(value):
+            raise SampleError(f"has `{name}`, which is not read: list all pictures of the row under `images`")
         if not has_images and (_PICTURE_KEY.fullmatch(plain) or _is_picture(value)):
             raise SampleError(
                 f"has `{name}` and no image, and pictures are read from `image` or `images` alone: name it so, or say "
@@ -57,6 +65,10 @@ def refuse_lost_of_row(rest: Row, *, has_images: bool, one_question: bool, unrea
 def refuse_lost_of_turn(rest: Row, key: str, unread: Counter[str]) -> None:
     """The same for a turn of the list `key`."""
     for name, value in rest.items():
+        if value is not None and _LEARNED_OTHERWISE.fullmatch(_plain(name)):
+            raise SampleError(
+                f"a turn has `{name}`, which is not read; say with `loss`, true or false, whether it is learned"
+            )
         if not says_something(value):
             continue
         plain = _plain(name)
