@@ -160,7 +160,6 @@ def test_a_bridge_is_asked_for_where_the_switch_needs_one():
 
 #: A place inside both models → the sizes of which one must differ for a refusal.
 SITES = {
-    Vision(): ({"hidden_size": 768}, "feature width: 768 and 1024"),
     Projected(): ({"patch_size": 28}, "visual tokens per image: 144 and 576"),
     Hidden(0.5, "visual"): ({"patch_size": 28}, "visual tokens per image: 144 and 576"),
     Attention(0.5, "answers", "visual"): ({"patch_size": 28}, "visual tokens per image: 144 and 576"),
@@ -174,6 +173,17 @@ def test_what_is_compared_one_by_one_must_agree(site):
     with pytest.raises(ValueError, match=rf"differ in {message}, and the method compares .* one by one") as error:
         raise_if_incompatible(compare(llava(**sizes), llava()), {site}, bridge=True)
     assert str(site) in str(error.value)
+
+
+def test_what_is_seen_is_compared_over_a_bridge_where_it_differs():
+    differences = compare(llava(hidden_size=768, patch_size=28), llava())
+    raise_if_incompatible(differences, {Vision()}, bridge=True)
+    with pytest.raises(
+        ValueError, match=r"feature width: 768 and 1024 .*or choose a method that does not compare them"
+    ):
+        raise_if_incompatible(differences, {Vision()}, bridge=False)
+    with pytest.raises(ValueError, match=r"images: whole and cut into tiles .*choose a method that does not compare"):
+        raise_if_incompatible(compare(llava(), onevision(152000)), {Vision()}, bridge=True)
 
 
 def test_text_is_compared_only_with_one_tokenizer_and_one_template():

@@ -65,6 +65,8 @@ class Site(Place, ABC):
 
     #: Whether attention weights must be kept, which eager attention alone does.
     eager_attention: ClassVar[bool] = False
+    #: Whether the pair's bridge carries the student's to the teacher's shape, where the two differ.
+    bridged: ClassVar[bool] = False
 
     @property
     def alike(self) -> frozenset[str]:
@@ -96,7 +98,9 @@ def _on_entering(pathway: Pathway, note: Callable[[Any], None]) -> Iterable[Remo
 
 @dataclass(frozen=True)
 class Vision(Site):
-    """V(x): [tokens, width] as the projector receives them."""
+    """V(x): [tokens, width] as the projector receives them; over the pair's bridge, the student's are B(V_S(x)), laid out as V_T(x) is."""
+
+    bridged: ClassVar[bool] = True
 
     @property
     def alike(self) -> frozenset[str]:

@@ -64,27 +64,28 @@ def raise_if_incompatible(
     Args:
         differences: what `compare` and the processors say about the pair.
         needs: what the method asks for.
-        bridge: whether the switch may go over a bridge.
+        bridge: whether the student's visual features may go over a bridge to the teacher.
         pair: how the message calls the two.
     """
     chosen = sorted((need for need in needs if isinstance(need, Site)), key=str)
     sites = [(site, {LABELS.get(what, what) for what in site.alike}) for site in chosen]
-    switch = "switch" in needs
+    crossing = "switch" in needs or any(site.bridged for site, _ in sites)
+    without = "set the method's switch to 0" if "switch" in needs else "choose a method that does not compare them"
     for difference in differences:
         for site, alike in sites:
-            if difference.what in alike and difference.verdict != "fits":
+            if difference.what in alike and difference.verdict != "fits" and not site.bridged:
                 raise ValueError(
                     f"{pair} differ in {difference.what}: {difference.student} and {difference.teacher}, and the method compares {site} "
                     "one by one: choose a student with the teacher's, or another method"
                 )
         if difference.verdict == "refused":
             raise ValueError(f"{pair} differ in {difference}: choose another student or teacher")
-        if switch and difference.verdict == "refused for the switch":
-            raise ValueError(f"{pair} differ in {difference}: choose another student, or set the method's switch to 0")
-        if switch and difference.verdict == "bridge" and not bridge:
+        if crossing and difference.verdict == "refused for the switch":
+            raise ValueError(f"{pair} differ in {difference}: choose another student, or {without}")
+        if crossing and difference.verdict == "bridge" and not bridge:
             raise ValueError(
                 f"{pair} differ in {difference}: give the pair a bridge (in a recipe, `pair: {{bridge: auto}}`), choose a student with the "
-                "teacher's, or set the method's switch to 0"
+                f"teacher's, or {without}"
             )
 
 

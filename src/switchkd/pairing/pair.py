@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from switchkd.batch import TEACHER, Aligned, Batch, Inputs
-from switchkd.models.capture import Site, Vision, capture, check_same_text, of_samples
+from switchkd.models.capture import Capture, Site, Vision, capture, check_same_text, of_samples
 from switchkd.models.families import FeatureGrid, Features
 from switchkd.models.pathway import Pathway
 from switchkd.pairing import compatibility
@@ -54,7 +54,9 @@ class Pair(nn.Module):
         self.needs = needs
         self.student = student
         self.teacher = None if teacher is None else teacher.requires_grad_(False).eval()
-        self.bridge = bridge if "switch" in needs else None
+        self.bridge = (
+            bridge if any(need == "switch" or (isinstance(need, Site) and need.bridged) for need in needs) else None
+        )
         self.learned = learned
         self.sites = frozenset(need for need in needs if isinstance(need, Site))
         for pathway in (student, *([teacher] if teacher is not None else [])):
@@ -102,9 +104,10 @@ class Pair(nn.Module):
             check_same_text(self.student, self.teacher, inputs, reader, batch.keys)
         with torch.no_grad():
             teacher, of_teacher = self._say(self.teacher, self.teacher.see(reader), reader)  # L_T(P_T(V_T(x)), t)
+        crossed = self.cross(seen, batch)  # V_S(x), or B(V_S(x))
         switch = None
         if "switch" in self.needs:  # the teacher's answers about what the student sees
-            switch = self.teacher.say(self.cross(seen, batch), reader)  # L_T(P_T(V_S(x)), t): the visual switch
+            switch = self.teacher.say(crossed, reader)  # L_T(P_T(V_S(x)), t): the visual switch
         compared = self._compared(teacher, switch, batch.shared[TEACHER], self.shared)
         if TEACHER in batch.first_words:
             if self.first_words is None:
@@ -117,16 +120,19 @@ class Pair(nn.Module):
         signals = replace(signals, compared={TEACHER: compared})
         if not self.sites:
             return signals
+        of_student = of_samples(captured, self.sites)
+        if self.bridge is not None:  # what crosses the bridge lies where the teacher's own does
+            over = replace(of_teacher, features=crossed)
+            of_student |= {site: site.of_samples(over) for site in self.sites if site.bridged}
         heads = self.shared.cut_student(self.student.head), self.shared.cut_teacher(self.teacher.head)
-        return replace(signals, activations={TEACHER: Activations(captured, of_teacher, *heads, batch.keys)})
+        both = Activations(of_student, of_samples(of_teacher, self.sites), *heads, batch.keys)
+        return replace(signals, activations={TEACHER: both})
 
-    def _say(
-        self, pathway: Pathway, seen: Features | None, inputs: Inputs
-    ) -> tuple[Tensor, dict[Site, list[Float[Tensor, "..."]]]]:
+    def _say(self, pathway: Pathway, seen: Features | None, inputs: Inputs) -> tuple[Tensor, Capture]:
         """What a pathway says about what is seen, and what the method looks at inside it."""
         with capture(pathway, seen, inputs, self.sites) as captured:
             hidden = pathway.say(seen, inputs)
-        return hidden, of_samples(captured, self.sites)
+        return hidden, captured
 
     def _reader(self, batch: Batch) -> Inputs | None:
         """What the teacher reads; None where the method has no teacher."""
@@ -168,7 +174,8 @@ class Pair(nn.Module):
         if len(grids) != len(shapes):
             raise ValueError(
                 f"the student sees {len(grids)} pictures in this batch and the teacher {len(shapes)}: they cut images into tiles "
-                "differently. Make both image processors cut as many tiles, or set the method's switch to 0"
+                "differently. Make both image processors cut as many tiles, or choose a method in which no features go from one to the other "
+                "(of switch_kd: `switch: 0`)"
             )
         return family.from_grids(self.bridge(grids, shapes), teacher_media)
 

@@ -58,10 +58,9 @@ class DistillationStep(nn.Module):
         with torch.autocast(signals.sample.device.type, enabled=False):  # in the precision of what is compared
             terms = method.sample_terms(signals, self.pair.learned)
         sums = with_samples(sums, terms, signals)
-        if self.pair.learned is not None:
-            # a rank whose samples have no image must give these a gradient too, or DDP waits
-            sums = sums._replace(loss=sums.loss + 0 * sum(p.sum() for p in self.pair.learned.parameters()))
-        return sums
+        # a rank whose samples have no image must give what learns with the student a gradient too, or DDP waits
+        modules = [module for module in self.pair.auxiliary_modules.values() if module is not None]
+        return sums._replace(loss=sums.loss + 0 * sum(p.sum() for module in modules for p in module.parameters()))
 
     @torch.no_grad()
     def not_finite(self, batch: Batch) -> dict[str, list[str]]:
