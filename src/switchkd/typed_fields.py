@@ -19,6 +19,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 ByName = Mapping[type, Mapping[str, type]]
 #: What looks for a name that such a table does not have.
 FindOther = Callable[[type, str], type | None]
+#: For a base class, numbers that every section of its kind may hold besides its fields, and what makes of both what is meant.
+Additions = Mapping[type, tuple[Collection[str], Callable[[Any, dict[str, float]], Any]]]
 _NO_NAMES: ByName = {}
 
 
@@ -72,6 +74,7 @@ class Builder:
     flags: Collection[str]
     foreign: Mapping[str, str] = field(default_factory=dict)
     find_other: FindOther = _find_none
+    additions: Additions = field(default_factory=dict)
 
     def build(self, kind: Any, value: Any, at: str = "") -> Any:
         """`value` as a `kind`; `at` is its dotted name.
@@ -133,6 +136,7 @@ class Builder:
         if kind in self.by_name and isinstance(value, str):
             value = {"name": value}
         value = dict(self._mapping(value, at))
+        addable, add = self.additions.get(kind, ((), None))
         if kind in self.by_name:
             table, name = self.by_name[kind], value.pop("name", None)
             if isinstance(name, str) and name not in table and (other := self._other_choice(kind, name, at)):
@@ -144,15 +148,18 @@ class Builder:
             kind = table[name]
         hints = _types(kind)
         known = {one.name: one for one in fields(kind)}
+        chosen = [name for name in addable if name in value and name not in known]
+        added = {name: self.build(float, value.pop(name), f"{at}.{name}") for name in chosen}
         for key in value:
             if key not in known:
-                raise self._unknown_key(str(key), at, list(known))
+                raise self._unknown_key(str(key), at, [*known, *addable])
         for one in known.values():
             if one.name not in value and one.default is MISSING and one.default_factory is MISSING:
                 raise self._error(at, f"needs `{one.name}`" if at else f"the section `{one.name}` is missing")
         values = {key: self.build(hints[key], item, f"{at}.{key}" if at else key) for key, item in value.items()}
         try:
-            return kind(**values)
+            built = kind(**values)
+            return add(built, added) if add is not None and added else built
         except ValueError as error:
             raise self._error(at, str(error)) from None
 

@@ -79,6 +79,8 @@ def show(recipe: "Recipe") -> None:
         length = f"{stage.max_steps} steps" if stage.max_steps > 0 else f"{stage.num_train_epochs:g} epochs"
         weights = data_weights(stage.data)
         data = ", ".join(name if weight == 1 else f"{name} (weight {weight:g})" for name, weight in weights)
-        say(f"stage {number}, {stage.name}: {stage.method.name} trains {', '.join(stage.train)} for {length} on {data}")
+        say(
+            f"stage {number}, {stage.name}: {stage.method.label} trains {', '.join(stage.train)} for {length} on {data}"
+        )
         say(f"stage {number}, memory: {forecast(recipe, stage)}")
     say("the recipe is valid; nothing was trained (--dry-run)")

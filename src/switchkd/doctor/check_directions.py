@@ -26,7 +26,7 @@ def directions(examined: Examined) -> Iterator[Finding]:
     declared = method.directions
     if not declared:
         if "teacher" in method.needs:
-            detail = f"method {method.name} declares none in `directions`, so they cannot be checked"
+            detail = f"method {method.label} declares none in `directions`, so they cannot be checked"
             yield Finding("ok", "KL directions", detail)
         return
     narrow, broad = _narrow(), _broad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from switchkd.methods.method import Method, Need, check_temperature
@@ -31,6 +31,7 @@ class AlignKD(Method):
     """
 
     name: ClassVar[str] = "align_kd"
+    sample_weights: ClassVar[tuple[str, ...]] = ("soft", "attention", "projected", "focus")
     #: α, the weight of the teacher's soft targets.
     soft: float = 1.0
     #: β, the weight of the first layer's attention.
@@ -54,7 +55,7 @@ class AlignKD(Method):
             raise ValueError(f"align_kd: weights must be finite, not negative and not all 0, got {weights}")
 
     def _weights(self) -> dict[str, float]:
-        return {name: value for name, value in asdict(self).items() if name not in ("top", "temperature")}
+        return {name: getattr(self, name) for name in self.sample_weights}
 
     @property
     def needs(self) -> frozenset[Need]:

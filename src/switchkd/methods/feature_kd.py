@@ -22,13 +22,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FeatureKD(Method):
-    """L = CE(z_S, y) + λ·DBiLD(z_T, z_S) + μ·MSE(V_S(x), V_T(x)).
+    """L = CE(z_S, y) + λ·DBiLD(z_T, z_S) + μ·MSE(B(V_S(x)), V_T(x)).
 
     `align` is λ, with `temperature`, `window` and `min_k` as in `switch_kd`; `features` is μ. The MSE is a mean over all visual tokens and
-    channels of a row, not divided by the scale of V_T. It trains the student's vision encoder and nothing else.
+    channels of a row, not divided by the scale of V_T. B is the pair's bridge where the encoders differ in width, tokens or family
+    (FitNets, arXiv 1412.6550), and the identity where they do not. The term trains the student's vision encoder and the bridge, and
+    nothing else.
     """
 
     name: ClassVar[str] = "feature_kd"
+    answer_weights: ClassVar[tuple[str, ...]] = ("align",)
+    sample_weights: ClassVar[tuple[str, ...]] = ("features",)
     #: λ, the weight of what is aligned with the teacher's answers.
     align: float = 1.0
     #: μ, the weight of the distance of visual features.

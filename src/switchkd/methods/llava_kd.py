@@ -28,6 +28,8 @@ class LLaVAKD(Method):
     """
 
     name: ClassVar[str] = "llava_kd"
+    answer_weights: ClassVar[tuple[str, ...]] = ("answers",)
+    sample_weights: ClassVar[tuple[str, ...]] = ("visual", "relation")
     #: α, the weight of the KL at answers.
     answers: float = 1.0
     #: β, the weight of the KL at visual tokens.

@@ -33,6 +33,30 @@ class Method(ABC):
     """
 
     name: ClassVar[str]
+    #: Fields that weigh a term on answer tokens besides the cross-entropy, and fields that weigh one of `sample_terms`.
+    answer_weights: ClassVar[tuple[str, ...]] = ()
+    sample_weights: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def of_samples_alone(cls, **weights: float) -> Method:
+        """With these of `sample_weights`, and every other weight 0."""
+        others = dict.fromkeys((*cls.answer_weights, *cls.sample_weights), 0.0)
+        return cls(**others | weights)
+
+    def plus(self, **weights: float) -> Method:
+        """With terms of other methods on what is inside both models, as in `SwitchKD().plus(features=1.0)`.
+
+        Raises:
+            ValueError: a term that is unknown or that this method has itself, or a weight that is not positive and finite.
+        """
+        from switchkd.methods.plus import Plus
+
+        return Plus(self, weights)
+
+    @property
+    def label(self) -> str:
+        """What logs and tables call it."""
+        return self.name
 
     @property
     def needs(self) -> frozenset[Need]:

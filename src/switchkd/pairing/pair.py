@@ -174,8 +174,8 @@ class Pair(nn.Module):
         if len(grids) != len(shapes):
             raise ValueError(
                 f"the student sees {len(grids)} pictures in this batch and the teacher {len(shapes)}: they cut images into tiles "
-                "differently. Make both image processors cut as many tiles, or choose a method in which no features go from one to the other "
-                "(of switch_kd: `switch: 0`)"
+                "differently. Make both image processors cut as many tiles, or choose a method in which no features go from one to the "
+                "other (of switch_kd: `switch: 0`)"
             )
         return family.from_grids(self.bridge(grids, shapes), teacher_media)
 

@@ -8,6 +8,7 @@ import yaml
 
 from switchkd.files import write_together
 from switchkd.methods import METHODS, Method
+from switchkd.methods.plus import Plus
 
 if TYPE_CHECKING:
     from switchkd.recipe.schema import Recipe
@@ -22,6 +23,8 @@ def recipe_to_dict(recipe: "Recipe") -> dict[str, Any]:
 def _plain_values(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain_values(item) for item in value]
+    if isinstance(value, Plus):
+        return _plain_values(value.method) | value.weights
     if is_dataclass(value):
         plain = {field.name: _plain_values(getattr(value, field.name)) for field in fields(value)}
         return {"name": method_name(value)} | plain if isinstance(value, Method) else plain

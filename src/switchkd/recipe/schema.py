@@ -13,6 +13,7 @@ from switchkd.data.forms import check_columns
 from switchkd.data.images import MAX_PIXELS
 from switchkd.methods import METHODS, Method
 from switchkd.methods.plugins import find_plugin
+from switchkd.methods.plus import SAMPLE_TERMS
 from switchkd.models.capture import Vision
 from switchkd.models.quantize import Quantization
 from switchkd.recipe.field_checks import at_least, require, share
@@ -246,7 +247,7 @@ def _check_vision_learns(stage: ResolvedStage, freeze: Sequence[str]) -> None:
     frozen = "student.freeze names vision" if "vision" in freeze else unused
     require(
         not (term and frozen),
-        f"{frozen}, and the method of stage {stage.name}, {stage.method.name}, uses {term}: {term} trains nothing but the vision encoder. "
+        f"{frozen}, and the method of stage {stage.name}, {stage.method.label}, uses {term}: {term} trains nothing but the vision encoder. "
         f"Let it learn, or choose another method{' or `switch: 0`' if 'switch' in needs else ''}",
     )
 
@@ -309,7 +310,7 @@ class Recipe:
             _check_vision_learns(stage, self.student.freeze)
             require(
                 self.teacher is not None or "teacher" not in stage.method.needs,
-                f"stage {stage.name}: method {stage.method.name} needs a teacher, and the recipe names none; "
+                f"stage {stage.name}: method {stage.method.label} needs a teacher, and the recipe names none; "
                 "add `teacher: {path: …}`, or choose method sft",
             )
 
@@ -361,7 +362,9 @@ def build_recipe(tree: dict[str, Any], source: str, overrides: Sequence[str] = (
     method, stages = tree.get("method"), tree.get("stages")
     if isinstance(method, dict) and isinstance(stages, list):
         tree = {**tree, "stages": [_inherit_method(stage, method) for stage in stages]}
-    recipe: Recipe = Builder(Recipe, {Method: METHODS}, source, flags.keys(), FOREIGN, _find_method).build(Recipe, tree)
+    recipe: Recipe = Builder(
+        Recipe, {Method: METHODS}, source, flags.keys(), FOREIGN, _find_method, {Method: (SAMPLE_TERMS, _with_terms)}
+    ).build(Recipe, tree)
     return recipe
 
 
@@ -369,6 +372,11 @@ def _with_named_method(section: Any) -> Any:
     """A section whose method is written as its name alone, with it as a section."""
     method = section.get("method") if isinstance(section, dict) else None
     return {**section, "method": {"name": method}} if isinstance(method, str) else section
+
+
+def _with_terms(method: Method, weights: dict[str, float]) -> Method:
+    weights = {term: weight for term, weight in weights.items() if weight}
+    return method.plus(**weights) if weights else method
 
 
 def _find_method(kind: type, name: str) -> type | None:

@@ -24,6 +24,7 @@ from switchkd.evaluate.attention import attention_maps
 from switchkd.evaluate.questions import Question, prompt, questions
 from switchkd.losses import knee
 from switchkd.methods import SFT, SwitchKD
+from switchkd.methods.plus import Plus
 from switchkd.models.run_folder import STUDENT
 from switchkd.pairing import Pair
 from switchkd.recipe.schema import Recipe, Stage, load_recipe
@@ -201,8 +202,9 @@ def _compute(
 def _knobs(recipe: Recipe) -> SwitchKD:
     """The window and the least k of the run's own method, or the defaults of Switch-KD."""
     for stage in reversed(recipe.resolved_stages()):
-        if isinstance(stage.method, SwitchKD):
-            return stage.method
+        method = stage.method.method if isinstance(stage.method, Plus) else stage.method
+        if isinstance(method, SwitchKD):
+            return method
     return SwitchKD()
 
 

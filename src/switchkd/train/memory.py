@@ -137,7 +137,7 @@ def forecast(recipe: Recipe, stage: ResolvedStage) -> str:
 def left_out(method: Method) -> str:
     """What the numbers do not hold: what a method makes of the inside of both models."""
     sites = ", ".join(sorted(map(str, method.sites)))
-    return f"; without the terms of method {method.name} at {sites}" if sites else ""
+    return f"; without the terms of method {method.label} at {sites}" if sites else ""
 
 
 def _step(recipe: Recipe, stage: ResolvedStage, student: Pathway, teacher: Pathway | None = None) -> DistillationStep:

@@ -194,7 +194,7 @@ def _card(context: StageContext, ran: dict[str, str]) -> str:
         recipe_yaml=yaml.safe_dump(recipe_to_dict(recipe), sort_keys=False, allow_unicode=True),
         student=recipe.student.path,
         teacher=recipe.teacher.path if context.run.teacher and recipe.teacher else None,
-        methods=list(dict.fromkeys(stage.method.name for stage in stages)),
+        methods=list(dict.fromkeys(stage.method.label for stage in stages)),
         data=list(dict.fromkeys(name for stage in stages for name in data_names(stage.data))),
         template=context.run.reader.format.described,
         dtype=str(context.run.student_dtype).removeprefix("torch."),
