@@ -170,7 +170,8 @@ def test_the_gradient_of_the_fused_loss_by_differences(options):
         changed = replace(x, student=student, weight=weight, bias=bias, switch=switch)
         return fused(method, changed, analytic(method), 7, 2).loss
 
-    assert torch.autograd.gradcheck(value, x.learned)
+    # in one random direction: entry by entry they equal autograd's above, and differences are by the defaults' own test (test_fused.py)
+    assert torch.autograd.gradcheck(value, x.learned, fast_mode=True)
 
 
 def test_a_fixed_k_and_forward_kl_are_bild():
