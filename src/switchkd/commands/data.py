@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import OmitSubcommandPrefixes, Positional, arg, subcommand
 
 from switchkd.commands.presence import require_data
-from switchkd.commands.verb import Verb, model_libraries, parse_columns, say, slug
+from switchkd.commands.verb import Verb, model_libraries, parse_columns, print_json, say, slug
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -33,6 +33,8 @@ class Check:
     columns: tuple[str, ...] = ()
     #: The page; by default runs/check/DATA.html.
     page: Path | None = None
+    #: Print what is understood as JSON.
+    json: bool = False
 
     def run(self) -> int:
         """Print what is understood; 1 if training would stop at so many bad rows."""
@@ -45,7 +47,10 @@ class Check:
 
         seen = look_over(self.data, self.image_root, columns)
         lines = describe(seen)
-        print("\n".join(lines))
+        if self.json:
+            print_json(as_values(seen))
+        else:
+            print("\n".join(lines))
         page = self.page or Path("runs/check", f"{slug(self.data)}.html")
         say(f"{len(seen.examples)} rows with their pictures: {write_rows_page(self.data, lines, seen.examples, page)}")
         return 1 if seen.bad > MAX_BAD_FRACTION * seen.rows else 0
@@ -95,6 +100,14 @@ class Data(Verb):
     def run(self, fields: Sequence[str]) -> int:
         """Do what was asked."""
         return self.action.run()
+
+
+def as_values(seen: "Overview") -> dict[str, object]:
+    """The same as plain values."""
+    counts = {
+        name: getattr(seen, name) for name in ("rows", "bad", "answers", "learned", "files", "embedded", "problems")
+    }
+    return counts | {"sources": {name: vars(noted) for name, noted in seen.sources.items()}}
 
 
 def describe(seen: "Overview") -> list[str]:

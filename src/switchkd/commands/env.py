@@ -1,6 +1,5 @@
 """`switchkd env`."""
 
-import json
 import os
 import platform
 import shutil
@@ -9,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
-from switchkd.commands.verb import Verb
+from switchkd.commands.verb import Verb, print_json
 from switchkd.versions import versions
 
 #: What every installation has, and what results depend on.
@@ -55,7 +54,7 @@ class Env(Verb):
         """Print it."""
         found = environment()
         if self.json:
-            print(json.dumps(found, indent=2))
+            print_json(found)
             return 0
         width = max(map(len, found))
         for name, value in found.items():

@@ -51,6 +51,8 @@ class Evaluate(Verb):
     device: str | None = None
     #: The results JSON; the answers go into a file next to it; by default runs/evaluate/MODEL--DATA.json or MODEL--benchmarks.json.
     output: Path | None = None
+    #: Print the results as JSON instead of the table.
+    json: bool = False
 
     def run(self, fields: Sequence[str]) -> int:
         """Evaluate, write the results and print the table."""
@@ -101,7 +103,10 @@ class Evaluate(Verb):
             output=output,
             **sizes,
         )
-        Console(width=None if sys.stdout.isatty() else 100).print(results_table(results))
+        if self.json:
+            print(output.read_text(encoding="utf-8"), end="")
+        else:
+            Console(width=None if sys.stdout.isatty() else 100).print(results_table(results))
         for line in wrong_answers(results):
             say(line)
         if results.bad_rows:
@@ -128,7 +133,10 @@ class Evaluate(Verb):
         output = self._output("benchmarks")
         sizes: Any = {"batch_size": self.batch_size, "max_new_tokens": self.max_new_tokens}
         results = evaluate_benchmarks(self.model, listed, data=self.data, output=output, **sizes)
-        Console().print(table(results))
+        if self.json:
+            print(output.read_text(encoding="utf-8"), end="")
+        else:
+            Console().print(table(results))
         _say_set_aside(results.generation_set_aside)
         say(f"results in {output}, answers in {answers_path(output)}")
         return 0

@@ -1,6 +1,5 @@
 """`switchkd recipe`."""
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional, arg
 
 from switchkd.commands.presence import require_data, require_model
-from switchkd.commands.verb import Verb, fail, model_libraries, say, slug
+from switchkd.commands.verb import Verb, fail, model_libraries, print_json, say, slug
 from switchkd.recipe.parsing import suggestion
 
 if TYPE_CHECKING:
@@ -96,9 +95,7 @@ def _list(*, as_json: bool) -> int:
 
     known = described()
     if as_json:
-        print(
-            json.dumps([{"name": name, "about": about} for name, about in known.items()], indent=2, ensure_ascii=False)
-        )
+        print_json([{"name": name, "about": about} for name, about in known.items()])
         return 0
     width = max(map(len, known))
     for name, about in known.items():

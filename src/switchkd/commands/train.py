@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from tyro.conf import Positional, arg
 
 from switchkd.commands.presence import require_parts
-from switchkd.commands.verb import Verb, fail, load_recipe, model_libraries, say
+from switchkd.commands.verb import Verb, fail, load_recipe, model_libraries, print_json, say
 
 if TYPE_CHECKING:
     from switchkd.recipe.schema import Recipe
@@ -28,6 +28,8 @@ class Train(Verb):
     recipe: Annotated[Positional[Path | None], arg(metavar="RECIPE.yaml")] = None
     #: Check the recipe, print it with every default and the memory it needs, and stop; needs no weights and no data.
     dry_run: bool = False
+    #: With --dry-run: the recipe and its stages as JSON.
+    json: bool = False
     #: Go on from the last checkpoint in the recipe's output folder, if there is one.
     resume: bool = True
     #: List every field of a recipe with its type, default and meaning (docs/fields.md), and stop; needs no recipe.
@@ -48,8 +50,10 @@ class Train(Verb):
         if self.recipe is None:
             return fail("train needs RECIPE.yaml; switchkd recipe writes one for your models and data", 2)
         recipe = load_recipe(self.recipe, fields)
+        if self.json and not self.dry_run:
+            return fail("--json is for --dry-run", 2)
         if self.dry_run:
-            show(recipe)
+            show(recipe, as_json=self.json)
             return 0
         require_parts(recipe)
         with model_libraries():
@@ -63,7 +67,7 @@ class Train(Verb):
         return 0
 
 
-def show(recipe: "Recipe") -> None:
+def show(recipe: "Recipe", *, as_json: bool = False) -> None:
     """Print a recipe with every default, and what its stages would do and need."""
     import yaml
 
@@ -74,13 +78,20 @@ def show(recipe: "Recipe") -> None:
         from switchkd.recipe.schema import data_weights, recipe_to_dict
         from switchkd.train.memory import forecast
 
-    print(yaml.safe_dump(recipe_to_dict(recipe), sort_keys=False, allow_unicode=True), end="")
+    plain, stages = recipe_to_dict(recipe), []
+    if not as_json:
+        print(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), end="")
     for number, stage in enumerate(recipe.resolved_stages(), start=1):
         length = f"{stage.max_steps} steps" if stage.max_steps > 0 else f"{stage.num_train_epochs:g} epochs"
-        weights = data_weights(stage.data)
+        weights, memory = data_weights(stage.data), str(forecast(recipe, stage))
         data = ", ".join(name if weight == 1 else f"{name} (weight {weight:g})" for name, weight in weights)
         say(
             f"stage {number}, {stage.name}: {stage.method.label} trains {', '.join(stage.train)} for {length} on {data}"
         )
-        say(f"stage {number}, memory: {forecast(recipe, stage)}")
+        say(f"stage {number}, memory: {memory}")
+        stages.append(
+            {"name": stage.name, "method": stage.method.label, "train": stage.train, "length": length, "memory": memory}
+        )
+    if as_json:
+        print_json({"recipe": plain, "stages": stages})
     say("the recipe is valid; nothing was trained (--dry-run)")

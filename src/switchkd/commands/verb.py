@@ -85,6 +85,13 @@ def _quiet() -> None:
     enable_progress_bars()
 
 
+def print_json(value: object) -> None:
+    """What --json prints: the one thing on the output stream; messages are on stderr."""
+    import json
+
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
 def slug(text: str) -> str:
     """`text` as a part of a file name."""
     return re.sub(r"[^\w.]+", "-", text).strip("-.")
