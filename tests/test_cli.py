@@ -63,7 +63,9 @@ def program(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     )
 
 
-@pytest.mark.parametrize("verb", ["demo", "train", "evaluate", "chat", "doctor", "init", "convert", "models"])
+@pytest.mark.parametrize(
+    "verb", ["demo", "train", "evaluate", "chat", "doctor", "init", "convert", "models", "recipe", "export", "env"]
+)
 def test_the_help_of_every_verb_shows_an_example(verb, capsys):
     assert run(verb, "--help") == 0
     assert f"Example: switchkd {verb}" in capsys.readouterr().out
@@ -116,6 +118,19 @@ WRONG = {
     "no such teacher": (["init", "out", "--from-teacher", "no/such/folder"], 1, ["no/such/folder: no such folder"]),
     "no such data to look at": (["data", "check", "nowhere.json"], 1, ["nowhere.json: no such file or folder"]),
     "no such data to convert": (["data", "convert", "nowhere.json", "o.jsonl"], 1, ["nowhere.json: no such file"]),
+    "a recipe of no model": (["recipe", "no/such/a", "no/such/b", TINY], 1, ["no/such/b: no such folder"]),
+    "a recipe without data": (["recipe", "a/b", "c/d", "nowhere.json"], 1, ["nowhere.json: no such file or folder"]),
+    "a shipped recipe": (["recipe", "tniy"], 2, ["there is no recipe tniy", "did you mean `tiny`"]),
+    "two names for a recipe": (["recipe", "a/b", "c/d"], 2, ["TEACHER STUDENT DATA", "not 2 names"]),
+    "an option of recipe": (["recipe", "--lst"], 2, ["--lst", "--list"]),
+    "JSON of a recipe": (["recipe", "tiny", "--json"], 2, ["--json is for --list"]),
+    "nothing to export": (["export", "no/such/folder", "out"], 1, ["no/such/folder: no such folder"]),
+    "a folder that is no model to export": (["export", str(RECIPES), "out"], 1, ["has no config.json"]),
+    "an export over a folder": (["export", "some/model", str(RECIPES)], 1, ["already exists: choose another folder"]),
+    "a size of files": (["export", "some/model", "out", "--shard", "5"], 2, ["--shard 5", "KB, MB or GB"]),
+    "a precision of an export": (["export", "some/model", "out", "--dtype", "bf16"], 2, ["--dtype", "bfloat16"]),
+    "a repository": (["export", "some/model", "out", "--push", "mine"], 2, ["--push mine", "OWNER/NAME"]),
+    "an option of env": (["env", "--jsn"], 2, ["--jsn", "--json"]),
     "no such run": (["report", "nowhere"], 1, ["nowhere: no such file or folder"]),
     "no such study": (["study", "nowhere.yaml"], 2, ["nowhere.yaml: no such file"]),
     "a method": (["train", TINY, "--method.name", "swich_kd"], 2, ["did you mean `switch_kd`"]),
