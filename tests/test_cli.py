@@ -242,7 +242,7 @@ def test_the_doctor_looks_at_a_pair_without_weights(student, tmp_path, capsys):
     proposed.write_text(found.out + rest)
     assert run("train", str(proposed), "--dry-run") == 0
     capsys.readouterr()
-    assert run("doctor", "--teacher", str(other), "--student", str(student), "--json", "-") == 0
+    assert run("doctor", "--teacher", str(other), "--student", str(student), "--json") == 0
     lines = json.loads(capsys.readouterr().out)["findings"]
     assert {line["check"]: line["level"] for line in lines}["feature width"] == "warning"
     config["model_type"] = "unheard_of"
@@ -262,18 +262,20 @@ def test_an_interrupted_run_says_the_command_that_goes_on(monkeypatch, capsys):
     assert capsys.readouterr().err == "switchkd: SIGINT: saved\n"
 
 
-def test_the_doctors_verdict_is_the_exit_code(monkeypatch, capsys, tmp_path):
+def test_the_doctors_verdict_is_the_exit_code(monkeypatch, capsys):
     from switchkd.doctor import Finding, Findings
 
     monkeypatch.setattr("switchkd.commands.doctor.require_parts", lambda recipe: None)  # its data are not here
     for level, code in [("ok", 0), ("warning", 0), ("failed", 1)]:
         findings = Findings([Finding(level, "steps", "some")])
         monkeypatch.setattr("switchkd.doctor.examine", lambda recipe, f=findings: f)
-        assert run("doctor", TINY, "--json", tmp_path / "found.json") == code
-        assert f"{level} " in capsys.readouterr().err
-        assert json.loads((tmp_path / "found.json").read_text())["findings"][0]["level"] == level
-        assert run("doctor", TINY, "--json", "-") == code
-        assert json.loads(capsys.readouterr().out)["ok"] == (code == 0)
+        assert run("doctor", TINY) == code
+        printed = capsys.readouterr()
+        assert f"{level} " in printed.err
+        assert printed.out == ""
+        assert run("doctor", TINY, "--json") == code
+        found = json.loads(capsys.readouterr().out)
+        assert (found["ok"], found["findings"][0]["level"]) == (code == 0, level)
 
 
 def test_demo_hands_on_its_seed_and_folder(monkeypatch, tmp_path):

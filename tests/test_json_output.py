@@ -6,6 +6,7 @@ import pytest
 from run_files import write_data, write_model
 
 from switchkd.cli import main
+from switchkd.commands.verb import print_json
 from switchkd.recipe.shipped_files import shipped
 
 
@@ -18,25 +19,45 @@ def place(tmp_path, monkeypatch):
 
 
 def printed(capsys, *arguments):
-    assert main([str(argument) for argument in arguments]) == 0
+    assert main([*map(str, arguments), "--json"]) == 0
     return json.loads(capsys.readouterr().out)
 
 
 def test_of_a_dry_run(place, capsys):
-    found = printed(capsys, "train", shipped()["tiny"], "--dry-run", "--json", "--train.seed", "7")
+    found = printed(capsys, "train", shipped()["tiny"], "--dry-run", "--train.seed", "7")
     assert found["recipe"]["train"]["seed"] == 7
     assert [(stage["name"], stage["memory"]) for stage in found["stages"]] == [("train", "about nothing")]
     assert main(["train", str(shipped()["tiny"]), "--json"]) == 2
     assert "--json is for --dry-run" in capsys.readouterr().err
 
 
+def test_of_the_families(capsys):
+    found = {one.pop("model_type"): one for one in printed(capsys, "models")}
+    assert found["smolvlm"]["class"] == "SmolVLMForConditionalGeneration"
+    assert {tuple(one) for one in found.values()} == {("class", "vision_encoders_tested", "language_models_tested")}
+    assert "siglip_vision_model" in found["llava"]["vision_encoders_tested"]
+
+
+def test_of_an_examination(place, capsys, monkeypatch):
+    from switchkd.doctor import Finding, Findings
+
+    found = Findings([Finding("warning", "eyes", "“half” closed"), Finding("ok", "steps", "some")])
+    monkeypatch.setattr("switchkd.commands.doctor._examine", lambda recipe: found)
+    assert printed(capsys, "doctor", shipped()["tiny"]) == found.to_dict()
+
+
+def test_of_text_that_cannot_be_written_as_it_is(capsys):
+    print_json({"read": "“half” \ud83d"})
+    assert capsys.readouterr().out == '{\n  "read": "“half” \\ud83d"\n}\n'
+
+
 def test_of_a_look_at_data(place, capsys):
-    found = printed(capsys, "data", "check", "d.json", "--json")
+    found = printed(capsys, "data", "check", "d.json")
     assert (found["rows"], found["bad"], found["answers"], found["files"]) == (2, 0, 4, 2)
     assert found["sources"]["d.json"]["read"]["conversations"] == 2
 
 
 def test_of_an_evaluation(place, capsys):
     write_model(place / "model", seed=2)
-    found = printed(capsys, "evaluate", "model", "d.json", "--json", "--max-new-tokens", "1", "--output", "r.json")
+    found = printed(capsys, "evaluate", "model", "d.json", "--max-new-tokens", "1", "--output", "r.json")
     assert found == json.loads((place / "r.json").read_text())

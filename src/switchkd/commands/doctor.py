@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from tyro.conf import Positional, arg
 
 from switchkd.commands.presence import require_model, require_parts
-from switchkd.commands.verb import Verb, fail, load_recipe, model_libraries
+from switchkd.commands.verb import Verb, fail, load_recipe, model_libraries, print_json
 
 if TYPE_CHECKING:
     from switchkd.doctor import Findings
@@ -32,8 +32,8 @@ class Doctor(Verb):
     teacher: str | None = None
     #: The same for the student.
     student: str | None = None
-    #: Also write the findings as JSON to this file; `-` is the output stream.
-    json: Path | None = None
+    #: Print the findings and samples as JSON; of a pair without a recipe, instead of the proposal.
+    json: bool = False
 
     takes_fields: ClassVar[bool] = True
 
@@ -46,15 +46,15 @@ class Doctor(Verb):
                 from switchkd.doctor import examine_pair
 
             findings, proposal = examine_pair(self.student, self.teacher)
-            if findings.ok and str(self.json) != "-":
+            if findings.ok and not self.json:
                 print(proposal, end="")
         elif self.recipe is None or self.teacher is not None or self.student is not None:
             return fail("doctor takes a recipe, or --teacher and --student", 2)
         else:
             findings = _examine(load_recipe(self.recipe, fields))
         findings.print()
-        if self.json is not None:
-            findings.write_json(self.json)
+        if self.json:
+            print_json(findings.to_dict())
         return 0 if findings.ok else 1
 
 

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from switchkd.commands.verb import Verb
+from switchkd.commands.verb import Verb, print_json
 
 
 @dataclass(frozen=True)
@@ -14,6 +14,9 @@ class Models(Verb):
     Example: switchkd models
     """
 
+    #: As JSON.
+    json: bool = False
+
     def run(self, fields: Sequence[str]) -> int:
         """Print the table."""
         from rich.console import Console
@@ -22,9 +25,17 @@ class Models(Verb):
 
         from switchkd.models.families import FAMILIES
 
-        table = Table("model_type", "class", "vision encoders tested", "language models tested")
+        headings = ("model_type", "class", "vision encoders tested", "language models tested")
+        rows: list[tuple[str, str, Sequence[str], Sequence[str]]] = []
         for name, family in FAMILIES.items():
-            members = (family.tested.get(part, ("its own",)) for part in ("vision_config", "text_config"))
-            table.add_row(name, CLASSES[name], *map(", ".join, members))
+            vision, language = (family.tested.get(part, ("its own",)) for part in ("vision_config", "text_config"))
+            rows.append((name, CLASSES[name], vision, language))
+        if self.json:
+            names = [heading.replace(" ", "_") for heading in headings]
+            print_json([dict(zip(names, row, strict=True)) for row in rows])
+            return 0
+        table = Table(*headings)
+        for name, kind, *parts in rows:
+            table.add_row(name, kind, *map(", ".join, parts))
         Console(width=None if sys.stdout.isatty() else 160).print(table)
         return 0

@@ -89,7 +89,8 @@ def print_json(value: object) -> None:
     """What --json prints: the one thing on the output stream; messages are on stderr."""
     import json
 
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    print(text.encode(errors="backslashreplace").decode())  # half a pair of surrogates stays what it is, as an escape
 
 
 def slug(text: str) -> str:

@@ -1,10 +1,8 @@
 """What the doctor found, as data, as a table and as coloured text."""
 
-import json
 import sys
 from collections import Counter
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
@@ -86,14 +84,6 @@ class Findings:
         """As plain values: `ok`, `findings` and `samples`."""
         samples = [{"name": sample.name, "pieces": [list(piece) for piece in sample.pieces]} for sample in self.samples]
         return {"ok": self.ok, "findings": [asdict(line) for line in self.lines], "samples": samples}
-
-    def write_json(self, path: Path) -> None:
-        """Write them to a file, or to the output stream where `path` is `-`."""
-        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
-        if str(path) == "-":
-            sys.stdout.write(text)
-        else:
-            path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
     def raise_if_failed(self) -> None:
         """Raise ValueError with everything that failed."""
