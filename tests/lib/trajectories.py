@@ -1,6 +1,7 @@
 """Twenty steps of every method, with both losses and on two pairs, through the real command line: what a redesign must reproduce.
 
 PYTHONPATH=tests/lib python -m trajectories FILE      # writes them anew; trajectories.json is from commit bafd436
+                                                      # but for `mismatched feature_kd`, which has been possible since it has a bridge
 """
 
 import json
