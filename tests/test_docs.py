@@ -8,6 +8,7 @@ from typing import get_args
 import pytest
 from shown_diffs import hold
 
+import switchkd
 from switchkd.methods import METHODS
 from switchkd.models.capture import Site
 from switchkd.results import StudyResults
@@ -58,6 +59,12 @@ def test_every_page_is_in_the_table_of_contents():
     assert sorted(re.findall(r"^(\w+)$", index, re.MULTILINE)) == sorted(
         page.stem for page in PAGES[2:] if page.stem != "index"
     )
+
+
+def test_the_python_reference_has_every_public_name_once():
+    page = (DOCS / "api.md").read_text(encoding="utf-8")
+    documented = re.findall(r"^\.\. (?:auto|py:)(?:function|class|data):: switchkd\.(\w+)", page, re.MULTILINE)
+    assert sorted(documented) == sorted(switchkd.__all__)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

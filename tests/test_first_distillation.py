@@ -32,7 +32,7 @@ def test_every_command_of_the_page_runs(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     write_model(Path("checkpoints/teacher"), seed=1, hidden=40, depth=3)
     write_model(Path("checkpoints/student"), seed=2)
-    (header,) = re.findall(r"```csv\n(.*)\n", PAGE)
+    (header,) = re.findall(r"```text\n(.*)\n", PAGE)
     write_table(Path("mine/train.csv"), 100, header.split(","))
     write_table(Path("mine/test.csv"), 6, header.split(","))
     (recipe,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
