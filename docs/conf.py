@@ -3,11 +3,11 @@
 from sphinx.ext.napoleon import GoogleDocstring
 
 project = "switchkd"
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon"]
 html_theme = "furo"
 html_title = "switchkd"
 exclude_patterns = ["_build"]
-myst_enable_extensions = ["dollarmath"]
+myst_fence_as_directive = ["math"]  # as forges write equations
 myst_heading_anchors = 3
 default_role = "code"  # docstrings write names as Markdown does
 autodoc_member_order = "bysource"
