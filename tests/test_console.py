@@ -1,6 +1,9 @@
+import logging
+
 from rich.console import Console
 
 from switchkd import console
+from switchkd.commands import verb
 
 
 def test_plain_lines_are_few_and_tell_rate_and_time_left(capsys, monkeypatch):
@@ -24,6 +27,24 @@ def test_a_quick_loop_says_only_that_it_is_done(capsys):
     list(console.progress(range(1000), "reading", 1000))
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("reading: 1,000 of 1,000 (")
+
+
+def test_quiet_shows_warnings_and_goes_through_all_the_same(monkeypatch, capsys, caplog):
+    monkeypatch.setattr(console, "Console", lambda stderr: Console(stderr=stderr, force_terminal=True, width=100))
+    monkeypatch.setattr(console.TOLD, "handlers", [caplog.handler])
+    caplog.set_level(logging.INFO, "switchkd.told")
+    handler = verb._Stderr()
+    with console.quiet():
+        assert list(console.progress([1, 2, 3], "reading", 3)) == [1, 2, 3]
+        console.say("one")
+        console.warn("two")
+        for level in (logging.INFO, logging.WARNING):
+            handler.handle(logging.LogRecord("switchkd", level, "", 0, "%s", (logging.getLevelName(level),), None))
+        assert console.is_quiet()
+    assert capsys.readouterr().err.splitlines() == ["two", "WARNING"]
+    console.say("three")
+    assert capsys.readouterr().err == "three\n"
+    assert caplog.messages == ["one", "two", "three"]
 
 
 def test_a_terminal_shows_a_bar(monkeypatch, capsys):

@@ -57,6 +57,7 @@ ALLOWED: dict[str, set[str]] = {
     "demonstration": {"console", "distillation", "evaluate", "files", "methods", "recipe", "report", "world"},
     "commands": {
         "chat",
+        "console",
         "convert",
         "data",
         "demonstration",
@@ -74,7 +75,7 @@ ALLOWED: dict[str, set[str]] = {
         "train",
         "versions",
     },
-    "cli": {"commands", "interrupts", "recipe", "versions"},
+    "cli": {"commands", "console", "interrupts", "recipe", "versions"},
     # the public interface, which nothing in the package imports
     "__init__": {
         "data",

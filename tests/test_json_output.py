@@ -1,4 +1,4 @@
-"""With --json the output stream holds JSON and nothing else; messages are on stderr."""
+"""With --json the output stream holds JSON and nothing else; messages are on stderr, and with --quiet nowhere."""
 
 import json
 
@@ -44,6 +44,10 @@ def test_of_an_examination(place, capsys, monkeypatch):
     found = Findings([Finding("warning", "eyes", "“half” closed"), Finding("ok", "steps", "some")])
     monkeypatch.setattr("switchkd.commands.doctor._examine", lambda recipe: found)
     assert printed(capsys, "doctor", shipped()["tiny"]) == found.to_dict()
+    assert main(["doctor", str(shipped()["tiny"]), "--quiet"]) == 0
+    assert "“half” closed" in capsys.readouterr().err  # the table is the result
+    assert main(["doctor", str(shipped()["tiny"]), "--quiet", "--json"]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_of_text_that_cannot_be_written_as_it_is(capsys):
@@ -61,3 +65,31 @@ def test_of_an_evaluation(place, capsys):
     write_model(place / "model", seed=2)
     found = printed(capsys, "evaluate", "model", "d.json", "--max-new-tokens", "1", "--output", "r.json")
     assert found == json.loads((place / "r.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["train", str(shipped()["tiny"]), "--dry-run"], ["data", "check", "d.json"]],
+    ids=["dry run", "look at data"],
+)
+def test_quiet_leaves_the_result_alone(place, capsys, command):
+    assert main(command) == 0
+    told = capsys.readouterr()
+    assert told.err
+    assert main([*command, "--quiet"]) == 0
+    assert capsys.readouterr() == (told.out, "")
+    assert main(command) == 0
+    assert capsys.readouterr().err == told.err
+
+
+def test_quiet_keeps_errors_and_what_is_lost(place, capsys):
+    assert main(["data", "check", "nowhere.json", "--quiet"]) == 1
+    assert capsys.readouterr().err == "switchkd: nowhere.json: no such file or folder\n"
+    rows = json.loads((place / "d.json").read_text())
+    (place / "e.json").write_text(json.dumps([*rows, {**rows[0], "image": "no.png"}]))
+    assert main(["data", "--quiet", "convert", "e.json", "out.jsonl"]) == 0
+    lost, counted = capsys.readouterr().err.splitlines()
+    assert lost.startswith("left out: ")
+    assert "2 rows in out.jsonl, 1 left out" in counted
+    assert main(["data", "convert", "d.json", "whole.jsonl", "--quiet"]) == 0
+    assert capsys.readouterr() == ("", "")

@@ -8,13 +8,14 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, Any, Union
 
 import tyro
-from tyro.conf import subcommand
+from tyro.conf import CascadeSubcommandArgs, subcommand
 
 from switchkd.commands import VERBS, Verb
-from switchkd.commands.verb import fail, say
+from switchkd.commands.verb import fail
 from switchkd.recipe.parsing import RecipeError, suggestion
 
 
@@ -39,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             prog="switchkd",
             description="Visual-switch knowledge distillation for vision-language models.",
             args=typed,
+            config=(CascadeSubcommandArgs,),  # --quiet of `data` may stand behind `check`
         )
     except SystemExit as stop:  # tyro has printed the help, or what it did not understand
         return int(stop.code or 0)
@@ -47,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         from switchkd.interrupts import ended_by_signals
 
-        with ended_by_signals():
+        with ended_by_signals(), _told_less(quiet=verb.quiet):
             return verb.run(fields)
     except KeyboardInterrupt as stop:
         code = fail(str(stop) or "interrupted", getattr(stop, "code", 130))
@@ -63,10 +65,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return fail(message + hint, 2 if isinstance(error, RecipeError) else 1)
 
 
+def _told_less(*, quiet: bool) -> AbstractContextManager[None]:
+    """Around a verb with --quiet."""
+    if not quiet:
+        return nullcontext()
+    from switchkd import console  # imports rich
+
+    return console.quiet()
+
+
 def _say_how_to_go_on(arguments: Sequence[str]) -> None:
     """Print the command, ready to copy."""
     launched = ", launched as before" if os.environ.get("WORLD_SIZE", "1") != "1" else ""
-    say(f"To go on{launched}: {shlex.join(['switchkd', *(word for word in arguments if word != '--no-resume')])}")
+    command = shlex.join(["switchkd", *(word for word in arguments if word != "--no-resume")])
+    print(f"To go on{launched}: {command}", file=sys.stderr)
 
 
 def split_fields(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

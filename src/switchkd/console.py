@@ -1,9 +1,10 @@
-"""What long loops tell the user, on stderr: a bar on a terminal, a few plain lines elsewhere."""
+"""What the user is told, on stderr; long loops as a bar on a terminal, a few plain lines elsewhere. With --quiet nothing of it is shown."""
 
 import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.console import Console
@@ -18,10 +19,36 @@ TOLD.propagate = False  # it is on stderr already
 _T = TypeVar("_T")
 
 
+_quiet = False
+
+
+@contextmanager
+def quiet(on: bool = True) -> Iterator[None]:
+    """Until the block ends nothing is shown that only informs; logs keep it. Warnings, errors and results are no part of it."""
+    global _quiet
+    before, _quiet = _quiet, on
+    try:
+        yield
+    finally:
+        _quiet = before
+
+
+def is_quiet() -> bool:
+    """Whether only warnings, errors and results are shown."""
+    return _quiet
+
+
 def say(message: str) -> None:
-    """One line for the user, on stderr."""
-    print(message, file=sys.stderr, flush=True)
+    """One line that informs the user, on stderr."""
+    if not _quiet:
+        print(message, file=sys.stderr, flush=True)
     TOLD.info("%s", message)
+
+
+def warn(message: str) -> None:
+    """One line that the user must see, on stderr."""
+    with quiet(False):
+        say(message)
 
 
 class _Rate(ProgressColumn):
@@ -40,6 +67,9 @@ def progress(items: Iterable[_T], label: str, total: int | None) -> Iterator[_T]
         label: what is being done.
         total: how many items there are; None where nobody knows, and then nothing is said at the end.
     """
+    if _quiet:
+        yield from items
+        return
     console = Console(stderr=True)
     if console.is_terminal:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())

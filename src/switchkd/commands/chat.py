@@ -13,7 +13,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from switchkd.chat.model_names import by_name
 from switchkd.commands.presence import require_model, require_paths
-from switchkd.commands.verb import Verb, fail, model_libraries, say
+from switchkd.commands.verb import Verb, fail, model_libraries, warn
 
 #: The environment variable with the page's password, and how long it must be: nothing limits how often it is guessed.
 PASSWORD, PASSWORD_LENGTH = "SWITCHKD_CHAT_PASSWORD", 12
@@ -93,7 +93,7 @@ class Chat(Verb):
         )
         try:
             address = page.open(self.port, host=self.host, password=password)
-            say(f"{address} (Ctrl-C ends{'' if self.host is None else '; any user name, and the password'})")
+            warn(f"{address} (Ctrl-C ends{'' if self.host is None else '; any user name, and the password'})")
             Event().wait()
         except KeyboardInterrupt:
             return 0

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import OmitSubcommandPrefixes, Positional, arg, subcommand
 
 from switchkd.commands.presence import require_data
-from switchkd.commands.verb import Verb, model_libraries, parse_columns, print_json, say, slug
+from switchkd.commands.verb import Verb, model_libraries, parse_columns, print_json, say, slug, warn
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -83,8 +83,9 @@ class Rewrite:
 
         done = write_llava(self.data, self.output, self.image_root, columns)
         for problem in done.left_out[:5]:
-            say(f"left out: {problem}")
-        say(
+            warn(f"left out: {problem}")
+        tell = warn if done.left_out else say
+        tell(
             f"{done.rows:,} rows in {self.output}, {len(done.left_out):,} left out; pictures: {done.referenced:,} where they were, "
             f"{done.written:,} written next to it"
         )

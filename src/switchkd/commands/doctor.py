@@ -52,7 +52,8 @@ class Doctor(Verb):
             return fail("doctor takes a recipe, or --teacher and --student", 2)
         else:
             findings = _examine(load_recipe(self.recipe, fields))
-        findings.print()
+        if not (self.quiet and self.json):
+            findings.print()
         if self.json:
             print_json(findings.to_dict())
         return 0 if findings.ok else 1

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from switchkd.commands.presence import require_data, require_model, require_paths
-from switchkd.commands.verb import Verb, fail, model_libraries, parse_columns, say, slug
+from switchkd.commands.verb import Verb, fail, model_libraries, parse_columns, say, slug, warn
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Evaluate(Verb):
         for line in wrong_answers(results):
             say(line)
         if results.bad_rows:
-            say(
+            warn(
                 f"of {results.bad_rows} of {results.rows} rows something could not be asked: `skipped` in {output} says why"
             )
         _say_set_aside(results.generation_set_aside)

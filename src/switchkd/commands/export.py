@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from switchkd.commands.presence import require_model
-from switchkd.commands.verb import Verb, fail, model_libraries, say
+from switchkd.commands.verb import Verb, fail, model_libraries, say, warn
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Export(Verb):
         for one in done.engines:
             say(f"{one.engine}: {'; '.join(one.commands) or f'no, {one.reason}'}")
         if done.license is None:
-            say("its card names no licence, because the model that it was trained from names none: add --license NAME")
+            warn("its card names no licence, because the model that it was trained from names none: add --license NAME")
         if self.push is not None:
             send(done.folder, self.push, message="Exported by switchkd")
             say(f"uploaded to {self.push}")

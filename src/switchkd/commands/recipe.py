@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional, arg
 
 from switchkd.commands.presence import require_data, require_model
-from switchkd.commands.verb import Verb, fail, model_libraries, print_json, say, slug
+from switchkd.commands.verb import Verb, fail, model_libraries, print_json, say, slug, warn
 from switchkd.recipe.parsing import suggestion
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def _look(student: str, teacher: str) -> "PairSeen":
                 raise
             away.append(model)
     if away:
-        say(
+        warn(
             f"{' and '.join(away)}: not here, and not to be had from the hub now; the recipe is written without a look at the pair"
         )
         return PairSeen()

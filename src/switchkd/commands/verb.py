@@ -8,7 +8,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, TextIO
 
@@ -24,6 +24,9 @@ class Verb(ABC):
     takes_fields: ClassVar[bool] = False
     #: Whether the same command goes on where it was interrupted.
     goes_on: ClassVar[bool] = False
+
+    #: Show only results, warnings and errors: no progress, and nothing that merely informs.
+    quiet: bool = field(default=False, kw_only=True)
 
     @abstractmethod
     def run(self, fields: Sequence[str]) -> int:
@@ -63,18 +66,23 @@ def model_libraries() -> Iterator[None]:
 
 
 class _Stderr(logging.StreamHandler[TextIO]):
-    """Writes to what is stderr now: above a bar, where one is shown."""
+    """Writes to what is stderr now: above a bar, where one is shown. Only warnings and errors with --quiet."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.stream = sys.stderr
-        super().emit(record)
+        from switchkd.console import is_quiet
+
+        if record.levelno >= logging.WARNING or not is_quiet():
+            self.stream = sys.stderr
+            super().emit(record)
 
 
 def _quiet() -> None:
     """Our own messages on stderr, and no progress bars of others but those of downloads."""
     import datasets
-    from huggingface_hub.utils.tqdm import enable_progress_bars
+    from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
     from transformers.utils import logging as transformers_logging
+
+    from switchkd.console import is_quiet
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_Stderr()])
     logging.getLogger("switchkd").setLevel(logging.INFO)
@@ -82,7 +90,7 @@ def _quiet() -> None:
     datasets.disable_progress_bars()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    enable_progress_bars()
+    (disable_progress_bars if is_quiet() else enable_progress_bars)()
 
 
 def print_json(value: object) -> None:
@@ -99,11 +107,20 @@ def slug(text: str) -> str:
 
 
 def say(message: str) -> None:
-    """One line for the user, on stderr."""
-    print(message, file=sys.stderr, flush=True)
+    """One line that informs the user, on stderr."""
+    from switchkd.console import say as inform  # imports rich, which what is wrong can be told without
+
+    inform(message)
+
+
+def warn(message: str) -> None:
+    """One line that the user must see, with --quiet too, on stderr."""
+    from switchkd.console import warn as show
+
+    show(message)
 
 
 def fail(message: str, code: int) -> int:
     """Say what went wrong and return the exit code."""
-    say(f"switchkd: {' '.join(message.split())}")
+    print(f"switchkd: {' '.join(message.split())}", file=sys.stderr, flush=True)
     return code

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from switchkd.console import TOLD, say
+from switchkd.console import TOLD, is_quiet, say
 
 Level = Literal["ok", "warning", "failed"]
 #: What a piece of a sample is to the loss: only answers carry it.
@@ -61,9 +61,12 @@ class Findings:
         self.samples += [Sample(f"{stage}: {sample.name}", sample.pieces) for sample in other.samples]
 
     def print(self) -> None:
-        """Write the samples and the table to the error stream: what is dim or cyan is read, what is green is learned."""
+        """Write the samples and the table to the error stream: what is dim or cyan is read, what is green is learned.
+
+        With --quiet only the table.
+        """
         console = Console(stderr=True, width=None if sys.stderr.isatty() else 160)
-        for sample in self.samples:
+        for sample in () if is_quiet() else self.samples:
             console.print(sample.text(), end="\n\n")
         console.print(_table(self.lines))
 

@@ -11,7 +11,7 @@ from rich.progress import Progress as RichProgress
 from rich.text import Text
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from switchkd.console import TOLD, say
+from switchkd.console import TOLD, is_quiet, say
 from switchkd.train.speed import Speed
 
 #: Between two plain lines, in seconds.
@@ -44,7 +44,7 @@ class Progress(TrainerCallback):
     ) -> None:
         """Open the bar."""
         self.speed.begin(state.global_step)
-        if state.is_world_process_zero and sys.stderr.isatty():
+        if state.is_world_process_zero and sys.stderr.isatty() and not is_quiet():
             columns = (
                 TextColumn("{task.description}"),
                 BarColumn(),

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
-from switchkd.console import TOLD, say
+from switchkd.console import TOLD, warn
 
 #: In a run's folder.
 RUN_LOG = "train.log"
@@ -20,7 +20,7 @@ class _Lines(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         logging.getLogger().removeHandler(self)
         TOLD.removeHandler(self)
-        say(f"{self.baseFilename}: nothing more is written there: {sys.exc_info()[1]}")
+        warn(f"{self.baseFilename}: nothing more is written there: {sys.exc_info()[1]}")
 
 
 @contextmanager
