@@ -38,7 +38,11 @@ def test_the_demo_leaves_what_it_promises(finished):
     assert set(table) == {*world.KINDS, "mean of kinds", "all questions"}
     for row in table.values():
         assert row["Switch-KD − SFT"] == pytest.approx(row["Switch-KD"] - row["SFT"])
-    assert (finished / "table.md").read_text().startswith("| kind | teacher | SFT | Switch-KD |")
+    assert (
+        (finished / "table.md")
+        .read_text()
+        .startswith("| kind | teacher | SFT | Switch-KD | Switch-KD − SFT | 95 % interval |")
+    )
     page = (finished / "report.html").read_text()
     assert all(f">{name}<" in page for name in ("teacher", "sft", "switch-kd"))
     assert "of 20 test questions" in page or "20 questions" in page

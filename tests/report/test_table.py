@@ -1,12 +1,13 @@
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
 from switchkd.report.table import compare, markdown_table, rich_table
 from switchkd.results import Results
-from switchkd.results.question_results import MEAN, OVERALL
-from switchkd.results.score import Score
+from switchkd.results.question_results import MEAN, OVERALL, Prediction
+from switchkd.results.score import Interval, Score
 
 
 def results(accuracies: dict[str, float], overall: float, fingerprint: str = "f" * 64) -> Results:
@@ -69,6 +70,46 @@ def test_models_stand_side_by_side_with_their_difference(write):
     )
     text = shown(rich_table(comparison))
     assert "+12.5" in text
+
+
+def answers(points: str, kinds: str = "cs") -> tuple[Prediction, ...]:
+    """Two questions about each picture, one of each kind: `1` is right, `0` wrong."""
+    return tuple(
+        Prediction(
+            id=f"p{place // 2}/{place}",
+            kind={"c": "count", "s": "shape"}[kinds[place % 2]],
+            question="q",
+            expected="a",
+            got="a",
+            right=point == "1",
+            truncated=False,
+            about=f"p{place // 2}",
+        )
+        for place, point in enumerate(points)
+    )
+
+
+def test_a_difference_has_its_interval_where_the_answers_are_there(write):
+    one, other = answers("11" * 20), answers("01" * 10 + "11" * 10)
+    numbers = {"count": 50.0, "shape": 100.0}, {"count": 100.0, "shape": 100.0}
+    sft, switch = results(numbers[0], 75.0), results(numbers[1], 100.0)
+    files = write(sft=replace(sft, predictions=other), switch=replace(switch, predictions=one), bare=sft)
+    found = compare({name: files[name] for name in ("sft", "switch")}, difference=("switch", "sft"))
+    assert found.intervals["shape"] == Interval(0, 0)
+    low, high = found.intervals["count"].low, found.intervals["count"].high
+    assert 25 < low < 40 < 60 < high < 75  # of 20 pictures, half were gained
+    assert (found.intervals[MEAN].low, found.intervals[MEAN].high) == pytest.approx((low / 2, high / 2))
+    lines = markdown_table(found).splitlines()
+    assert lines[0] == "| kind | sft | switch | switch − sft | 95 % interval |"
+    assert lines[1] == "| --- | ---: | ---: | ---: | ---: |"
+    assert lines[2] == f"| count | 50.0 | 100.0 | +50.0 | {low:+.1f} … {high:+.1f} |"
+    assert lines[3] == "| shape | 100.0 | 100.0 | +0.0 | +0.0 … +0.0 |"
+    assert f"{low:+.1f} … {high:+.1f}" in shown(rich_table(found))
+    for pair in (("switch", "bare"), ("bare", "switch")):  # the answers of one were not kept
+        without = compare({name: files[name] for name in pair}, difference=pair)
+        assert without.intervals == {}
+        assert "interval" not in markdown_table(without) + shown(rich_table(without))
+    assert compare({name: files[name] for name in ("sft", "switch")}).intervals == {}
 
 
 def test_without_kinds_only_the_accuracy_over_all_questions_is_left(write):

@@ -1,13 +1,15 @@
 """Results of several models side by side: accuracy per kind of question and mean, on a terminal and in Markdown."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.table import Table
 from rich.text import Text
 
+from switchkd.results.intervals import intervals
 from switchkd.results.question_results import MEAN, OVERALL, Results
+from switchkd.results.score import Interval
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,8 @@ class AccuracyTable:
     columns: tuple[str, ...]
     rows: dict[str, tuple[float | None, ...]]
     has_difference: bool
+    #: Of the differences, by row; empty where none was asked for, or the answers of one of the two were not kept.
+    intervals: dict[str, Interval] = field(default_factory=dict)
 
 
 def compare(results: Mapping[str, Path], *, difference: tuple[str, str] | None = None) -> AccuracyTable:
@@ -27,7 +31,7 @@ def compare(results: Mapping[str, Path], *, difference: tuple[str, str] | None =
 
     Args:
         results: the columns, in order.
-        difference: two of the names; a last column holds the first minus the second.
+        difference: two of the names; a last column holds the first minus the second, and has intervals where the answers of both were kept.
 
     Raises:
         ValueError: files that are no results, or that answer different questions and so cannot be compared.
@@ -48,12 +52,14 @@ def compare(results: Mapping[str, Path], *, difference: tuple[str, str] | None =
     if kinds:
         rows[MEAN] = [result.score for result in models]
     rows[OVERALL] = [result.accuracy_percent for result in models]
-    columns = list(loaded)
+    columns, sure = list(loaded), dict[str, Interval]()
     if difference is not None:
         one, other = (columns.index(name) for name in difference)
         columns.append(f"{difference[0]} − {difference[1]}")
         rows = {kind: [*values, values[one] - values[other]] for kind, values in rows.items()}
-    return AccuracyTable(tuple(columns), {kind: tuple(row) for kind, row in rows.items()}, difference is not None)
+        if models[other].predictions:
+            sure = intervals(models[one].predictions, models[other].predictions)
+    return AccuracyTable(tuple(columns), {kind: tuple(row) for kind, row in rows.items()}, difference is not None, sure)
 
 
 def _cell(value: float | None, signed: bool) -> str:
@@ -62,18 +68,26 @@ def _cell(value: float | None, signed: bool) -> str:
 
 def _cells(comparison: AccuracyTable) -> list[tuple[str, list[str]]]:
     last = len(comparison.columns) - 1
-    return [
-        (kind, [_cell(value, comparison.has_difference and column == last) for column, value in enumerate(values)])
-        for kind, values in comparison.rows.items()
-    ]
+    cells = []
+    for kind, values in comparison.rows.items():
+        shown = [_cell(value, comparison.has_difference and column == last) for column, value in enumerate(values)]
+        if comparison.intervals:
+            found = comparison.intervals.get(kind)
+            shown.append("–" if found is None else f"{found.low:+.1f} … {found.high:+.1f}")
+        cells.append((kind, shown))
+    return cells
+
+
+def _headings(comparison: AccuracyTable) -> list[str]:
+    return [*comparison.columns, *(["95 % interval"] if comparison.intervals else [])]
 
 
 def rich_table(comparison: AccuracyTable, *, title: str = "Exact match in percent") -> Table:
     """The comparison for a terminal. Names are shown as they are, never read as markup."""
     table = Table(title=Text(title), title_justify="left")
     table.add_column("kind")
-    for column in comparison.columns:
-        table.add_column(Text(column), justify="right")
+    for heading in _headings(comparison):
+        table.add_column(Text(heading), justify="right")
     for kind, cells in _cells(comparison):
         if kind == (MEAN if MEAN in comparison.rows else OVERALL) and len(comparison.rows) > 1:
             table.add_section()
@@ -84,7 +98,8 @@ def rich_table(comparison: AccuracyTable, *, title: str = "Exact match in percen
 
 def markdown_table(comparison: AccuracyTable) -> str:
     """The comparison in Markdown, for READMEs and model cards."""
-    lines = [["kind", *comparison.columns], ["---", *("---:" for _ in comparison.columns)]]
+    headings = _headings(comparison)
+    lines = [["kind", *headings], ["---", *("---:" for _ in headings)]]
     lines += [[kind, *cells] for kind, cells in _cells(comparison)]
     return "".join(f"| {' | '.join(_markdown_text(cell) for cell in line)} |\n" for line in lines)
 
