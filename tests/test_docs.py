@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+import transformers
+import yaml
 from shown_diffs import hold
 
 import switchkd
 from switchkd.methods import METHODS
 from switchkd.models.capture import Site
+from switchkd.models.families import FAMILIES, Family
 from switchkd.results import StudyResults
 from switchkd.signals import Route
 from switchkd.study.figure import figure
@@ -65,6 +68,47 @@ def test_the_python_reference_has_every_public_name_once():
     page = (DOCS / "api.md").read_text(encoding="utf-8")
     documented = re.findall(r"^\.\. (?:auto|py:)(?:function|class|data):: switchkd\.(\w+)", page, re.MULTILINE)
     assert sorted(documented) == sorted(switchkd.__all__)
+
+
+def test_what_is_cited_is_what_the_citation_file_says():
+    page = (DOCS / "citing.md").read_text(encoding="utf-8")
+    software = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    (paper,) = software["references"]
+    entries = [
+        dict(re.findall(r"(\w+)\s*= \{+(.*?)\}+,?$", entry, re.MULTILINE)) for entry in page.split("```bibtex")[1:]
+    ]
+    shown = [{name: entry[name] for name in ("title", "author")} for entry in entries]
+    assert shown == [{"title": one["title"], "author": one["authors"][0]["name"]} for one in (paper, software)]
+    assert (entries[0]["url"], entries[0]["year"]) == (paper["url"], str(paper["year"]))
+    assert f"arXiv:{entries[0]['eprint']}" == paper["identifiers"][0]["value"]
+    assert (entries[1]["version"], entries[1]["license"]) == (switchkd.__version__, software["license"])
+
+
+def test_the_costs_of_methods_are_those_of_the_study():
+    page = (DOCS / "which_method.md").read_text(encoding="utf-8")
+    methods, _, costs = (line.strip("|\n ").split("|") for line in page.split("\n\n| `sft` ")[1].splitlines()[:3])
+    arms = ["SFT", "feature KD", "LLaVA-KD", "forward KL", "BiLD", "align only", "Align-KD", "switch only", "Switch-KD"]
+    table = markdown_table(StudyResults.load(ROOT / "benchmarks" / "results" / "study-tiny.json").table)
+    cost = {cells[1].strip(): cells[-2].strip() for cells in (line.split("|") for line in table.splitlines())}
+    assert [cell.strip() for cell in costs] == [cost[arm] for arm in arms]
+    assert len(methods) == len(arms) - 1  # the split took the first
+
+
+def needs_torchvision(family: type[Family]) -> bool:
+    """transformers has processors of videos for torchvision alone, and says of some others that they need it."""
+    kinds = [getattr(transformers, name) for name in family.processors]
+    return any(
+        "video_processor" in kind.get_attributes() or "torchvision" in getattr(kind, "__backends", ()) for kind in kinds
+    )
+
+
+def test_the_families_that_need_torchvision_are_named():
+    page = (DOCS / "install.md").read_text(encoding="utf-8")
+    needed, others = page.split("**torchvision.**")[1].split("\n\n")[0].split("The other five")
+    named = [name for name in re.findall(r"`(\w+)`", needed) if name in FAMILIES]
+    assert set(named) == {name for name, family in FAMILIES.items() if needs_torchvision(family)}
+    assert len(named) == 7
+    assert set(re.findall(r"`(\w+)`", others)) == FAMILIES.keys() - set(named)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
