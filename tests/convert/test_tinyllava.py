@@ -286,7 +286,7 @@ def test_a_lost_shard_is_named(tmp_path):
     source = Reference().write(tmp_path / "source", "sharded")
     (source / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(
-        ValueError, match=r"names the shard model-00002-of-00002.safetensors, which is no file beside it"
+        ValueError, match=r"names the shard model-00002-of-00002.safetensors, which is no file in its folder"
     ):
         convert(str(source), tmp_path / "llava")
 

@@ -59,7 +59,9 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
     for shard in sorted(set(places.values())):
         file = index.parent / shard
         if Path(shard).name != shard or not file.is_file():
-            raise ValueError(f"{index} names the shard {shard}, which is no file beside it: fetch the checkpoint again")
+            raise ValueError(
+                f"{index} names the shard {shard}, which is no file in its folder: fetch the checkpoint again"
+            )
         tensors |= _read_file(file)
     if absent := sorted(places.keys() - tensors.keys()):
         raise ValueError(f"{index} names {len(absent)} tensors that no shard holds, {absent[0]} first")

@@ -20,7 +20,7 @@ from switchkd.data.cache_folder import cache_folder
 from switchkd.data.errors import DataError, SampleError
 from switchkd.data.forms import Row, check_columns, renamed
 from switchkd.data.row_form import Noted, canonical_row, row_id, writable
-from switchkd.data.sources import Data, Source, find_sources
+from switchkd.data.sources import Data, Rows, Source, find_sources
 
 #: The canonical row. `source` says in which file it stands, and where; `kinds` has one entry per assistant turn; `accepted`
 #: has all answers that are right, where there are more than that of the turn, and `metric` how it is scored; `problem` says why a row
@@ -46,7 +46,7 @@ FEATURES = Features(
     }
 )
 #: To be raised when this module makes other rows of the same file: what is in the cache counts no longer.
-_VERSION = 5
+_VERSION = 6
 #: Rows that are written at a time, fewer where they carry their images.
 _CHUNK_ROWS, _CHUNK_BYTES = 1_000, 64 << 20
 
@@ -58,6 +58,7 @@ def load_rows(data: Data, image_root: str | Path | None = None, columns: Mapping
     the path, size and time of change that it had. Rows that come from memory stay there.
 
     Image paths are relative to `image_root` (default: each file's folder), or lie in it; they become absolute here but are not opened.
+    Rows that are handed over in Python may name files anywhere by absolute paths, unless `image_root` says where.
     A row that cannot be used keeps its place, with `problem` set. Keys that nobody reads are named in the log, once for each file. Missing
     ids become the row's number, from 0, over all files; a repeated id gets `#` and that number.
 
@@ -101,6 +102,7 @@ class Reading:
         check_columns(columns)
         self.columns = dict(columns)
         self.sources = [(source, _root(source, image_root)) for source in find_sources(data)]
+        self._within = image_root is not None
         self.identity = self._identity()
         #: What was found in each source, when all has been read.
         self.noted: list[Noted] = []
@@ -110,7 +112,9 @@ class Reading:
         files = [(source.name, source.identity(), str(root.resolve())) for source, root in self.sources]
         if any(identity is None for _, identity, _ in files):
             return None
-        return hashlib.blake2b(json.dumps([_VERSION, files, self.columns]).encode(), digest_size=16).hexdigest()
+        return hashlib.blake2b(
+            json.dumps([_VERSION, files, self.columns, self._within]).encode(), digest_size=16
+        ).hexdigest()
 
     def check_unchanged(self) -> None:
         """Raise DataError where a source is another than it was when reading began."""
@@ -127,6 +131,7 @@ class Reading:
         count = 0
         for source, root in self.sources:
             self.noted.append(noted := Noted())
+            anywhere = isinstance(source, Rows) and not self._within
             before, refused, first_problem, columns = count, 0, "", dict(source.columns) | self.columns
             for raw in source.rows():
                 content = renamed(raw.content, columns)
@@ -134,7 +139,9 @@ class Reading:
                 where = f"{source.name}, " + ("" if raw.line is None else f"line {raw.line}, ") + f"row {raw.number}"
                 row: Row = {"source": writable(where)}
                 try:
-                    row |= canonical_row(content, root, noted, self.columns)
+                    row |= canonical_row(content, root, noted, self.columns, anywhere=anywhere)
+                    if row["problem"]:
+                        row["problem"] = writable(f"{where} (id {name!a}): {row['problem']}")
                 except SampleError as error:
                     problem = writable(f"{where} (id {name!a}): {error}")
                     refused, first_problem = refused + 1, first_problem or problem

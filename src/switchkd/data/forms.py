@@ -1,4 +1,4 @@
-"""The forms of rows that people bring → a list of turns with what stands beside it. `row_form` makes the canonical row of it."""
+"""The forms of rows that people bring → a list of turns, and the other keys that are read. `row_form` makes one row of it."""
 
 import json
 from collections import Counter
@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 from switchkd.data.errors import DataError, SampleError
 
 Row = dict[str, Any]
-IMAGE_MARK = "<image>"
 
 #: What can be read from columns of other names (`data.columns`).
 COLUMNS = (

@@ -49,8 +49,8 @@ def image_path(root: Path, name: str) -> Path:
 def _below(root: Path, name: str) -> str:
     """An absolute path that begins with the folder's, as what follows that; any other as it is."""
     for folder in (os.path.abspath(root), os.path.realpath(root)):
-        if name.startswith(f"{folder}/"):
-            return name.removeprefix(f"{folder}/")
+        if name.startswith(before := f"{folder.rstrip('/')}/"):
+            return name.removeprefix(before)
     return name
 
 

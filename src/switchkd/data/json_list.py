@@ -186,17 +186,19 @@ def _find_list(window: _Window) -> list[str] | None:
 
 
 def _refuse_more_lists(window: _Window, *keys: str) -> None:
-    """Read the rest of the object behind the list of the last of these keys; what it holds beside it is named in the log."""
-    *beside, key = keys
+    """Read the rest of the object behind the list of the last of these keys; its other keys are named in the log."""
+    *others, key = keys
     for other in _keys(window, inside=True):
         if other in (*_WRAPPERS, *_ROW_KEYS) and window.next_character() == "[":
             raise DataError(f"{window.path}: has the lists `{key}` and `{other}`; write the one you mean into a file")
         window.value(json.JSONDecoder())
-        beside.append(other)
+        others.append(other)
     if window.next_character():
         raise window.error("Extra data", window.at)
-    if beside:
-        _log.warning("%s: rows are read from `%s`, and not what is beside it: %s", window.path, key, ", ".join(beside))
+    if others:
+        _log.warning(
+            "%s: rows are read from `%s`; what else the file holds is not read: %s", window.path, key, ", ".join(others)
+        )
 
 
 def _keys(window: _Window, *, inside: bool = False) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Canonical rows → LLaVA JSON lines, with pictures beside them."""
+"""Canonical rows → LLaVA JSON lines, with pictures in a folder next to them."""
 
 import json
 import os
@@ -12,7 +12,8 @@ from PIL import Image
 
 from switchkd.data.errors import DataError, SampleError
 from switchkd.data.formats import Reading
-from switchkd.data.forms import IMAGE_MARK, Row
+from switchkd.data.forms import Row
+from switchkd.data.image_marks import IMAGE_MARK, Marks
 from switchkd.data.images import IMAGE_FORMATS, open_picture_file
 from switchkd.data.sources import Data
 
@@ -24,7 +25,7 @@ class Converted:
     """What became of the rows and pictures."""
 
     rows: int = 0
-    #: Pictures that stay where they are, and those that were written beside the rows.
+    #: Pictures that stay where they are, and those that were written next to the rows.
     referenced: int = 0
     written: int = 0
     #: Why rows were left out.
@@ -93,10 +94,10 @@ def _line(row: Row, folder: Path, pictures: Path, done: Converted) -> dict[str, 
 
 
 def _turn(message: Row, *, has_images: bool) -> dict[str, Any]:
-    texts = [part["text"] for part in message["content"] if part["type"] == "text"]
-    if has_images and message["role"] == "user" and any(IMAGE_MARK in text for text in texts):
-        raise SampleError(f"a question holds {IMAGE_MARK} as text, which LLaVA JSON cannot say of a row with images")
     said = "".join(f"{IMAGE_MARK}\n" if part["type"] == "image" else part["text"] for part in message["content"])
+    pictures = sum(part["type"] == "image" for part in message["content"])
+    if has_images and message["role"] == "user" and len(Marks().split(said)) != 2 * pictures + 1:
+        raise SampleError(f"a question holds {IMAGE_MARK} as text, which LLaVA JSON cannot say of a row with images")
     turn: dict[str, Any] = {"from": _SPEAKERS[message["role"]], "value": said}
     if message["reasoning"] is not None:
         turn["reasoning_content"] = message["reasoning"]

@@ -19,6 +19,40 @@ _PICTURE_KEY = re.compile(r"(im|img|image|picture|photo|pic|file)(file|s)?(path|
 _FURTHER_PICTURE = re.compile(r"(im|img|image|picture|photo|pic)[_ -]?\d+", re.IGNORECASE)
 #: Keys of a turn that say, in other tools' words, whether it is learned.
 _LEARNED_OTHERWISE = re.compile(r"(loss)?mask(ed)?|ignored?|trainable|learn(ed|able)?|supervised?")
+#: Keys that say what is learned, the value that changes nothing, and what to do where they have another.
+_OF_LEARNING: list[tuple[re.Pattern[str], bool, str]] = [
+    (
+        re.compile(r"trainon(the)?(input|prompt|question|instruction|source|user)s?"),
+        False,
+        "answers alone are learned: leave it out",
+    ),
+    (
+        re.compile(r"mask(the)?(input|prompt|question|instruction|source|user)s?"),
+        True,
+        "answers alone are learned: leave it out",
+    ),
+    (
+        re.compile(r"maskhistory|(trainon)?(the)?last(turn|answer|response)s?(only)?"),
+        False,
+        "every answer is learned: mark those before the last with `loss`, false, and leave it out",
+    ),
+    (
+        re.compile(r"mask(ed|s)?|ignored?"),
+        False,
+        "say in the turns with `loss`, true or false, what is learned, or leave the row out",
+    ),
+    (
+        re.compile(r"trainable|learn(ed|able)?|supervised?"),
+        True,
+        "say in the turns with `loss`, true or false, what is learned, or leave the row out",
+    ),
+    (
+        re.compile(r"(sample|row|example)?(loss|weight)(mask|scale)?s?|train"),
+        True,
+        "a turn may be left out with it, a row cannot be weighed: leave it out",
+    ),
+]
+_WORDS = {"true": 1.0, "yes": 1.0, "false": 0.0, "no": 0.0}
 _PICTURE_NAME = re.compile(r"\.(png|jpe?g|webp|bmp|gif|tiff?|ppm)$", re.IGNORECASE)
 #: Names of keys that hold what is not carried to the models, without case and punctuation, and what to do.
 _CONTENT_KEYS = {
@@ -27,16 +61,15 @@ _CONTENT_KEYS = {
     ),
     re.compile(r"(systems?|sys|developer)(prompt|message|instruction)?s?"): "name it `system`",
     re.compile(
-        r"(tool|function)(s|calls?)?"
+        r"(available|given)?(tool|function)(s|call|choice|definition|schema|list)?s?(list)?"
     ): "tools are not carried: write them into `system` and the turns, or leave it out",
     re.compile(r"(rejected|chosen)\w*"): "preferences are not learned from: keep the chosen turns alone",
-    re.compile(r"thinking|reasoning|thoughts?"): "name it `reasoning_content`, in the turn that it belongs to",
     re.compile(
-        r"(sample|row|example)?(loss|weight)(mask)?s?"
-    ): "a turn may be left out with it, a row cannot be weighed: leave it out",
+        r"thinking|reasoning|thoughts?|rationales?|explanations?|solutions?|cot|chainofthoughts?"
+    ): "name it `reasoning_content`, in the turn that it belongs to, write it into the answer, or leave it out",
 }
-#: The same of keys beside one question: a part of it.
-_OF_QUESTIONS = re.compile(r"(choice|option|context|passage|hint|document)s?(text)?s?")
+#: The same of keys in a row of one question: a part of it.
+_OF_QUESTIONS = re.compile(r"(choice|option|context|passage|hint|document|lecture)s?(text)?s?")
 
 
 def refuse_lost_of_row(rest: Row, *, has_images: bool, one_question: bool, unread: Counter[str]) -> None:
@@ -45,9 +78,11 @@ def refuse_lost_of_row(rest: Row, *, has_images: bool, one_question: bool, unrea
     `one_question`: a row in columns, whose question others may belong to.
     """
     for name, value in rest.items():
-        if not (says_something(value) or (value is False and name in ("loss", "weight"))):
-            continue
         plain = _plain(name)
+        if way_out := _change_of_learning(plain, value):
+            raise SampleError(f"has `{name}`, which is not read; {way_out}")
+        if not says_something(value):
+            continue
         if way_out := _way_out(plain, value):
             raise SampleError(f"has `{name}`, which is not read; {way_out}")
         if one_question and _OF_QUESTIONS.fullmatch(plain):
@@ -69,15 +104,19 @@ def refuse_lost_of_turn(rest: Row, key: str, unread: Counter[str]) -> None:
             raise SampleError(
                 f"a turn has `{name}`, which is not read; say with `loss`, true or false, whether it is learned"
             )
+        plain = _plain(name)
+        if way_out := _change_of_learning(plain, value):
+            raise SampleError(f"a turn has `{name}`, which is not read; {way_out}")
         if not says_something(value):
             continue
-        plain = _plain(name)
         if way_out := _way_out(plain, value):
             raise SampleError(f"a turn has `{name}`, which is not read; {way_out}")
         if name in ("from", "role", "value", "content"):
-            raise SampleError(f"a turn has `{name}` beside what it says already; keep one")
+            raise SampleError(f"a turn says who speaks, or what, a second time under `{name}`; keep one")
         if _PICTURE_KEY.fullmatch(plain) or _is_picture(value):
-            raise SampleError(f"a turn has `{name}`: list the row's pictures under `image` or `images`, beside `{key}`")
+            raise SampleError(
+                f"a turn has `{name}`: list the row's pictures under `image` or `images` of the row, which `{key}` is in"
+            )
         unread[f"{key}.{name}"] += 1
 
 
@@ -87,9 +126,29 @@ def _plain(name: Any) -> str:
 
 def _way_out(plain: str, value: Any) -> str | None:
     """What to do with a key that holds what would be lost; None for another."""
-    if value is True or (value == 1 and plain in ("loss", "weight")):
+    if value is True or (plain in ("toolchoice", "functioncall") and value in ("auto", "none")):
         return None
     return next((text for pattern, text in _CONTENT_KEYS.items() if pattern.fullmatch(plain)), None)
+
+
+def _change_of_learning(plain: str, value: Any) -> str | None:
+    """What to do with a key that says that another part of the row is learned than what is; None for another."""
+    for pattern, usual, way_out in _OF_LEARNING:
+        if pattern.fullmatch(plain):
+            flags = [_flag(one) for one in (value if isinstance(value, list) else [value])]
+            said = flags and all(flag is not None for flag in flags)
+            return way_out if said and any(flag != usual for flag in flags) else None
+    return None
+
+
+def _flag(value: Any) -> float | None:
+    """A yes, a no or a weight as a number; tables of text hold them as text."""
+    if isinstance(value, str):
+        try:
+            value = _WORDS[value.lower()] if value.lower() in _WORDS else float(value)
+        except ValueError:
+            return None
+    return float(value) if isinstance(value, int | float) and not math.isnan(value) else None
 
 
 def says_something(value: Any) -> bool:

@@ -1,10 +1,11 @@
 """One row as people write it → one canonical row (`formats.FEATURES`), or the reason why it cannot be used.
 
 What `<image>` means. In string content of a *user* turn, in a row that has images, it marks the place of an image;
-there must be as many marks as images. In text parts of list content (where `{"type": "image"}` is the mark), in answers
-and in system turns it is text. In the question of a row without images it is the trace of an image that was lost: such a
-row is bad. One line break after a mark is layout, which the chat template writes by itself. A row that has its question
-in a column need not mark its images: they stand before the first question.
+there must be as many marks as images. Where no question holds one, marks of other tools are read (`image_marks`). In text
+parts of list content (where `{"type": "image"}` is the mark), in answers, in system turns and in backticks it is text. In
+the question of a row without images it is the trace of an image that was lost: such a row is bad. One line break after a
+mark is layout, which the chat template writes by itself. A row that has its question in a column need not mark its images:
+they stand before the first question.
 """
 
 import base64
@@ -20,10 +21,11 @@ from typing import Any
 from PIL import Image
 
 from switchkd.data.errors import DataError, SampleError
-from switchkd.data.forms import IMAGE_MARK, Row, answer_texts, read_form
+from switchkd.data.forms import Row, answer_texts, read_form
+from switchkd.data.image_marks import IMAGE_MARK, Part
 from switchkd.data.images import image_path
 from switchkd.data.lost_content import refuse_lost_of_row
-from switchkd.data.turns import Part, carries_images, read_turn
+from switchkd.data.turns import carries_images, marks_of, read_turn
 
 _log = logging.getLogger(__name__)
 
@@ -65,7 +67,7 @@ def writable(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-def canonical_row(raw: Any, root: Path, noted: Noted, columns: Mapping[str, str]) -> Row:
+def canonical_row(raw: Any, root: Path, noted: Noted, columns: Mapping[str, str], *, anywhere: bool = False) -> Row:
     """The row without `id` and `source`. Counts in `noted` what is read, and every key that says something and that nobody reads.
 
     A row whose image has a refused path keeps its place, without the image and with `problem` set.
@@ -75,6 +77,7 @@ def canonical_row(raw: Any, root: Path, noted: Noted, columns: Mapping[str, str]
         root: the folder that image paths begin in.
         noted: of the source.
         columns: `data.columns`.
+        anywhere: absolute paths may lead anywhere.
 
     Raises:
         SampleError: the row cannot be used.
@@ -87,14 +90,15 @@ def canonical_row(raw: Any, root: Path, noted: Noted, columns: Mapping[str, str]
     images = _image_list(talk.beside)
     inside = carries_images(talk.turns)
     if inside and images:
-        raise SampleError("has pictures in its turns and beside them, under `image` or `images`; keep one")
+        raise SampleError("has pictures in its turns and others under `image` or `images`; keep one")
     has_images = bool(images) or inside
     refuse_lost_of_row(talk.rest, has_images=has_images, one_question=talk.pictures_first, unread=noted.unread)
-    turns = [read_turn(turn, talk.name, has_images, noted.unread) for turn in talk.turns]
+    marks = marks_of(talk.turns, len(images)) if has_images else None
+    turns = [read_turn(turn, talk.name, marks, noted.unread) for turn in talk.turns]
     if talk.pictures_first and not inside:
         _put_first(images, turns)
-    marks = [part for _, parts in turns for part in parts if part.text is None]
-    images = [_image(mark.image) for mark in marks] if inside else _in_order(images, marks)
+    places = [part for _, parts in turns for part in parts if part.text is None]
+    images = [_image(place.image) for place in places] if inside else _in_order(images, places)
     messages = _with_system(
         talk.beside.get("system"), [turn | {"content": [p.canonical for p in parts]} for turn, parts in turns]
     )
@@ -104,7 +108,7 @@ def canonical_row(raw: Any, root: Path, noted: Noted, columns: Mapping[str, str]
     if metric is not None and not isinstance(metric, str):
         raise SampleError(f"`metric` must be the name of a metric, not {metric!a:.60}")
     _check_text(messages, [*kinds, *accepted, metric])
-    problem = _resolve(images, root)
+    problem = _resolve(images, root, anywhere)
     noted.forms[talk.form] += 1
     noted.read.update(key for key in raw if key not in talk.rest)
     return {
@@ -218,10 +222,10 @@ def _check_text(messages: list[Row], kinds: list[str | None]) -> None:
     try:
         "".join([*texts, *(kind for kind in kinds if kind)]).encode()
     except UnicodeEncodeError as error:
-        raise SampleError("text or kind holds half a Unicode character") from error
+        raise SampleError("text or kind holds half a Unicode character: write it whole, or leave it out") from error
 
 
-def _resolve(images: list[Row], root: Path) -> str | None:
+def _resolve(images: list[Row], root: Path, anywhere: bool) -> str | None:
     """Make the paths absolute; of one that is refused the reason is returned, and it is not kept."""
     problem = None
     for position, image in enumerate(images):
@@ -232,7 +236,8 @@ def _resolve(images: list[Row], root: Path) -> str | None:
             if image["path"].startswith("data:"):
                 image["bytes"], image["path"] = _decoded_url(image["path"]), None
             else:
-                image["path"] = str(image_path(root, image["path"]))
+                below = Path("/") if anywhere and image["path"].startswith("/") else root
+                image["path"] = str(image_path(below, image["path"]))
         except SampleError as error:
             image["path"], problem = None, problem or f"image {position + 1} of {len(images)}: {error}"
     return problem
@@ -242,11 +247,15 @@ def _decoded_url(url: str) -> bytes:
     """The picture inside of a data: URL."""
     head, comma, content = url.partition(",")
     if not comma or not head.startswith("data:image/") or not head.endswith(";base64"):
-        raise SampleError(f"{head[:60]!a} is no data: URL of a picture in base64 (data:image/png;base64,…)")
+        raise SampleError(
+            f"{head[:60]!a} is no data: URL of a picture; write data:image/png;base64, and the picture in base64"
+        )
     try:
         picture = base64.b64decode("".join(content.split()), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise SampleError(f"a data: URL of a picture cannot be decoded: {error}") from error
+        raise SampleError(f"a data: URL of a picture cannot be decoded: {error}; encode the picture anew") from error
     if not picture.startswith(_BEGINNINGS):
-        raise SampleError(f"image path {head[:60]!a} is a data: URL that holds no picture")
+        raise SampleError(
+            f"image path {head[:60]!a} is a data: URL that holds no picture; encode one of PNG, JPEG, WEBP, BMP, GIF or TIFF"
+        )
     return picture

@@ -93,6 +93,8 @@ def _with_pictures(row: dict[str, Any], pictures: list[tuple[str, bytes]]) -> di
     named = row.get("images") or row.get("image") or []
     names = [Path(str(name)).name for name in (named if isinstance(named, list) else [named])]
     if names and len(images) > 1 and set(names) != images.keys():
-        raise SampleError(f"its JSON names the pictures {', '.join(names)}, and beside it are {', '.join(images)}")
+        raise SampleError(
+            f"its JSON names the pictures {', '.join(names)}, and the archive holds {', '.join(images)} under its name"
+        )
     rest = {name: value for name, value in row.items() if name not in ("image", "images")}
     return rest | {"images": [images[name] for name in names if name in images] or list(images.values())}

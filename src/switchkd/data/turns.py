@@ -1,11 +1,11 @@
 """One turn of a row as people write it → a message without its content, and the parts of its content."""
 
 from collections import Counter
-from dataclasses import dataclass
 from typing import Any
 
 from switchkd.data.errors import SampleError
-from switchkd.data.forms import IMAGE_MARK, Row
+from switchkd.data.forms import Row
+from switchkd.data.image_marks import Marks, Part, find_marks, refuse_lost_marks
 from switchkd.data.lost_content import LEARNED, refuse_lost_of_turn, says_something
 
 #: The names of the roles, by what a turn calls who speaks; those that messages name, first.
@@ -23,20 +23,6 @@ _TEXT_PARTS, _IMAGE_PARTS = ("text", "input_text", "output_text"), ("image", "im
 _PICTURES = ("image", "image_url", "url", "path", "bytes", "base64")
 
 
-@dataclass(frozen=True)
-class Part:
-    """Text, or an image: the next one of the row, the one of this index, or its own."""
-
-    text: str | None
-    index: int | None = None
-    image: Any = None
-
-    @property
-    def canonical(self) -> Row:
-        """As messages hold it."""
-        return {"type": "image" if self.text is None else "text", "text": self.text}
-
-
 def carries_images(turns: list[Any]) -> bool:
     """Whether a part of a turn carries its picture itself."""
     contents = [turn.get(name) for turn in turns if isinstance(turn, dict) for name in ("content", "value")]
@@ -48,8 +34,31 @@ def carries_images(turns: list[Any]) -> bool:
     )
 
 
-def read_turn(turn: Any, key: str, has_images: bool, unread: Counter[str]) -> tuple[Row, list[Part]]:
-    """A message without its content, and the parts of its content; `key` is what its list is called.
+def marks_of(turns: list[Any], images: int) -> Marks:
+    """How the questions mark the row's `images` pictures: where parts do, what texts hold is text.
+
+    Raises:
+        SampleError: as `find_marks`.
+    """
+    asked = [
+        turn
+        for turn in turns
+        if isinstance(turn, dict) and _ROLES.get(str(turn.get("role", turn.get("from")))) == "user"
+    ]
+    contents = [turn.get(name) for turn in asked for name in ("content", "value")]
+    if any(_kind(part) in _IMAGE_PARTS for content in contents if isinstance(content, list) for part in content):
+        return Marks()
+    return find_marks([content for content in contents if isinstance(content, str)], images)
+
+
+def read_turn(turn: Any, key: str, marks: Marks | None, unread: Counter[str]) -> tuple[Row, list[Part]]:
+    """A message without its content, and the parts of its content.
+
+    Args:
+        turn: as it was written.
+        key: what its list is called.
+        marks: of the row's pictures; None where it has none.
+        unread: see `refuse_lost_of_turn`.
 
     Raises:
         SampleError: it cannot be used.
@@ -68,7 +77,7 @@ def read_turn(turn: Any, key: str, has_images: bool, unread: Counter[str]) -> tu
     if reasoning is not None and (role != "assistant" or not isinstance(reasoning, str)):
         raise SampleError("`reasoning_content` must be text, in an assistant turn")
     message = {"role": role, "reasoning": reasoning, "learned": _learned(turn, role)}
-    return message, _parts(role, turn.get(content_key), has_images, key, unread)
+    return message, _parts(role, turn.get(content_key), marks, key, unread)
 
 
 def _learned(turn: Row, role: str) -> bool:
@@ -88,16 +97,12 @@ def _learned(turn: Row, role: str) -> bool:
     return learned
 
 
-def _parts(role: str, content: Any, has_images: bool, key: str, unread: Counter[str]) -> list[Part]:
+def _parts(role: str, content: Any, marks: Marks | None, key: str, unread: Counter[str]) -> list[Part]:
     """The content of one turn as text and image parts; neighbouring texts joined."""
     parts: list[Part] = []
     if isinstance(content, str):
-        texts = content.split(IMAGE_MARK) if role == "user" and has_images else [content]
-        for number, text in enumerate(texts):
-            if number:
-                parts.append(Part(None))
-            parts.append(Part(text.removeprefix("\n") if number else text))
-        parts = [part for part in parts if part.text != ""] if len(parts) > 1 or has_images else parts
+        parts = marks.split(content) if role == "user" and marks else [Part(content)]
+        parts = [part for part in parts if part.text != ""] if len(parts) > 1 or marks else parts
     elif isinstance(content, list):
         for written in content:
             part = _part(role, written, key, unread)
@@ -106,10 +111,9 @@ def _parts(role: str, content: Any, has_images: bool, key: str, unread: Counter[
             parts.append(part)
     else:
         raise SampleError(f"the content of a {role} turn must be text or a list of parts, not {type(content).__name__}")
-    if role == "user" and not has_images and any(IMAGE_MARK in (part.text or "") for part in parts):
-        raise SampleError(
-            f"a question holds {IMAGE_MARK}, and the row has no image: name its picture under `image`, or several under `images`"
-        )
+    if role == "user":
+        for part in parts:
+            refuse_lost_marks(part.text or "", has_images=marks is not None)
     return parts
 
 

@@ -295,7 +295,7 @@ def _check_weight_files(name: str | Path, folder: Path) -> None:
             "them, write them anew once:\n"
             "  from transformers import AutoModelForImageTextToText\n"
             f"  AutoModelForImageTextToText.from_pretrained({str(name)!r}, dtype='auto', use_safetensors=False).save_pretrained('safe')\n"
-            "and copy the processor's files beside them"
+            "and copy the processor's files into that folder"
         )
     if any(folder.glob("*.gguf")):
         raise ValueError(f"{name} holds GGUF weights, llama.cpp's form, which cannot be trained. Take {_TRANSFORMERS}")
