@@ -408,6 +408,18 @@ def test_questions_that_cannot_be_asked_stop_the_run_before_anything_is_read(fre
     assert not (here / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("metric", "said"),
+    [("choice", "needs a letter to compare with"), ("sign=anls", "a metric is given for the kind sign")],
+)
+def test_metrics_that_cannot_score_stop_the_run_before_anything_is_read(fresh, monkeypatch, metric, said):
+    here, flags = fresh
+    monkeypatch.setattr("switchkd.distillation.open_run", None)
+    with pytest.raises(ValueError, match=said):
+        distill(load_recipe(here / "recipe.yaml", [*flags, "--evaluate.metric", metric]))
+    assert not (here / "run").exists()
+
+
 @pytest.fixture
 def encoded(tmp_path, monkeypatch):
     """A line for every row that is encoded, from `start` on, also by workers: who asked for it."""
@@ -470,6 +482,7 @@ def test_rows_in_columns_of_their_own_train_the_same_student(fresh, finished):
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
     columns = {"id": "nr", "conversations": "talk", "image": "img"}
     recipe["data"]["columns"] = recipe["evaluate"]["columns"] = columns
+    recipe["evaluate"]["metric"] = "contains"
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     flags[flags.index("--data.train") + 1] = f"{data}/train.csv"
     flags.insert(flags.index("--data.train") + 2, f"{data}/rest.json.gz")
@@ -479,7 +492,9 @@ def test_rows_in_columns_of_their_own_train_the_same_student(fresh, finished):
     distill(recipe)
     first, second = (load_file(run / "student" / "model.safetensors") for run in (finished, folder / "run"))
     assert all(torch.equal(first[name], second[name]) for name in first)
-    assert json.loads((folder / "run" / "results.json").read_text())["questions"] == 6
+    results = json.loads((folder / "run" / "results.json").read_text())
+    assert (results["questions"], results["metrics"]) == (6, {"contains": 6})
+    assert "by the metric contains" in (folder / "run" / "student" / "README.md").read_text()
     assert f"`{data}/train.csv`, `{data}/rest.json.gz`" in (folder / "run" / "student" / "README.md").read_text()
     assert load_recipe(folder / "run" / "recipe.yaml") == recipe
 

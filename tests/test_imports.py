@@ -29,7 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "methods": {"losses", "models", "typed_fields"},
     "data": {"models", "files", "console", "lock", "processes", "rendering"},
     "pairing": {"data", "models"},
-    "recipe": {"data", "files", "methods", "models", "typed_fields"},
+    "recipe": {"data", "files", "methods", "models", "results", "typed_fields"},
     "world": {"files"},
     "convert": {"data", "files", "models"},
     "train": {
@@ -52,7 +52,18 @@ ALLOWED: dict[str, set[str]] = {
     "chat": {"data", "evaluate", "models"},
     "report": {"data", "evaluate", "files", "losses", "methods", "models", "pairing", "recipe", "results", "train"},
     "given": {"data", "files"},
-    "distillation": {"console", "data", "doctor", "evaluate", "given", "methods", "processes", "recipe", "train"},
+    "distillation": {
+        "console",
+        "data",
+        "doctor",
+        "evaluate",
+        "given",
+        "methods",
+        "processes",
+        "recipe",
+        "results",
+        "train",
+    },
     "study": {"data", "files", "models", "recipe", "results", "typed_fields", "world"},
     "demonstration": {"console", "distillation", "evaluate", "files", "methods", "recipe", "report", "world"},
     "commands": {

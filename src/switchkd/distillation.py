@@ -13,12 +13,15 @@ from switchkd.data.sources import Data
 from switchkd.doctor import examine_stage
 from switchkd.evaluate import Results, evaluate_model, load_questions
 from switchkd.evaluate.generate import load
+from switchkd.evaluate.questions import check_share
+from switchkd.evaluate.scoring import choose_metrics
 from switchkd.given import Given, Model
 from switchkd.methods import Method
 from switchkd.processes import processes
 from switchkd.recipe.packages import check_packages
 from switchkd.recipe.schema import Data as Rows
 from switchkd.recipe.schema import Evaluate, Recipe, Student, Teacher, build_recipe
+from switchkd.results.metrics import parse_metrics
 from switchkd.train.agree import on_main
 from switchkd.train.model_card import add_results
 from switchkd.train.output import open_output
@@ -162,7 +165,9 @@ def _run(recipe: Recipe, given: Given, *, resume: bool, accept_changes: bool) ->
 
 
 def _look_at_questions(asked: Evaluate) -> None:
-    load_questions(asked.data, asked.image_root, asked.max_bad_fraction, asked.columns)
+    samples, found, bad = load_questions(asked.data, asked.image_root, asked.max_bad_fraction, asked.columns)
+    _, unscorable = choose_metrics(found, parse_metrics(asked.metric))
+    check_share([*bad, *unscorable], len(samples), asked.max_bad_fraction)
 
 
 def _distill(recipe: Recipe, output: Path, *, accept_changes: bool) -> Distilled:
@@ -192,9 +197,10 @@ def _distill(recipe: Recipe, output: Path, *, accept_changes: bool) -> Distilled
             batch_size=settings.batch_size,
             max_new_tokens=settings.max_new_tokens,
             max_bad_fraction=settings.max_bad_fraction,
+            metrics=parse_metrics(settings.metric),
             output=output / "results.json",
         )
-        add_results(student, results.percentages(), data=settings.data)
+        add_results(student, results.percentages(), data=settings.data, metric=results.scored_by)
     if processes().is_main_process:
         upload(recipe, student)
         say(f"the student is in {student}")

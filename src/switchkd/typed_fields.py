@@ -50,12 +50,12 @@ def suggestion(word: str, candidates: Sequence[str]) -> str:
 
 
 def _option_for(value: Any, kinds: Sequence[Any]) -> Any:
-    """Of one kind, or a plain value, a section with fields and a list of both: the one that `value` is written as."""
+    """Of one kind, or a plain value, a section or mapping with fields and a list of both: the one that `value` is written as."""
     fitting: list[Any] = []
     if isinstance(value, list | tuple):
         fitting = [kind for kind in kinds if get_origin(kind) is tuple]
     elif isinstance(value, Mapping) or is_dataclass(value):
-        fitting = [kind for kind in kinds if is_dataclass(kind)]
+        fitting = [kind for kind in kinds if is_dataclass(kind) or get_origin(kind) is dict]
     return (fitting or kinds)[0]
 
 

@@ -21,6 +21,7 @@ from switchkd.recipe.schema import (
     recipe_to_dict,
     save_recipe,
 )
+from switchkd.results.metrics import parse_metrics
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -111,6 +112,11 @@ def test_a_stage_that_sets_epochs_counts_epochs(write):
         ),
         (["--train.learning_rates.vision", "1e-6"], lambda r: r.train.learning_rates == LearningRates(vision=1e-6)),
         (["--evaluate.data", "test.json"], lambda r: r.evaluate.data == "test.json"),
+        (
+            ["--evaluate.data", "t", "--evaluate.metric", "anls", "c=exact"],
+            lambda r: r.evaluate.metric == ("anls", "c=exact"),
+        ),
+        (["--evaluate.data", "t", "--evaluate.metric.c", "vqa"], lambda r: r.evaluate.metric == {"c": "vqa"}),
         (["--method.switch", "0"], lambda r: r.resolved_stages()[1].method == SwitchKD(align=0.5, switch=0.0)),
         (["--method.window", "none"], lambda r: r.method.window is None),
         # a new method drops the knobs of the old one, whatever the order of the flags
@@ -341,3 +347,22 @@ def test_a_recipe_can_take_the_first_rows_of_its_data(write):
     assert recipe.data.rows == 3
     with pytest.raises(RecipeError, match="rows must be at least 1, or none for all, got 0"):
         load_recipe(write(PLAIN), ["--data.rows", "0"])
+
+
+@pytest.mark.parametrize(
+    ("written", "chosen"),
+    [
+        ("anls", {None: "anls"}),
+        ("[anls, count=exact]", {None: "anls", "count": "exact"}),
+        ("{count: relaxed, 7: choice}", {"count": "relaxed", "7": "choice"}),
+        ("[]", {}),
+    ],
+)
+def test_metrics_are_one_name_or_by_kind(write, tmp_path, written, chosen):
+    recipe = load_recipe(write(PLAIN + f"evaluate: {{data: d, metric: {written}}}"))
+    assert parse_metrics(recipe.evaluate.metric) == chosen
+    save_recipe(recipe, tmp_path / "again.yaml")
+    assert load_recipe(tmp_path / "again.yaml") == recipe
+    for wrong in ("anlss", "{count: anlss}", "[anls, exact]"):
+        with pytest.raises(RecipeError, match=r"recipe.yaml: evaluate: (there is no metric 'anlss'|two metrics)"):
+            load_recipe(write(PLAIN + f"evaluate: {{data: d, metric: {wrong}}}"))

@@ -45,5 +45,14 @@ def test_results_stand_in_the_text_and_in_the_metadata_once(student):
     assert "| count\\| | 50.1 | +5.1 |\n| all questions | 30.0 | – |\n" in written.text
     assert written.data.base_model == ["org/teacher"]
     assert written.data.model_name == "run"
+    assert "Exact match in percent on `data/test.json`" in written.text
     found = [(r.dataset_name, r.metric_type, r.metric_name, r.metric_value) for r in written.data.eval_results]
     assert found == [("test.json", "exact_match", "count|", 50.13), ("test.json", "exact_match", "all questions", 30.0)]
+
+
+def test_results_name_what_they_were_scored_by(student):
+    (student / "README.md").write_text(str(card()))
+    add_results(student, {"all questions": 30.0}, data="d.json", metric="anls")
+    written = ModelCard.load(student / "README.md")
+    assert "Score in percent, by the metric anls, on `d.json`" in written.text
+    assert [one.metric_type for one in written.data.eval_results] == ["anls"]

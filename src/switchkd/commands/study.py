@@ -53,7 +53,7 @@ class Study(Verb):
             from switchkd.study.study_table import rich_table
 
         rows = run_study(study, fields)
-        title = "Exact match in percent, mean over kinds and seeds; difference to " + study.baseline
+        title = "Score in percent, mean over kinds and seeds; difference to " + study.baseline
         Console(width=None if sys.stdout.isatty() else 160).print(rich_table(rows, title=title))
         say(f"table: {study.output}/table.md, results: {study.output}/study.json")
         return 0

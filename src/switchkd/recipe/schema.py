@@ -24,6 +24,7 @@ from switchkd.recipe.saving import save_recipe as save_recipe
 from switchkd.recipe.training import LearningRates as LearningRates
 from switchkd.recipe.training import Train as Train
 from switchkd.recipe.training import check_steps
+from switchkd.results.metrics import parse_metrics
 from switchkd.typed_fields import Builder, check_fields
 
 #: How attention is computed; `auto` is what transformers chooses, SDPA where the model has it.
@@ -268,10 +269,13 @@ class Evaluate:
     max_new_tokens: int = 64
     #: The evaluation stops when of more than this share of the rows something cannot be asked; fewer are skipped and counted.
     max_bad_fraction: float = MAX_BAD_FRACTION
+    #: As evaluate --metric: a name for all questions, a list like [anls, count=exact], or a mapping of kinds to names; exact if not given.
+    metric: tuple[str, ...] | dict[str, str] = ()
 
     def __post_init__(self) -> None:
         check_fields(self)
         require(bool(self.data), "data must name a file or a folder")
+        parse_metrics(self.metric)
         check_columns(self.columns)
         at_least(self, 1, "batch_size", "max_new_tokens")
         share(self, "max_bad_fraction")

@@ -118,7 +118,8 @@ def write_cards(evidence: Evidence) -> Iterator[Path]:
         if model.recipe is None or model.results is None or not (student / "README.md").exists():
             continue
         other = None if base is None or base is model or base.results is None else (base.name, _numbers(base))
-        add_results(student, _numbers(model), data=model.results.data, baseline=other)
+        asked = model.results
+        add_results(student, _numbers(model), data=asked.data, baseline=other, metric=asked.scored_by)
         yield student / "README.md"
 
 

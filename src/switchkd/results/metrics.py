@@ -186,14 +186,19 @@ METRICS: dict[str, Callable[[Asked], list[float]]] = {
 }
 
 
-def parse_metrics(words: Sequence[str]) -> dict[str | None, str]:
-    """`anls`, `count=exact` … → kind → metric.
+def metric_words(given: Sequence[str] | Mapping[str, str]) -> list[str]:
+    """What a recipe says, words or kind → metric, as the words of `switchkd evaluate --metric`."""
+    return [f"{kind}={metric}" for kind, metric in given.items()] if isinstance(given, Mapping) else list(given)
+
+
+def parse_metrics(given: Sequence[str] | Mapping[str, str]) -> dict[str | None, str]:
+    """`anls`, `count=exact` …, or a mapping of kinds → kind → metric; None: of all others.
 
     Raises:
         ValueError: a metric that is not known, or two for one kind.
     """
     chosen: dict[str | None, str] = {}
-    for word in words:
+    for word in metric_words(given):
         kind, marked, metric = word.rpartition("=")
         if metric not in METRICS:
             raise ValueError(

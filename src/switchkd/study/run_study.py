@@ -12,6 +12,7 @@ from switchkd.data.errors import DataError
 from switchkd.data.sources import find_sources
 from switchkd.models.revision import at_revision
 from switchkd.recipe.schema import build_recipe, recipe_to_dict, save_recipe
+from switchkd.results.metrics import metric_words
 from switchkd.results.question_results import Results
 from switchkd.results.study_results import ArmSummary, CellRecord
 from switchkd.study.jobs import End, Job, run_jobs
@@ -128,6 +129,7 @@ def _teacher_job(cell: Cell, file: Path) -> Job:
     command += (
         ["--columns", *(f"{ours}={theirs}" for ours, theirs in settings.columns.items())] if settings.columns else []
     )
+    command += ["--metric", *metric_words(settings.metric)] if settings.metric else []
     return Job(f"teacher {teacher.path} on {settings.data}", tuple(command), file.with_name("log"), resumed=False)
 
 

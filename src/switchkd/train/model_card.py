@@ -86,14 +86,16 @@ def add_results(
     *,
     data: str,
     baseline: tuple[str, Mapping[str, float]] | None = None,
+    metric: str = "exact",
 ) -> None:
-    """Write exact-match accuracies, in percent, into the model card in `directory`, as a table and as metadata.
+    """Write scores, in percent, into the model card in `directory`, as a table and as metadata.
 
     Args:
         directory: of the student. Results that its card has are replaced.
         accuracy: kind of question → percent.
         data: what was asked.
         baseline: another model's name and its accuracies on the same questions: the table then has their difference, in points.
+        metric: what the answers were scored by.
     """
     file = Path(directory) / "README.md"
     name, base = baseline or ("", {})
@@ -106,11 +108,13 @@ def add_results(
     table = f"| kind | accuracy |{head}\n|---|---:|{'---:|' * bool(baseline)}\n{lines}\n"
     card = ModelCard(file.read_text(encoding="utf-8"))
     card.text = card.text.split("\n## Results\n")[0]
-    card.text += f"\n## Results\n\nExact match in percent on `{json.dumps(data)[1:-1]}`:\n\n{table}"
+    title = "Exact match in percent" if metric == "exact" else f"Score in percent, by the metric {metric},"
+    card.text += f"\n## Results\n\n{title} on `{json.dumps(data)[1:-1]}`:\n\n{table}"
     metadata: Any = card.data  # its hints know no field of a model's card
     metadata.model_name = Path(directory).resolve().parent.name
+    kind_of_metric = "exact_match" if metric == "exact" else metric
     metadata.eval_results = [
-        EvalResult(_TASK, data, Path(data).name, "exact_match", round(value, 2), metric_name=kind)
+        EvalResult(_TASK, data, Path(data).name, kind_of_metric, round(value, 2), metric_name=kind)
         for kind, value in accuracy.items()
     ]
     write_together({file: str(card)})
