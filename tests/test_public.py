@@ -77,7 +77,7 @@ def test_the_help_imports_the_commands_and_no_model_library():
     quiet = "with contextlib.redirect_stdout(io.StringIO()): main(['--help'])"
     code = f"import contextlib, io, sys\nfrom switchkd.cli import main\n{quiet}\n"
     parts = {name.split(".")[1] for name in python(code + LOADED).split() if "." in name}
-    assert parts == {"chat", "cli", "commands", "recipe", "typed_fields"}
+    assert parts == {"chat", "cli", "commands", "recipe", "typed_fields", "versions"}
     code += "print(*sorted({name.split('.')[0] for name in sys.modules}))"
     slow = {"torch", "transformers", "datasets", "accelerate", "peft", "numpy", "PIL", "plotly", "pyarrow", "gradio"}
     assert slow & set(python(code).split()) == set()

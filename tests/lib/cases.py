@@ -43,7 +43,16 @@ def rows(sizes=SIZES) -> list[dict]:
         messages[0]["content"] = [{"type": "image", "text": None} for _ in of_row] + messages[0]["content"]
         images = [picture(*size, seed=10 * index + place) for place, size in enumerate(of_row)]
         made.append(
-            {"id": f"row-{index}", "source": None, "images": images, "messages": messages, "kinds": [], "problem": None}
+            {
+                "id": f"row-{index}",
+                "source": None,
+                "images": images,
+                "messages": messages,
+                "kinds": [],
+                "accepted": [],
+                "metric": None,
+                "problem": None,
+            }
         )
     return made
 

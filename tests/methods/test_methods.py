@@ -11,16 +11,16 @@ from switchkd.methods import KD, METHODS, AlignKD, BiLD, FeatureKD, LLaVAKD, LLa
 REFUSED = [
     (KD, {"beta": -0.1}, r"kd: beta must lie between 0 \(forward KL\) and 1 \(reverse KL\), got -0.1"),
     (KD, {"beta": 1.1}, "kd: beta must lie between"),
-    (KD, {"beta": math.nan}, "kd: beta must lie between"),
+    (KD, {"beta": math.nan}, "KD: beta: must be finite, got nan"),
     (BiLD, {"top_k": 2}, "bild: top_k must be at least 3, got 2: the probability of a single pair is always 1"),
     (SwitchKD, {"switch": -1.0}, "switch_kd: weights must be finite and not negative, got align=1.0, switch=-1.0"),
     (SwitchKD, {"align": -1.0}, "switch_kd: weights must be finite and not negative, got align=-1.0"),
-    (SwitchKD, {"align": math.nan}, "switch_kd: weights must be finite"),
-    (SwitchKD, {"switch": math.inf}, "switch_kd: weights must be finite"),
+    (SwitchKD, {"align": math.nan}, "SwitchKD: align: must be finite, got nan"),
+    (SwitchKD, {"switch": math.inf}, "SwitchKD: switch: must be finite, got inf"),
     (SwitchKD, {"align": 0.0, "switch": 0.0}, "align and switch are both 0, .* use method sft"),
     (FeatureKD, {"features": 0.0}, "feature_kd: features must be positive .* use method switch_kd with switch: 0"),
     (FeatureKD, {"align": -1.0}, "feature_kd: features must be positive and align not negative"),
-    (FeatureKD, {"align": math.inf}, "feature_kd: features must be positive and align not negative, both finite"),
+    (FeatureKD, {"align": math.inf}, "FeatureKD: align: must be finite, got inf"),
     (FeatureKD, {"min_k": 9, "window": 8}, "feature_kd: need 2 <= min_k <= window, got min_k=9, window=8"),
     (LLaVAKD, {"visual": -1.0}, "llava_kd: weights must be finite, not negative and not all 0, got .*'visual': -1.0"),
     (
@@ -28,24 +28,29 @@ REFUSED = [
         {"answers": 0, "visual": 0, "relation": 0},
         "llava_kd: weights must be finite, not negative and not all 0",
     ),
-    (LLaVAKD, {"relation": math.nan}, "llava_kd: weights must be finite, not negative"),
+    (LLaVAKD, {"relation": math.nan}, "LLaVAKD: relation: must be finite, got nan"),
     (AlignKD, {"focus": -1.0}, "align_kd: weights must be finite, not negative and not all 0, got .*'focus': -1.0"),
     (AlignKD, dict.fromkeys(("soft", "attention", "projected", "focus"), 0), "align_kd: weights .* not all 0"),
-    (AlignKD, {"soft": math.inf}, "align_kd: weights must be finite"),
+    (AlignKD, {"soft": math.inf}, "AlignKD: soft: must be finite, got inf"),
     (AlignKD, {"top": 0}, "align_kd: top must be at least 1 visual token, got 0"),
     (LLaVAMoD, {"mimic": 0.0}, "llava_mod: mimic must be positive and finite, got 0.0; without it, use method sft"),
     (SwitchKD, {"min_k": 1}, "switch_kd: need 2 <= min_k <= window, got min_k=1, window=128"),
     (SwitchKD, {"min_k": 9, "window": 8}, "switch_kd: need 2 <= min_k <= window, got min_k=9, window=8"),
     (SwitchKD, {"top_k": 2}, "switch_kd: top_k must be at least 3, got 2: the probability of a single pair is always"),
-    (SwitchKD, {"direction": "backward"}, "switch_kd: direction must be forward or reverse, got 'backward'"),
+    (SwitchKD, {"direction": "backward"}, "SwitchKD: direction: must be one of forward, reverse, got 'backward'"),
     (SwitchKD, {"switch_warmup": 1.5}, "switch_kd: switch_warmup is a share of the steps, from 0 to 1, got 1.5"),
     (SwitchKD, {"switch_warmup": 0.1, "switch": 0.0}, "switch_warmup is 0.1, but switch is 0, so there is nothing"),
-    (SwitchKD, {"softmax": "rows"}, "switch_kd: softmax must be all or row, got 'rows'"),
+    (SwitchKD, {"softmax": "rows"}, "SwitchKD: softmax: must be one of all, row, got 'rows'; did you mean `row`"),
 ]
 REFUSED += [
-    (method, {"temperature": value}, f"{method.name}: temperature must be positive and finite, got {value}")
+    (method, {"temperature": value}, message)
     for method in (KD, BiLD, SwitchKD, FeatureKD, LLaVAKD, LLaVAMoD, AlignKD)
-    for value in (0.0, -1.0, math.inf, math.nan)
+    for value, message in (
+        (0.0, f"{method.name}: temperature must be positive and finite, got 0.0"),
+        (-1.0, f"{method.name}: temperature must be positive and finite, got -1.0"),
+        (math.inf, f"{method.__name__}: temperature: must be finite, got inf"),
+        (math.nan, f"{method.__name__}: temperature: must be finite, got nan"),
+    )
 ]
 
 

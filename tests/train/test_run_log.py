@@ -78,3 +78,21 @@ def test_other_processes_keep_none(tmp_path):
     with kept_log(None):
         say("one")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_handler_that_a_library_shares_with_others_hears_them_as_before(tmp_path, library):
+    heard = []
+    handler = logging.Handler()
+    handler.emit = heard.append
+    program = logging.getLogger("switchkd.some")
+    before = program.level
+    program.setLevel(logging.INFO)
+    for one in (logging.getLogger(), library):
+        one.addHandler(handler)
+    try:
+        with kept_log(tmp_path / "train.log"):
+            program.info("2 differences")
+    finally:
+        program.setLevel(before)
+        logging.getLogger().removeHandler(handler)
+    assert [record.getMessage() for record in heard] == ["2 differences"]

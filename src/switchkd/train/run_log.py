@@ -39,7 +39,13 @@ def kept_log(file: Path | None) -> Iterator[None]:
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s"))
     closed = [one for one in _loggers() if not one.propagate]
     levels = [(one, one.level) for one in (TOLD, *closed)]
-    listened = [(listening, listening.level) for one in closed for listening in one.handlers]
+    # what these say elsewhere does not become more; a handler that others share stays as it is
+    listened = [
+        (listening, listening.level, one.getEffectiveLevel())
+        for one in closed
+        for listening in one.handlers
+        if listening not in logging.getLogger().handlers
+    ]
     shown = warnings.showwarning
 
     def show(
@@ -55,9 +61,9 @@ def kept_log(file: Path | None) -> Iterator[None]:
             logging.WARNING, "%s:%d: %s: %s", filename, lineno, category.__name__, message
         )
 
+    for listening, level, of_logger in listened:
+        listening.setLevel(max(level, of_logger))
     for one in closed:
-        for listening in one.handlers:  # what they say elsewhere does not become more
-            listening.setLevel(max(listening.level, one.getEffectiveLevel()))
         one.setLevel(min(one.getEffectiveLevel(), logging.WARNING))
     warnings.showwarning = show
     TOLD.setLevel(logging.INFO)
@@ -74,7 +80,7 @@ def kept_log(file: Path | None) -> Iterator[None]:
             one.removeHandler(handler)
         for logger, level in levels:
             logger.setLevel(level)
-        for listening, level in listened:
+        for listening, level, _ in listened:
             listening.setLevel(level)
         with suppress(OSError):  # a full disk has been told by then
             handler.close()
