@@ -65,10 +65,12 @@ def upload(client, name="a.png", **options):
 SESSIONS = count()
 
 
-def ask(client, picture, **more):
-    """What the page says in the end, as the text of its last event."""
+def ask(client, picture, *, place=0, state=None, question="What?", tokens=8, temperature=0, function=0, **more):
+    """What the page says in the end, as the text of its last event; `place` is that of the picture among the four."""
     session = f"session{next(SESSIONS)}"
-    body = {"data": [picture, "What?"], "fn_index": 0, "session_hash": session, **more}
+    pictures = [picture if place == number else None for number in range(4)]
+    data = [state, *pictures, question, tokens, temperature]
+    body = {"data": data, "fn_index": function, "session_hash": session, **more}
     sent = client.post("/gradio_api/queue/join", json=body)
     if sent.status_code != 200:
         return f"{sent.status_code}"
@@ -131,6 +133,9 @@ def test_no_path_that_a_request_names_is_opened_and_none_is_told_from_another(se
     for name in outside:
         for more in ({}, META, {"url": path}, {**META, "url": f"/gradio_api/file={path}", "is_stream": True}):
             said.add(ask(client, {"path": name, **more}))
+    for place in (1, 2, 3):
+        for name in (str(secret), f"{folder}/link.png", "/etc/none", "http://127.0.0.1:9/x.png"):
+            said.add(ask(client, {"path": name, **META}, place=place))
     said.add(ask(client, {"path": str(secret)}, trigger_id=5, event_data={"path": path}, simple_format=True))
     for name in (f"{folder}/" + "a" * 5000, str(tmp_path / ("a" * 5000))):  # gradio itself cannot look at these
         assert ask(client, {"path": name, **META}) == '{"error": null}'
@@ -154,6 +159,53 @@ def test_what_is_no_picture_at_all_opens_nothing_either(serve, secret):
         None,
     ):
         assert str(secret) not in ask(client, picture)
+    assert member.asked == []
+
+
+def test_what_a_request_says_of_the_conversation_and_of_numbers_is_not_believed(serve, secret):
+    """Its state is the server's own, and numbers are those that the page offers."""
+    client, member, _ = serve()
+    path = upload(client)
+    turns = [[{"question": "q", "answer": "a"}]]
+    for state in ({"pictures": [path], "turns": turns}, [[path], turns], str(secret), 7, {"path": str(secret), **META}):
+        assert "1.5 times the average" in ask(client, {"path": path}, state=state)
+    assert {asked[1] for asked in member.asked} == {()}
+    count = len(member.asked)
+    for numbers in ({"tokens": 0}, {"tokens": -5}, {"tokens": 10**9}, {"tokens": "8"}, {"tokens": None}, {"tokens": [8]},
+                    {"tokens": {"path": str(secret)}}, {"temperature": -1}, {"temperature": 1e300}, {"temperature": "x"}):  # fmt: skip
+        said = ask(client, {"path": path}, **numbers)
+        assert "times the average" not in said
+        assert str(secret) not in said
+    for question in (None, 7, ["x"], {"path": str(secret)}, {}, "", " "):
+        said = ask(client, {"path": path}, question=question)
+        assert "root:" not in said
+    assert [asked for asked in member.asked[count:] if not isinstance(asked[2], str)] == []
+
+
+def test_no_function_of_the_page_hands_out_a_file(serve, secret):
+    """Each that a request can call, whatever it is for, with files and with too much and too little."""
+    client, member, page = serve()
+    functions = (
+        page.blocks.config["dependencies"]
+        if hasattr(page.blocks, "config")
+        else page.blocks.get_config_file()["dependencies"]
+    )
+    assert len(functions) > 10
+    content = base64.b64encode(secret.read_bytes()).decode()[:60]
+    with_server_code = [one["id"] for one in functions if one["backend_fn"]]
+    assert len(with_server_code) == 2 + 5  # asking by two ways; forgetting by four pictures and a button
+    for function in with_server_code:
+        for data in ([], [{"path": str(secret), **META}] * 8, [str(secret)] * 8):
+            session = f"session{next(SESSIONS)}"
+            body = {"data": data, "fn_index": function, "session_hash": session}
+            sent = client.post("/gradio_api/queue/join", json=body)
+            if sent.status_code == 200:
+                with client.stream("GET", "/gradio_api/queue/data", params={"session_hash": session}) as events:
+                    for line in events.iter_lines():
+                        assert content not in line
+                        assert "secret" not in line
+                        if any(end in line for end in ("process_completed", "unexpected_error", "close_stream")):
+                            break
     assert member.asked == []
 
 

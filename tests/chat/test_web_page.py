@@ -12,13 +12,15 @@ from pathlib import Path
 
 import httpx
 import pytest
+import torch
 from gradio.utils import get_upload_folder
 from panels import Blind, Broken, Pretender, bomb, loops_are_closed  # noqa: F401
 from PIL import Image
 
 from switchkd import cli
 from switchkd.chat import web_page as web
-from switchkd.chat.web_page import Page
+from switchkd.chat.panel import Turn
+from switchkd.chat.web_page import Conversation, Page
 
 pytestmark = pytest.mark.usefixtures("loops_are_closed", "unchecked_shapes")
 
@@ -33,13 +35,16 @@ def picture(tmp_path):
 def shown(picture):
     """What a page of these members shows in the end: each card, the message and the scale."""
 
-    def ask(members, question="Is it?", file=picture):
+    def ask(members, question="Is it?", file=picture, *, tokens=8, temperature=0, before=None):
         page = Page(members, max_new_tokens=8)
         state = {}
-        for change in page.ask(None if file is None else str(file), question):
+        files = [None if file is None else str(file), None, None, None]
+        for change in page.ask(before or Conversation(), *files, question, tokens, temperature):
             # values alone: a browser that is slow to draw would lose what comes with another property
             assert not any(isinstance(value, dict) for value in change.values())
             state |= change
+        ask.conversation = state.pop(page.conversation, None)
+        ask.said = [state[card.said] for card in page.cards]
         assert set(state) == {page.wrong, page.scale} | {part for card in page.cards for part in card.parts}
         cards = [(c.answer.label, *(state[part] for part in (c.answer, c.overlay, c.note))) for c in page.cards]
         return cards, state[page.wrong], state[page.scale]
@@ -61,9 +66,55 @@ def test_every_model_gets_the_question_and_a_card(shown, picture):
     assert "1.5 times the average; one scale for all models" in scale
     content = picture.read_bytes()
     assert [member.asked for member in members] == [
-        [(content, "Is it?", 8), (content, "Is it?", "yes")],
-        [(content, "Is it?", 8), (content, "Is it?", "no")],
+        [([content], (), "Is it?", 8, 0.0), ([content], (), "Is it?", "yes")],
+        [([content], (), "Is it?", 8, 0.0), ([content], (), "Is it?", "no")],
     ]
+
+
+def test_a_question_follows_up_on_what_each_model_said_about_the_same_pictures(shown, picture, tmp_path, caplog):
+    members = [Pretender("one"), Broken("two", "no"), Pretender("three", "no")]
+    shown(members)
+    said = (Turn("Is it?", "yes"),), (), (Turn("Is it?", "no"),)
+    assert shown.conversation == Conversation((str(picture),), said)
+    assert shown.said == ["you: Is it?"] * 3
+    shown(members, "Why?", before=shown.conversation, tokens=3, temperature=0.5)
+    assert members[2].asked[2] == ([picture.read_bytes()], (Turn("Is it?", "no"),), "Why?", 3, 0.5)
+    assert shown.said == ["you: Is it?\nyes\nyou: Why?", "you: Why?", "you: Is it?\nno\nyou: Why?"]
+    assert [len(turns) for turns in shown.conversation.turns] == [2, 0, 2]
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "b.png")
+    shown(members, "And?", tmp_path / "b.png", before=shown.conversation)  # another picture is another conversation
+    assert members[0].asked[4][1] == ()
+    assert shown.conversation.turns == ((Turn("And?", "yes"),), (), (Turn("And?", "no"),))
+
+
+def test_several_pictures_are_shown_to_a_model_together(picture, tmp_path):
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "b.png")
+    files = [str(picture), None, str(tmp_path / "b.png"), None]
+    member = Pretender("one")
+    page = Page([member], max_new_tokens=8)
+    *changes, last = page.ask(Conversation(), *files, "Which?", 8, 0)
+    assert member.asked[0][0] == [picture.read_bytes(), (tmp_path / "b.png").read_bytes()]
+    note = "0.12 s. 40% and 40% of its attention is on these pictures; the brightest spot gets 1.5 times the average."
+    assert last[page.cards[0].note] == note
+    assert last[page.cards[0].overlay].size == (904, 448)
+    texts = [change[page.cards[0].answer] for change in changes if page.cards[0].answer in change]
+    assert texts == ["", "y", "yes"]  # as it grows
+
+
+def test_numbers_that_the_page_does_not_offer_are_refused(shown):
+    member = Pretender("one")
+    nan, inf = float("nan"), float("inf")
+    for tokens, temperature, message in [(0, 0, "one token at least"), (nan, 0, "one token"), (inf, 0, "one token"),
+                                         (8, -1, "from 0 to 2"), (8, nan, "from 0 to 2"), (8, 2.1, "from 0 to 2")]:  # fmt: skip
+        assert message in shown([member], tokens=tokens, temperature=temperature)[1]
+    assert member.asked == []
+
+
+def test_too_little_memory_says_what_to_do(shown, monkeypatch, caplog):
+    member = Pretender("one")
+    for error in (MemoryError(), torch.OutOfMemoryError("CUDA out of memory")):
+        monkeypatch.setattr(member, "ask", lambda *_, error=error, **__: (_ for _ in ()).throw(error))
+        assert "not enough memory for that: ask about fewer or smaller pictures" in shown([member])[1]
 
 
 def test_a_model_that_fails_does_not_keep_the_others_from_answering(shown, caplog):
@@ -148,7 +199,7 @@ def test_the_command_serves_its_models_until_it_is_interrupted(monkeypatch, pict
             raise KeyboardInterrupt
 
     def open_page(page, port, host, password):
-        seen.append(([member.name for member in page.members], page.max_new_tokens, port, host, password))
+        seen.append(([member.name for member in page.members], page.tokens.value, port, host, password))
         return "http://127.0.0.1:7999/"
 
     monkeypatch.setattr("switchkd.chat.panel.load_models", lambda models: [Pretender(name) for name in models])
@@ -252,7 +303,11 @@ def test_every_signal_that_ends_the_page_leaves_no_upload(when, kind, tmp_path):
                 Image.new("RGB", (8, 8)).save(tmp_path / "b.png")
                 with (tmp_path / "b.png").open("rb") as file:
                     sent = httpx.post(f"{address}gradio_api/upload", files={"files": file}, timeout=60).json()
-                body = {"data": [{"path": sent[0]}, "Is it?"], "fn_index": 0, "session_hash": "s"}
+                body = {
+                    "data": [None, {"path": sent[0]}, None, None, None, "Is it?", 8, 0],
+                    "fn_index": 0,
+                    "session_hash": "s",
+                }
                 assert httpx.post(f"{address}gradio_api/queue/join", json=body, timeout=60).status_code == 200
                 assert process.stdout.readline() == "asked\n"
             process.send_signal(kind)

@@ -1,8 +1,11 @@
 """The page in a browser: what is on it, where it asks for it, and that nothing on it is more than text."""
 
 import inspect
+import itertools
 import re
 import socket
+import threading
+import time
 
 import pytest
 from browser import LAPTOP, PHONE, visit
@@ -11,7 +14,7 @@ from panels import Blind, Broken, Pretender, bomb, loops_are_closed  # noqa: F40
 from PIL import Image
 
 from switchkd import world
-from switchkd.chat.panel import load_models
+from switchkd.chat.panel import Reply, load_models
 from switchkd.chat.web_page import Page
 from switchkd.evaluate.generate import answers
 
@@ -49,7 +52,7 @@ def serve(monkeypatch):
 
 
 def ask(page, picture, question):
-    page.locator("input[type=file]").set_input_files(picture)
+    page.locator("input[type=file]").first.set_input_files(picture)
     page.get_by_label("Question").fill(question)
     page.get_by_role("button", name="Ask").click()
 
@@ -71,12 +74,16 @@ def test_three_models_answer_and_show_where_they_look(browser, serve, picture, t
             seen.page.get_by_text("one scale for all models").wait_for()
             for member in members:
                 (expected,) = answers(member.model, member.processor, [row], max_new_tokens=8)
-                assert seen.page.get_by_label(member.name, exact=True).input_value() == expected.text
+                assert (
+                    seen.page.locator(".answer", has_text=member.name).locator("textarea").input_value()
+                    == expected.text
+                )
             seen.page.wait_for_function(
                 "[...document.images].length == 4 && [...document.images].every(i => i.naturalWidth > 1)"
             )
             widths = seen.page.evaluate("[...document.images].map(i => i.naturalWidth)")
             assert sorted(widths) == [48, 448, 448, 448]
+            assert seen.page.locator(".answer button").count() == 3  # each is copied by its own
             seen.page.wait_for_function(
                 "[...document.querySelectorAll('.note textarea')].filter(n => n.value.includes('average')).length == 3"
             )
@@ -152,5 +159,51 @@ def test_what_cannot_be_asked_is_a_message_on_the_page(browser, serve, tmp_path)
         ask(seen.page, tmp_path / "good.png", "Is it?")
         wrong.wait_for(state="hidden")
         seen.page.get_by_text("one scale for all models").wait_for()
+        # a follow-up, by one of the examples
+        said = "document.querySelector('.said textarea')?.value"
+        seen.page.get_by_role("button", name="Read the text.").click()
+        seen.page.get_by_role("button", name="Ask").click()
+        seen.page.wait_for_function(f"{said} == 'you: Is it?\\nyes\\nyou: Read the text.'")
+        # begun anew, nothing of it is left; and it is no follow-up
+        seen.page.get_by_text("one scale for all models").wait_for()
+        seen.page.get_by_role("button", name="Begin anew").click()
+        seen.page.wait_for_function(f"{said} == ''")
+        assert [box.input_value() for box in seen.page.locator(".answer textarea").all()] == [""]
+        seen.page.get_by_role("button", name="Ask").click()
+        seen.page.wait_for_function(f"{said} == 'you: Read the text.'")
+        seen.page.get_by_text("one scale for all models").wait_for()
+        # and another picture leaves nothing either
+        Image.new("RGB", (9, 9)).save(tmp_path / "other.png")
+        seen.page.locator("input[type=file]").first.set_input_files(tmp_path / "other.png")
+        seen.page.wait_for_function(f"{said} == ''")
         assert "Traceback" not in seen.page.content()
         assert seen.page.evaluate("window.hostile") is None
+
+
+class Endless(Pretender):
+    """One that goes on and on, until nobody asks any more."""
+
+    closed = threading.Event()
+
+    def ask(self, *_, **__):
+        try:
+            for count in itertools.count():
+                yield Reply("on and on" + " and on" * count, True, 0.1)
+                time.sleep(0.05)
+        finally:
+            self.closed.set()
+
+
+def test_an_answer_that_is_on_its_way_is_stopped_and_no_part_of_the_conversation(browser, serve, tmp_path):
+    members = [Endless("one"), Pretender("two")]
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    with visit(browser, serve(members)) as seen:
+        ask(seen.page, tmp_path / "a.png", "Is it?")
+        seen.page.wait_for_function("document.querySelector('.answer textarea').value.startsWith('on and on and on')")
+        seen.page.get_by_role("button", name="Stop").click()
+        settled(seen.page, ".note textarea", ["Stopped: this question is no part of the conversation.", ""])
+        assert members[0].closed.wait(10)
+        assert members[1].asked == []
+        seen.page.get_by_role("button", name="Ask").click()  # and what is asked next is answered
+        settled(seen.page, ".said textarea", ["you: Is it?", "you: Is it?"])
+        seen.page.wait_for_function("document.querySelector('.answer textarea').value.startsWith('on and on and on')")

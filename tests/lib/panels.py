@@ -24,26 +24,28 @@ class Pretender:
     attention: list = field(default_factory=lambda: [[0.1, 0.3]])
     asked: list = field(default_factory=list)
 
-    def ask(self, image, question, *, max_new_tokens):
-        self.asked.append((image, question, max_new_tokens))
-        return Reply(self.text, self.truncated, 0.123)
+    def ask(self, images, turns, question, *, max_new_tokens, temperature):
+        self.asked.append((images, turns, question, max_new_tokens, temperature))
+        for end in (len(self.text) // 2, len(self.text)):
+            yield Reply(self.text[:end], self.truncated, 0.123)
 
-    def attention_map(self, image, question, answer):
-        self.asked.append((image, question, answer))
-        return AttentionMap(Image.new("RGB", (32, 32)), torch.tensor(self.attention))
+    def attention_maps(self, images, turns, question, answer):
+        self.asked.append((images, turns, question, answer))
+        return [AttentionMap(Image.new("RGB", (32, 32)), torch.tensor(self.attention)) for _ in images]
 
 
 class Broken(Pretender):
     """One that cannot answer."""
 
-    def ask(self, image, question, *, max_new_tokens):
+    def ask(self, images, turns, question, **options):
+        yield Reply("half of an ans", True, 0.123)
         raise RuntimeError(self.text)
 
 
 class Blind(Pretender):
     """One that answers, and of which nobody knows where it looks."""
 
-    def attention_map(self, image, question, answer):
+    def attention_maps(self, images, turns, question, answer):
         raise ValueError(self.text)
 
 

@@ -1,26 +1,36 @@
-"""Several models before one picture and one question: what each says, how long it takes, and where it looks."""
+"""Several models in one conversation about pictures: what each says, how long it takes, and where it looks."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from io import BytesIO
+from threading import Event, Thread
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedModel, ProcessorMixin, TextIteratorStreamer
 
 from switchkd.chat.model_names import by_name
 from switchkd.evaluate.attention import attention_maps
-from switchkd.evaluate.generate import answers, load, reader
+from switchkd.evaluate.generate import Answer, Listener, answers, load, reader
 from switchkd.models import Pathway
 
 
 @dataclass(frozen=True)
+class Turn:
+    """A question of a conversation, and what the model answered."""
+
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True)
 class Reply:
-    """What a model said, and after how many seconds. `truncated`: it had not finished."""
+    """What a model has said so far, and after how many seconds. `truncated`: it had not finished."""
 
     text: str
     truncated: bool
@@ -43,30 +53,71 @@ class Member:
     model: PreTrainedModel
     processor: ProcessorMixin
 
-    def ask(self, image: bytes, question: str, *, max_new_tokens: int) -> Reply:
-        """The answer, greedily decoded; the seconds go from the file of the picture to the last token.
+    def ask(
+        self,
+        images: Sequence[bytes],
+        turns: Sequence[Turn],
+        question: str,
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+    ) -> Iterator[Reply]:
+        """The answer as it grows, the whole of it last. The seconds go from the files of the pictures to the last token.
+
+        Who asks no further before the end stops the model.
 
         Raises:
             SampleError: what cannot be asked.
         """
         begin = time.perf_counter()
-        (answer,) = answers(self.model, self.processor, [_row(image, question)], max_new_tokens=max_new_tokens)
-        return Reply(answer.text, answer.truncated, time.perf_counter() - begin)
+        processor: Any = self.processor
+        streamer: Any = TextIteratorStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        listener = Listener(streamer, Event(), temperature)
+        rows = [_row(images, turns, question)]
+        done: Future[list[Answer]] = Future()
 
-    def attention_map(self, image: bytes, question: str, answer: str) -> AttentionMap:
-        """Where the model looks while it says `answer`.
+        def answer() -> None:
+            try:
+                done.set_result(
+                    answers(self.model, self.processor, rows, max_new_tokens=max_new_tokens, listener=listener)
+                )
+            except BaseException as error:  # raised again where it is asked for
+                done.set_exception(error)
+            streamer.end()
+
+        thread = Thread(target=answer, daemon=True)
+        thread.start()
+        text = ""
+        try:
+            for piece in streamer:
+                text += piece
+                if piece:
+                    yield Reply(text.strip(), True, time.perf_counter() - begin)
+        finally:
+            listener.stop.set()
+            thread.join()
+        (whole,) = done.result()
+        yield Reply(whole.text, whole.truncated, time.perf_counter() - begin)
+
+    def attention_maps(
+        self, images: Sequence[bytes], turns: Sequence[Turn], question: str, answer: str
+    ) -> list[AttentionMap]:
+        """Where the model looks while it says `answer`, on each picture.
 
         Raises:
             ValueError: for an empty answer, and for models whose visual tokens are no grid.
         """
         reads = reader(self.model, self.processor)
-        inputs = reads.inputs([reads.encode(_row(image, question, answer))])
-        pixels = inputs.media["image"]["pixel_values"]
-        images = {k: v.to(self.model.dtype) if v.is_floating_point() else v for k, v in inputs.media["image"].items()}
-        inputs = inputs._replace(media={"image": images}).to(self.model.device)
-        (attention,) = attention_maps(Pathway(self.model), inputs)
-        processor: Any = self.processor
-        return AttentionMap(_picture(pixels[0].float(), processor.image_processor), attention.cpu())
+        row = _row(images, turns, question, answer)
+        for message in row["messages"][:-1]:
+            message["learned"] = False  # of this answer alone, not of those before it
+        inputs = reads.inputs([reads.encode(row)])
+        media = {k: v.to(self.model.dtype) if v.is_floating_point() else v for k, v in inputs.media["image"].items()}
+        shown: Any = self.processor
+        pictures = [_picture(pixels.float(), shown.image_processor) for pixels in inputs.media["image"]["pixel_values"]]
+        inputs = inputs._replace(media={"image": media}).to(self.model.device)
+        maps = attention_maps(Pathway(self.model), inputs)
+        return [AttentionMap(picture, found.cpu()) for picture, found in zip(pictures, maps, strict=True)]
 
 
 def load_models(models: Sequence[str]) -> list[Member]:
@@ -82,16 +133,19 @@ def load_models(models: Sequence[str]) -> list[Member]:
     blank = BytesIO()
     Image.new("RGB", (224, 224)).save(blank, format="PNG")
     for member in members:
-        member.ask(blank.getvalue(), "What is this?", max_new_tokens=2)
+        *_, _ = member.ask([blank.getvalue()], [], "What is this?", max_new_tokens=2)
     return members
 
 
-def _row(image: bytes, question: str, answer: str | None = None) -> dict[str, Any]:
-    asked = [{"type": "image", "text": None}, {"type": "text", "text": question}]
-    messages: list[dict[str, Any]] = [{"role": "user", "content": asked}]
-    if answer is not None:
-        messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-    return {"id": "chat", "images": [{"bytes": image, "path": None}], "messages": messages}
+def _row(images: Sequence[bytes], turns: Sequence[Turn], question: str, answer: str | None = None) -> dict[str, Any]:
+    """The conversation as data has it: the pictures stand before its first question."""
+    messages: list[dict[str, Any]] = []
+    for asked, said in (*((turn.question, turn.answer) for turn in turns), (question, answer)):
+        pictures = [] if messages else [{"type": "image", "text": None} for _ in images]
+        messages.append({"role": "user", "content": [*pictures, {"type": "text", "text": asked}]})
+        if said is not None:
+            messages.append({"role": "assistant", "content": [{"type": "text", "text": said}]})
+    return {"id": "chat", "images": [{"bytes": image, "path": None} for image in images], "messages": messages}
 
 
 def _picture(pixels: Float[Tensor, "3 height width"], images: Any) -> Image.Image:

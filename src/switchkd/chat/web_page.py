@@ -1,4 +1,4 @@
-"""A page in the browser: the models of a panel answer the same question about the same picture, side by side.
+"""A page in the browser: the models of a panel talk about the same pictures, side by side.
 
 Needs the extra `web`. What models and users write is shown in text boxes and labels, which cannot be anything but text.
 """
@@ -6,16 +6,20 @@ Needs the extra `web`. What models and users write is shown in text boxes and la
 import atexit
 import json
 import logging
+import math
 import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from switchkd.chat.overlay import COLOURS, overlay, relative
-from switchkd.chat.panel import AttentionMap, Member, Reply
+import torch
+
+from switchkd.chat.overlay import COLOURS, most, overlay
+from switchkd.chat.panel import AttentionMap, Member, Reply, Turn
 from switchkd.data.errors import SampleError
 from switchkd.data.images import open_image
 
@@ -41,6 +45,9 @@ _CSS = """
 .gradio-container {max-width: 1280px !important; margin: 0 auto}
 .picture img {width: 100% !important; height: 100% !important; object-fit: contain}
 .answer textarea {font-size: 1.15rem; font-weight: 600}
+.said textarea {font-size: 0.85rem; border: none !important; background: none !important; box-shadow: none !important}
+.said:has(:placeholder-shown) {display: none}
+.examples button {font-weight: 400}
 .note {border: none !important; padding: 0 !important}
 .note textarea {font-size: 0.85rem; padding: 0 !important}
 .note textarea {border: none !important; background: none !important; box-shadow: none !important}
@@ -49,11 +56,34 @@ _CSS = """
 .scale {font-size: 0.85rem; display: flex; align-items: center; gap: 8px; flex-wrap: wrap}
 .scale span {flex: 0 0 160px; height: 10px; border-radius: 5px; background: linear-gradient(to right, COLOURS)}
 """.replace("COLOURS", ", ".join(f"rgb{colour}" for colour in COLOURS))
-_HEADING = "<h1>Same picture, same question</h1><p>What each model answers, and which parts of the picture its answer attends to.</p>"
+_HEADING = (
+    "<h1>Same pictures, same questions</h1><p>What each model answers, and which parts of the pictures its answer attends to. "
+    "Each question follows up on those before it.</p>"
+)
+#: Questions to begin with, and how many pictures a conversation can be about.
+EXAMPLES = (
+    "What is in the picture?",
+    "How many things are there?",
+    "Read the text.",
+    "Answer yes or no: is it outdoors?",
+)
+PICTURES = 4
+#: What stands under a model that has not finished, and under one that was stopped.
+ANSWERING, STOPPED = "answering …", "Stopped: this question is no part of the conversation."
+#: The longest answer that can be asked for, and the highest temperature.
+MOST_TOKENS, HOTTEST = 4096, 2.0
 _SCALE = "<div class='scale'>no attention <span></span> {most:.1f} times the average; one scale for all models</div>"
 
-#: For the browser: what tells a picture and a question from others.
-_ASKED = "JSON.stringify([inputs[0]?.path, inputs[1]])"
+#: For the browser: what tells pictures from others.
+_PICTURES = f"JSON.stringify(inputs.slice(0, {PICTURES}).map(file => file?.path))"
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What was said about some pictures: the turns of each model, by its place."""
+
+    pictures: tuple[str, ...] = ()
+    turns: tuple[tuple[Turn, ...], ...] = ()
 
 
 class Page:
@@ -70,27 +100,36 @@ class Page:
     ) -> None:
         self.members = members
         self._server: Server | None = None
-        self.max_new_tokens = max_new_tokens
         if picture is not None:
             open_image({"bytes": None, "path": os.path.realpath(picture)})
         with gr.Blocks(title="switchkd chat", analytics_enabled=False, delete_cache=(3600, 86400)) as self.blocks:
             gr.HTML(_HEADING)
+            self.conversation = gr.State(Conversation())
             with gr.Row():
                 with gr.Column(scale=1, min_width=240):
-                    self.picture = gr.Image(
-                        None if picture is None else str(picture),
-                        label="Picture",
-                        show_label=False,  # it would lie over a corner of the picture
-                        sources=["upload", "clipboard"],
-                        buttons=[],
-                        height=260,
-                        elem_classes="picture",
+                    self.pictures = [_picture("Picture", 260, None if picture is None else str(picture))]
+                    with gr.Accordion("More pictures", open=False), gr.Row():
+                        self.pictures += [_picture(f"Picture {place}", 150) for place in range(2, PICTURES + 1)]
+                    self.question = gr.Textbox(
+                        question, label="Question", placeholder=EXAMPLES[0], lines=1, max_lines=6, max_length=100_000
                     )
-                    # gradio would copy or fetch what a request names, and decode it; `open_image` looks at its size first
-                    cast(Any, self.picture).async_move_resource_to_block_cache = _untouched
-                    cast(Any, self.picture).preprocess = _upload
-                    self.question = gr.Textbox(question, label="Question", placeholder="What is in the picture?")
-                    self.button = gr.Button("Ask", variant="primary")
+                    with gr.Row(elem_classes="examples"):
+                        examples = [gr.Button(text, size="sm", min_width=130) for text in EXAMPLES]
+                    with gr.Row():
+                        self.button = gr.Button("Ask", variant="primary", min_width=80)
+                        self.stop = gr.Button("Stop", min_width=80)
+                        self.anew = gr.Button("Begin anew", min_width=110)
+                    with gr.Accordion("How to answer", open=False):
+                        self.tokens = gr.Slider(
+                            1,
+                            max(MOST_TOKENS, max_new_tokens),
+                            max_new_tokens,
+                            step=1,
+                            label="Tokens of an answer at most",
+                        )
+                        self.temperature = gr.Slider(
+                            0, HOTTEST, 0, step=0.1, label="Temperature (0: always the likeliest token)"
+                        )
                     # its placeholder is how the style sheet knows that it is empty
                     self.wrong = gr.Textbox(
                         label="This did not work", placeholder=" ", interactive=False, elem_classes="wrong"
@@ -100,60 +139,85 @@ class Page:
                         self.cards = [_Card(member.name) for member in members]
                     self.scale = gr.HTML()
             outputs = [self.wrong, self.scale, *(part for card in self.cards for part in card.parts)]
-            inputs: list[Any] = [self.picture, self.question]
+            inputs: list[Any] = [*self.pictures, self.question, self.tokens, self.temperature]
             empty = json.dumps([None if isinstance(part, gr.Image) else "" for part in outputs])
             as_it_is = json.dumps([{"__type__": "update"}] * len(outputs))
+            running: list[dict[str, Any]] = []
             for event in (self.button.click, self.question.submit):
-                event(
+                asked = event(
                     self.ask,
-                    inputs,
-                    outputs,
+                    [self.conversation, *inputs],
+                    [self.conversation, *outputs],
                     concurrency_limit=1,  # times can only be compared if nothing else runs
                     concurrency_id="ask",
                     show_progress="hidden",
                     api_visibility="private",
-                    js=f"(...inputs) => {{window.asked = {_ASKED}; return inputs}}",
-                ).then(None, inputs, outputs, js=f"(...inputs) => window.asked == {_ASKED} ? {as_it_is} : {empty}")
-            # Clears the answers in the browser as soon as the picture or the question changes.
-            for event in (self.picture.change, self.question.input):
-                event(None, None, outputs, js=f"() => {empty}")
+                    js=f"(state, ...inputs) => {{window.asked = {_PICTURES}; return [state, ...inputs]}}",
+                )
+                running.append(asked)
+                asked.then(
+                    None, inputs, outputs, js=f"(...inputs) => window.asked == {_PICTURES} ? {as_it_is} : {empty}"
+                )
+            notes = [card.note for card in self.cards]
+            stopped = f"(...notes) => notes.map(note => note == '{ANSWERING}' ? '{STOPPED}' : note)"
+            self.stop.click(None, notes, notes, js=stopped, cancels=running)
+            # Clears what was said, in the browser at once, as soon as a picture changes or someone begins anew.
+            for begin in (*(one.change for one in self.pictures), self.anew.click):
+                begin(None, None, outputs, js=f"() => {{window.asked = null; return {empty}}}", cancels=running)
+                begin(Conversation, None, self.conversation, api_visibility="private", show_progress="hidden")
+            for example in examples:
+                example.click(None, None, self.question, js=f"() => {json.dumps(example.value)}")
 
-    def ask(self, picture: str | None, question: str) -> Iterator[dict[Any, Any]]:
+    def ask(self, before: Conversation, *asked: Any) -> Iterator[dict[Any, Any]]:
         """Let one model after the other answer, then draw where they looked: the new values of the page's parts, as they come.
 
-        Values alone: where a part's label or visibility changes too, a browser that is slow to draw puts its old value back.
+        `asked` are the pictures, the question, how many tokens an answer can have, and the temperature. Values alone are changed: where
+        a part's label or visibility changes too, a browser that is slow to draw puts its old value back.
         """
         problems: list[str] = []
         yield self._begin()
         try:
-            content = _read(picture, question)
+            names, images, question, tokens, temperature = _read(asked)
         except Exception as error:
             yield self._fail(problems, _message(error))
             return
+        turns = before.turns if before.pictures == names else tuple(() for _ in self.members)
+        yield {card.said: _transcript(of_model, question) for card, of_model in zip(self.cards, turns, strict=True)}
         replies: dict[int, Reply] = {}
         for number, (member, card) in enumerate(zip(self.members, self.cards, strict=True)):
-            yield {card.note: "answering …"}
+            yield {card.note: ANSWERING}
             try:
-                replies[number] = reply = member.ask(content, question, max_new_tokens=self.max_new_tokens)
+                for reply in member.ask(
+                    images, turns[number], question, max_new_tokens=tokens, temperature=temperature
+                ):
+                    replies[number] = reply
+                    yield {card.answer: reply.text}
             except Exception as error:
-                yield {card.note: ""} | self._fail(problems, f"{member.name}: {_message(error)}")
+                replies.pop(number, None)
+                yield {card.answer: "", card.note: ""} | self._fail(problems, f"{member.name}: {_message(error)}")
             else:
-                yield {card.answer: reply.text, card.note: _time_text(reply)}
-        maps: dict[int, AttentionMap] = {}
+                yield {card.note: _time_text(replies[number])}
+        # Of a model that failed, the conversation goes on without this question.
+        after = [
+            (*of_model, Turn(question, replies[number].text)) if number in replies else of_model
+            for number, of_model in enumerate(turns)
+        ]
+        yield {self.conversation: Conversation(names, tuple(after))}
+        maps: dict[int, list[AttentionMap]] = {}
         for number, reply in replies.items():
             try:
-                maps[number] = self.members[number].attention_map(content, question, reply.text)
+                maps[number] = self.members[number].attention_maps(images, turns[number], question, reply.text)
             except Exception as error:
                 yield {
                     self.cards[number].note: f"{_time_text(replies[number])} No map of its attention: {_message(error)}"
                 }
         if maps:
-            most = max(float(relative(shown).max()) for shown in maps.values())
-            changes: dict[Any, Any] = {self.scale: _SCALE.format(most=most)}
+            end = max(map(most, maps.values()))
+            changes: dict[Any, Any] = {self.scale: _SCALE.format(most=end)}
             for number, shown in maps.items():
                 card = self.cards[number]
                 changes |= {
-                    card.overlay: overlay(shown, most),
+                    card.overlay: overlay(shown, end),
                     card.note: f"{_time_text(replies[number])} {_share_text(shown)}",
                 }
             yield changes
@@ -224,12 +288,44 @@ class _Card:
 
     def __init__(self, name: str) -> None:
         with gr.Column(min_width=220):
-            self.answer = gr.Textbox(label=name, lines=1, max_lines=12, interactive=False, elem_classes="answer")
+            self.said = gr.Textbox(
+                show_label=False,
+                container=False,
+                lines=1,
+                max_lines=10,
+                interactive=False,
+                elem_classes="said",
+                placeholder=" ",
+            )
+            self.answer = gr.Textbox(
+                label=name, lines=1, max_lines=12, interactive=False, elem_classes="answer", buttons=["copy"]
+            )
             self.overlay = gr.Image(
                 format="png", height=260, interactive=False, show_label=False, buttons=["fullscreen"]
             )
             self.note = gr.Textbox(show_label=False, container=False, lines=2, interactive=False, elem_classes="note")
-        self.parts = (self.answer, self.overlay, self.note)
+        self.parts = (self.said, self.answer, self.overlay, self.note)
+
+
+def _picture(label: str, height: int, value: str | None = None) -> gr.Image:
+    """A place for a picture. gradio would copy or fetch what a request names, and decode it; `open_image` looks at its size first."""
+    place = gr.Image(
+        value,
+        label=label,
+        show_label=False,  # it would lie over a corner of the picture
+        sources=["upload", "clipboard"],
+        buttons=[],
+        height=height,
+        elem_classes="picture",
+    )
+    cast(Any, place).async_move_resource_to_block_cache = _untouched
+    cast(Any, place).preprocess = _upload
+    return place
+
+
+def _transcript(turns: Sequence[Turn], question: str) -> str:
+    """What was said so far, and what is asked now."""
+    return "\n".join([*(f"you: {turn.question}\n{turn.answer}" for turn in turns), f"you: {question}"])
 
 
 def _time_text(reply: Reply) -> str:
@@ -237,12 +333,11 @@ def _time_text(reply: Reply) -> str:
     return f"{reply.seconds:.2f} s{', cut before its end' if reply.truncated else ''}."
 
 
-def _share_text(shown: AttentionMap) -> str:
+def _share_text(shown: Sequence[AttentionMap]) -> str:
     """Where a model looked, in numbers."""
-    return (
-        f"{float(shown.attention.sum()):.0%} of its attention is on the picture; "
-        f"the brightest spot gets {float(relative(shown).max()):.1f} times the average."
-    )
+    shares = " and ".join(f"{float(of_picture.attention.sum()):.0%}" for of_picture in shown)
+    where = "the picture" if len(shown) == 1 else "these pictures"
+    return f"{shares} of its attention is on {where}; the brightest spot gets {most(shown):.1f} times the average."
 
 
 def _upload(sent: Any) -> str | None:
@@ -264,23 +359,35 @@ async def _untouched(path: str) -> str:
     return path
 
 
-def _read(picture: str | None, question: str) -> bytes:
-    """The file of the picture.
+def _read(asked: Sequence[Any]) -> tuple[tuple[str, ...], list[bytes], str, int, float]:
+    """The pictures' names and files, the question, how many tokens an answer can have, and the temperature.
 
     Raises:
-        SampleError: there is none, or it is nothing that a model can be shown; or there is no question.
+        SampleError: there is no picture, or it is nothing that a model can be shown; or there is no question; or a number is none that
+            the page offers.
     """
-    if picture is None:
+    *pictures, question, tokens, temperature = asked
+    names = tuple(picture for picture in pictures if picture is not None)
+    if not names:
         raise SampleError("There is no picture yet: choose one, drop it or paste it.")
-    if not question.strip():
+    if not isinstance(question, str) or not question.strip():
         raise SampleError("There is no question yet.")
-    content = Path(picture).read_bytes()
-    open_image({"bytes": content, "path": Path(picture).name})
-    return content
+    if not 1 <= tokens < math.inf:
+        raise SampleError(f"An answer has one token at least, not {tokens}.")
+    if not 0 <= temperature <= HOTTEST:
+        raise SampleError(f"The temperature is from 0 to {HOTTEST}, not {temperature}.")
+    images = []
+    for name in names:
+        content = Path(name).read_bytes()
+        open_image({"bytes": content, "path": Path(name).name})
+        images.append(content)
+    return names, images, question, int(tokens), float(temperature)
 
 
 def _message(error: Exception) -> str:
     """What the page says; what is not the user's doing is logged as well, with where it happened."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return "There is not enough memory for that: ask about fewer or smaller pictures, or for a shorter answer."
     if isinstance(error, ValueError | OSError | FloatingPointError) and str(error):
         return str(error)
     logger.error("while answering on the page", exc_info=error)

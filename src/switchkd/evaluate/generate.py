@@ -5,16 +5,26 @@ from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel, ProcessorMixin
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    ProcessorMixin,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+from transformers.generation.streamers import BaseStreamer
 
 from switchkd.console import progress
 from switchkd.data.errors import SampleError
-from switchkd.data.reader import Reader
+from switchkd.data.reader import LONGEST, Reader
 from switchkd.models import load_pathway
 from switchkd.models.opening import load_processor
 
@@ -117,9 +127,31 @@ def set_aside(model: PreTrainedModel) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class Listener:
+    """Hears the only answer of a batch while it is decoded, and can stop it. `temperature` 0 is plain greedy decoding."""
+
+    streamer: BaseStreamer
+    stop: Event
+    temperature: float = 0.0
+
+
+class _Stopped(StoppingCriteria):
+    def __init__(self, stop: Event) -> None:
+        self._stop = stop
+
+    def __call__(self, input_ids: Int[Tensor, "samples _"], scores: Any, **_: Any) -> Any:
+        return torch.full((len(input_ids),), self._stop.is_set(), device=input_ids.device)
+
+
 @torch.inference_mode()
 def answers(
-    model: PreTrainedModel, processor: ProcessorMixin, samples: list[dict[str, Any]], *, max_new_tokens: int
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    samples: list[dict[str, Any]],
+    *,
+    max_new_tokens: int,
+    listener: Listener | None = None,
 ) -> list[Answer]:
     """One answer to each sample, whose last message is the user's. One batch.
 
@@ -132,6 +164,15 @@ def answers(
         for name, tensor in reader(model, processor).prompts(samples).items()
     }
     config = greedy(model, max_new_tokens)
+    heard: dict[str, Any] = {}
+    if listener is not None:
+        config.max_new_tokens = min(max_new_tokens, _room(model, batch["input_ids"].shape[1]))
+        if listener.temperature:
+            config.update(do_sample=True, temperature=float(listener.temperature), top_k=0)
+        heard = {
+            "streamer": listener.streamer,
+            "stopping_criteria": StoppingCriteriaList([_Stopped(listener.stop)]),
+        }
     tokenizer: Any = processor.tokenizer
     if config.eos_token_id is None:
         config.eos_token_id = tokenizer.eos_token_id
@@ -145,7 +186,7 @@ def answers(
     logits = _FiniteLogits()
     with _decoding_by(config, model):
         generate: Any = model.generate
-        sequences = generate(**batch, generation_config=config, logits_processor=LogitsProcessorList([logits]))
+        sequences = generate(**batch, generation_config=config, logits_processor=LogitsProcessorList([logits]), **heard)
     new = sequences[:, batch["input_ids"].shape[1] :]
     if len(new) != len(samples):
         raise RuntimeError(f"{len(samples)} questions were asked and {len(new)} answers came back")
@@ -154,6 +195,23 @@ def answers(
     logits.check(lengths, [sample["id"] for sample in samples])
     texts = tokenizer.batch_decode(new, skip_special_tokens=True)
     return [Answer(text.strip(), not done) for text, done in zip(texts, is_end.any(dim=1).tolist(), strict=True)]
+
+
+def _room(model: PreTrainedModel, tokens: int) -> int:
+    """How many positions the language model has behind so many tokens.
+
+    Raises:
+        SampleError: none.
+    """
+    positions: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is None:
+        return LONGEST
+    if tokens >= positions:
+        raise SampleError(
+            f"the conversation has {tokens:,} tokens, its pictures included, and the model has {positions:,} positions: begin a new "
+            "conversation, or ask a shorter question about fewer or smaller pictures"
+        )
+    return positions - tokens
 
 
 def reading_problems(
