@@ -1,13 +1,17 @@
 """What README.md shows runs."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
-from run_files import write_data, write_model
+from PIL import Image
+from run_files import COLOURS, write_data, write_model
+from tiny import IMAGE_SIZE
 
 from switchkd.batch import TEACHER
+from switchkd.cli import main
 from switchkd.commands import VERBS
 from switchkd.methods import SwitchKD
 from switchkd.recipe.schema import load_recipe
@@ -74,3 +78,54 @@ def test_every_command_is_one_that_is_there():
         "recipe", "convert", "init", "data", "doctor", "train", "evaluate", "study", "report", "chat", "export",
     }  # fmt: skip
     assert set(re.findall(r"\bswitchkd ([a-z]+)", README)) - {"implements", "import"} <= named
+
+
+#: Begins of commands that ask for more than tiny files, and the tests that run them.
+ELSEWHERE = {
+    "switchkd convert": "convert/test_tinyllava_recipe.py",
+    "switchkd init": "convert/test_student.py",
+    "switchkd evaluate runs/mine/student --benchmarks": "evaluate/test_benchmark_data.py",
+    "switchkd study": "study/test_run_study.py",
+    "switchkd chat --web": "chat/test_web_page.py",
+}
+
+
+def test_commands_that_are_not_run_here_are_run_elsewhere():
+    lines = re.findall(r"^switchkd .*$", README, re.MULTILINE)
+    for begin, file in ELSEWHERE.items():
+        assert sum(line.startswith(begin) for line in lines) == 1, begin
+        assert (Path(__file__).parent / file).is_file(), file
+
+
+@pytest.mark.slow
+def test_the_other_commands_run_as_they_are_printed(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    for name, seed, sizes in (("llava-3b", 1, {"hidden": 40, "depth": 3}), ("student", 2, {})):
+        write_model(Path("checkpoints") / name, seed=seed, **sizes)
+    Path("TEACHER").symlink_to("checkpoints/llava-3b")
+    Path("STUDENT").symlink_to("checkpoints/student")
+    for file, rows in (
+        ("data.json", 24),
+        ("test.json", 3),
+        ("data/llava_v1_5_mix665k.json", 24),
+        ("data/test.json", 3),
+    ):
+        write_data(Path(file).absolute(), rows)
+    Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), COLOURS["red"]).save("red.png")
+    Path("mine.csv").write_text("image,question,answer\nred.png,What colour is it?,red\n")
+    lines = [line.partition("#")[0] for line in re.findall(r"^switchkd .*$", README, re.MULTILINE)]
+    commands = [shlex.split(line)[1:] for line in lines if not line.startswith(tuple(ELSEWHERE))]
+    assert [command[0] for command in commands] == ["data", "recipe", "doctor", "train", "evaluate", "report", "export"]
+    for command in commands:
+        if command[0] == "doctor":  # of the recipe that README shows
+            Path("recipe.yaml").write_text(blocks("yaml")[0])
+        if command[0] == "report":
+            plain = ["--method.name", "sft", "--train.output", "runs/sft"]
+            assert main(["train", "recipe.yaml", *plain]) == 0, capfd.readouterr().err[-2000:]
+        assert main(command) == 0, (command, capfd.readouterr().err[-2000:])
+    page = Path("report.html").read_text(encoding="utf-8")
+    assert ">mine<" in page
+    assert ">sft<" in page
+    assert (
+        Path("exported/model.safetensors").stat().st_size < Path("runs/mine/student/model.safetensors").stat().st_size
+    )
