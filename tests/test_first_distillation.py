@@ -47,4 +47,4 @@ def test_every_command_of_the_page_runs(tmp_path, monkeypatch, capfd):
 
 
 def test_the_page_ends_with_pages_that_are_there():
-    assert {"methods.md", "recipes.md", "report.md"} <= set(re.findall(r"\]\((\w+\.md)\)", PAGE))
+    assert {"which_method.md", "recipes.md", "report.md"} <= set(re.findall(r"\]\((\w+\.md)\)", PAGE))

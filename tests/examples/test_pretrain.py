@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import pytest
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from examples.world_weights import pretrain
@@ -21,6 +22,7 @@ class Inline:
         pass
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_teacher_and_a_student_that_fit(tmp_path, monkeypatch):
     whole = pretrain.batches
     monkeypatch.setattr(pretrain, "batches", lambda stream, size, steps: whole(stream, 2, 2))
