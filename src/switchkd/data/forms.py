@@ -41,7 +41,7 @@ class Talk(NamedTuple):
     name: str
     turns: list[Any]
     #: id, image, images, system, kind, kinds, accepted, metric: where the row has them.
-    beside: Row
+    columns: Row
     #: Every other key.
     rest: Row
     #: A form that need not mark where pictures stand: they are before the first question then.
@@ -103,8 +103,8 @@ def read_form(raw: Row, columns: Mapping[str, str]) -> Talk:
 
 
 def _talk(raw: Row, form: str, name: str, turns: list[Any], read: set[Any]) -> Talk:
-    beside = {key: raw[key] for key in _BESIDE if key in raw}
-    return Talk(form, name, turns, beside, {key: value for key, value in raw.items() if key not in (*read, *beside)})
+    columns = {key: raw[key] for key in _BESIDE if key in raw}
+    return Talk(form, name, turns, columns, {key: value for key, value in raw.items() if key not in (*read, *columns)})
 
 
 def _given(value: Any) -> bool:

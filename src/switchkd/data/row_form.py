@@ -87,7 +87,7 @@ def canonical_row(raw: Any, root: Path, noted: Noted, columns: Mapping[str, str]
     if not isinstance(raw, dict):
         raise SampleError(f"a row must be an object, not {type(raw).__name__}")
     talk = read_form(raw, columns)
-    images = _image_list(talk.beside)
+    images = _image_list(talk.columns)
     inside = carries_images(talk.turns)
     if inside and images:
         raise SampleError("has pictures in its turns and others under `image` or `images`; keep one")
@@ -100,11 +100,11 @@ def canonical_row(raw: Any, root: Path, noted: Noted, columns: Mapping[str, str]
     places = [part for _, parts in turns for part in parts if part.text is None]
     images = [_image(place.image) for place in places] if inside else _in_order(images, places)
     messages = _with_system(
-        talk.beside.get("system"), [turn | {"content": [p.canonical for p in parts]} for turn, parts in turns]
+        talk.columns.get("system"), [turn | {"content": [p.canonical for p in parts]} for turn, parts in turns]
     )
-    kinds = _kinds(talk.beside, sum(message["role"] == "assistant" for message in messages))
-    accepted = _accepted(talk.beside.get("accepted"), len(kinds))
-    metric = talk.beside.get("metric")
+    kinds = _kinds(talk.columns, sum(message["role"] == "assistant" for message in messages))
+    accepted = _accepted(talk.columns.get("accepted"), len(kinds))
+    metric = talk.columns.get("metric")
     if metric is not None and not isinstance(metric, str):
         raise SampleError(f"`metric` must be the name of a metric, not {metric!a:.60}")
     _check_text(messages, [*kinds, *accepted, metric])
@@ -160,9 +160,9 @@ def _with_system(system: Any, messages: list[Row]) -> list[Row]:
     return [{"role": "system", "reasoning": None, "learned": False, "content": content}, *messages]
 
 
-def _image_list(beside: Row) -> list[Row]:
+def _image_list(columns: Row) -> list[Row]:
     """The images of a row: one or a list of what `_image` reads, under `image` or `images`."""
-    given = [beside[key] for key in ("image", "images") if beside.get(key) is not None and beside[key] != []]
+    given = [columns[key] for key in ("image", "images") if columns.get(key) is not None and columns[key] != []]
     if len(given) > 1:
         raise SampleError("has both `image` and `images`; keep one")
     value = given[0] if given else []

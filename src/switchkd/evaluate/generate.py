@@ -164,12 +164,12 @@ def answers(
         for name, tensor in reader(model, processor).prompts(samples).items()
     }
     config = greedy(model, max_new_tokens)
-    heard: dict[str, Any] = {}
+    streaming: dict[str, Any] = {}
     if listener is not None:
         config.max_new_tokens = min(max_new_tokens, _room(model, batch["input_ids"].shape[1]))
         if listener.temperature:
             config.update(do_sample=True, temperature=float(listener.temperature), top_k=0)
-        heard = {
+        streaming = {
             "streamer": listener.streamer,
             "stopping_criteria": StoppingCriteriaList([_Stopped(listener.stop)]),
         }
@@ -186,7 +186,9 @@ def answers(
     logits = _FiniteLogits()
     with _decoding_by(config, model):
         generate: Any = model.generate
-        sequences = generate(**batch, generation_config=config, logits_processor=LogitsProcessorList([logits]), **heard)
+        sequences = generate(
+            **batch, generation_config=config, logits_processor=LogitsProcessorList([logits]), **streaming
+        )
     new = sequences[:, batch["input_ids"].shape[1] :]
     if len(new) != len(samples):
         raise RuntimeError(f"{len(samples)} questions were asked and {len(new)} answers came back")
