@@ -61,6 +61,7 @@ def test_both_students_differ_in_the_method_alone(finished):
     assert asked[0] == asked[1]
 
 
+@pytest.mark.slow  # for one student, tests/test_distill.py does it
 def test_the_students_answer_where_switchkd_cannot_be_imported(finished):
     for folder in ("sft", "switch-kd"):
         image = finished / "data" / "images" / "test" / "00000.png"

@@ -3,10 +3,14 @@
 import jaxtyping
 import pytest
 import torch
+import typechecker
 
-from switchkd.methods import KD, AlignKD
+from switchkd.losses import forward_kl
+from switchkd.methods import KD, AlignKD, Method
 from switchkd.methods.llava_kd import LLaVAKD
+from switchkd.models import Pathway
 from switchkd.models.capture import Projected
+from switchkd.pairing.bridge import resample
 from switchkd.signals import AnswerLogits
 
 
@@ -27,5 +31,15 @@ def test_a_function_of_a_plain_module_is_checked():
     ids=["a shape", "two shapes", "a class", "a plain type", "a class of the same module"],
 )
 def test_a_function_whose_names_are_imported_for_type_checkers_is_checked(function, call):
-    with pytest.raises(jaxtyping.TypeCheckError, match=rf"checking the parameters of switchkd\.[\w.]*\.{function}\."):
+    with pytest.raises(typechecker.VIOLATIONS, match=rf"switchkd\.[\w.]*\.{function}\b"):
         call()
+
+
+JAXTYPING = jaxtyping.jaxtyped.__code__.co_filename
+
+
+def test_sizes_of_one_name_are_one_number_where_the_package_has_a_name_of_its_own_for_the_annotation():
+    """`FeatureGrid` and `Features` are such names: that of a function with them alone is a scope of sizes."""
+    for function in (forward_kl, resample, Pathway.see):
+        assert function.__code__.co_filename == JAXTYPING
+    assert Method.at.__code__.co_filename == typechecker.__file__

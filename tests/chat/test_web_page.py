@@ -163,6 +163,7 @@ def test_the_page_is_for_this_computer_and_reports_nothing_home(picture, monkeyp
         page.close()
 
 
+@pytest.mark.slow
 def test_uploads_lie_in_a_folder_of_this_process_alone():
     code = "from switchkd.chat import web_page; from gradio.utils import get_upload_folder; print(get_upload_folder())"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
@@ -274,7 +275,7 @@ sys.exit(cli.main(["chat", "one", "--web"]))
 
 KINDS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 #: Those of the normal suite.
-SHORT = {("loading", signal.SIGINT), ("answering", signal.SIGTERM)}
+SHORT = {("answering", signal.SIGTERM)}
 
 
 @pytest.mark.parametrize(

@@ -110,16 +110,25 @@ def settled(page, selector, texts):
     )
 
 
-@pytest.mark.parametrize("start", range(0, len(HOSTILE), 10))  # a page of all would take half a minute
-def test_hostile_names_answers_and_messages_stay_text(browser, serve, picture, caplog, start):
+#: What a page's models are called and say: in three members all payloads, one behind the other; in pages of ten, each by itself.
+TEXTS = {
+    "all at once": [" ".join(HOSTILE[kind::3]) for kind in range(3)],
+    **{str(start): HOSTILE[start : start + 10] for start in range(0, len(HOSTILE), 10)},
+}
+
+
+@pytest.mark.parametrize(
+    "texts", [pytest.param(name, marks=[] if name == "all at once" else pytest.mark.slow) for name in TEXTS]
+)
+def test_hostile_names_answers_and_messages_stay_text(browser, serve, picture, caplog, texts):
     kinds = (Pretender, Broken, Blind)
-    members = [kinds[number % 3](text, text) for number, text in enumerate(HOSTILE[start : start + 10])]
+    members = [kinds[number % 3](text, text) for number, text in enumerate(TEXTS[texts])]
     address = serve(members)
     with visit(browser, address) as seen:
-        if start == 0:  # a browser that draws slower than the answers come shows them all the same
+        if texts == "all at once":  # a browser that draws slower than the answers come shows them all the same
             seen.page.context.new_cdp_session(seen.page).send("Emulation.setCPUThrottlingRate", {"rate": 4})
         scripts = seen.page.evaluate("document.scripts.length")
-        ask(seen.page, picture, HOSTILE[start])
+        ask(seen.page, picture, TEXTS[texts][0])
         seen.page.get_by_text("one scale for all models").wait_for()
         settled(seen.page, ".answer textarea", ["" if isinstance(m, Broken) else m.text for m in members])
         settled(seen.page, ".answer label", [m.name for m in members])

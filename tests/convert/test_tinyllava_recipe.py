@@ -65,6 +65,7 @@ def test_every_stage_trains_its_parts_with_its_method(trained):
     assert all(torch.isfinite(torch.tensor(line["loss"])) for line in lines)
 
 
+@pytest.mark.slow
 def test_the_trained_student_goes_to_tinyllava(trained, tmp_path):
     names = ["--language", "Qwen/Qwen2.5-0.5B", "--vision", "google/siglip-so400m-patch14-384"]
     assert cli.main(["convert", str(trained / "run" / "student"), str(tmp_path / "tinyllava"), *names]) == 0

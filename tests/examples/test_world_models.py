@@ -79,6 +79,7 @@ def test_a_student_starts_from_the_shipped_weights_and_is_smaller(tmp_path):
     assert sum(t.numel() for t in student.values()) < 0.6 * sum(t.numel() for t in teacher.values())
 
 
+@pytest.mark.slow
 def test_the_student_loads_and_answers_where_switchkd_is_not_installed(tmp_path):
     write_student(tmp_path / "student")
     Image.new("RGB", (48, 48)).save(tmp_path / "picture.png")

@@ -170,7 +170,13 @@ def check_video(model: Any, own: Any, saved: Any) -> None:
     assert generates(model, asked)
 
 
-@pytest.mark.parametrize("name", CHECKPOINTS)
+#: Of the normal suite: with a template that writes no end, and with one that does, videos, and positions in three dimensions.
+SHORT = ("llava-1.5-7b-hf", "qwen2.5-vl-7b-instruct")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in SHORT else pytest.mark.slow) for name in CHECKPOINTS]
+)
 def test_rows_two_steps_and_the_saved_student_are_as_the_checkpoints_own_template_says(name, tmp_path):
     """One test for a checkpoint: to write it and to load its tokenizer is most of the time."""
     write_checkpoint(name, tmp_path / "student", depth=1, seed=1)

@@ -111,6 +111,7 @@ def test_code_that_would_run(tmp_path, figure, whole):
     )
 
 
+@pytest.mark.slow  # tests/report/test_report_in_browser.py does it in the normal suite
 @pytest.mark.browser
 def test_markup_in_a_report(browser, tmp_path, figure):
     """All payloads as questions, answers, kinds and names of models."""

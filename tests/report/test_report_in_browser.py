@@ -138,9 +138,8 @@ def test_hostile_texts_stay_texts(browser, tmp_path):
 
 
 def test_hostile_arms_of_a_study_stay_texts(browser, tmp_path):
-    arms = {
-        f"{number} {payload}".replace("\ud83d", ""): [40.0 + number, 50.0] for number, payload in enumerate(PAYLOADS)
-    }
+    texts = [" ".join([str(number), *PAYLOADS[number::24]]).replace("\ud83d", "") for number in range(24)]
+    arms = {text: [40.0 + number, 50.0] for number, text in enumerate(texts)}
     text = texts_of(3)
     page = write_page(
         gather([write_study(tmp_path, arms, texts=lambda name: name if name in arms else text(name))]),
