@@ -6,6 +6,7 @@ import pytest
 import torch
 from run_files import write_run
 from safetensors.torch import load_file
+from tiny_families import BUILDS, inputs_for, tiny
 from tiny_models import tiny_llava
 from transformers import AutoModelForImageTextToText
 
@@ -45,6 +46,21 @@ def test_of_a_part_with_adapters_the_adapters_are_widened():
     student.train_only(("language",))
     assert widen_learning(student) == ["language"]
     assert dtypes(student)["language"] == {(True, "float32"), (False, "float16")}
+
+
+@pytest.mark.parametrize("name", BUILDS)
+@pytest.mark.parametrize("learns", [("vision", "projector"), ("language",)], ids=["pictures", "text"])
+@pytest.mark.parametrize("bf16", [False, True], ids=["as they are", "autocast"])
+def test_parts_of_two_precisions_meet_in_every_family(name, learns, bf16):
+    """As in a run with adapters, or in a stage that trains some parts, of a student whose file is bfloat16."""
+    student, inputs = Pathway(tiny(name).to(torch.bfloat16)), inputs_for(name)
+    student.train_only(learns)
+    widen_learning(student)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        hidden = student.say(student.see(inputs), inputs)
+    hidden.float().sum().backward()
+    found = {p.grad.dtype for part in learns for p in student.part_parameters(part).values() if p.grad is not None}
+    assert found == {torch.float32}
 
 
 def test_wider_weights_stay_as_wide():

@@ -6,8 +6,9 @@ from torch import Tensor
 from switchkd.models import Pathway
 
 HALF = (torch.bfloat16, torch.float16)
-#: Parts that meet without a change of precision in between; what enters the language model is brought to its precision.
+#: Parts that meet without a change of precision in between; in most families what enters the language model is brought to its precision.
 _TOGETHER = (("vision", "projector"), ("language",))
+_ALL_TOGETHER = (("vision", "projector", "language"),)
 
 
 def widen_learning(student: Pathway) -> list[str]:
@@ -21,7 +22,7 @@ def widen_learning(student: Pathway) -> list[str]:
         The parts that were widened.
     """
     widened: list[str] = []
-    for parts in _TOGETHER:
+    for parts in _ALL_TOGETHER if student.family.one_precision else _TOGETHER:
         parameters = {name: p for part in parts for name, p in student.part_parameters(part).items()}
         learning = {name: p for name, p in parameters.items() if p.requires_grad}
         tensors: list[Tensor] = list(learning.values())

@@ -98,6 +98,8 @@ class Family(ABC):
     one_tensor: ClassVar[bool] = False
     #: Whether padding on the right must be masked, because other tokens would see it.
     padding_mask: ClassVar[bool] = False
+    #: Whether all parts must have one precision: images are brought to that of the vision encoder, in which the text then has to be.
+    one_precision: ClassVar[bool] = False
     #: Class names of the processors that serve the family.
     processors: ClassVar[tuple[str, ...]] = ()
     #: What stands for an image in a text, where a chat template takes texts alone; `<image>` is the image token.

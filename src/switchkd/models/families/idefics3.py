@@ -56,7 +56,8 @@ class Idefics3(Family):
 
 
 class SmolVLM(Idefics3):
-    """As Idefics3."""
+    """As Idefics3, but that images meet the text in the precision of the vision encoder."""
 
     model_type = "smolvlm"
+    one_precision = True
     processors = ("SmolVLMProcessor",)
