@@ -8,6 +8,7 @@ from typing import Any, overload
 
 from transformers import PreTrainedModel, ProcessorMixin
 
+from switchkd.agree import on_main
 from switchkd.console import say
 from switchkd.data.sources import Data
 from switchkd.doctor import examine_stage
@@ -22,7 +23,6 @@ from switchkd.recipe.packages import check_packages
 from switchkd.recipe.schema import Data as Rows
 from switchkd.recipe.schema import Evaluate, Recipe, Student, Teacher, build_recipe
 from switchkd.results.metrics import parse_metrics
-from switchkd.train.agree import on_main
 from switchkd.train.model_card import add_results
 from switchkd.train.output import open_output
 from switchkd.train.run import save_result, train_stage

@@ -5,6 +5,7 @@ import os
 import pickle
 import shutil
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from switchkd.train import checkpoint
 from switchkd.train.origin import ORIGIN, check_origin
 from switchkd.train.run import train_stage
 from switchkd.train.stop import StopAtStepEnd
-from switchkd.train.trainer import LOG
+from switchkd.train.trainer import LOG, DistillationTrainer
 
 FILES = ("trainer_state.json", "config.json", "model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth")
 
@@ -133,11 +134,44 @@ def test_a_link_out_of_the_checkpoint_is_damage(tmp_path):
     assert find_damage(folder) == "config.json is a link out of the folder"
 
 
+def test_the_last_checkpoint_of_a_stage_has_nothing_that_only_a_further_step_needs(tmp_path):
+    make_trainer(tmp_path, method=SFT(), steps=2, save_strategy="steps", save_steps=1).train()
+    first, last = ({path.name for path in (tmp_path / f"checkpoint-{step}").iterdir()} for step in (1, 2))
+    assert first - last == {"optimizer.pt", "scheduler.pt", "rng_state.pth"}
+    assert last < first
+    assert checkpoint.latest(tmp_path) == tmp_path / "checkpoint-2"
+    (tmp_path / "checkpoint-1" / "optimizer.pt").unlink()
+    write_manifest(tmp_path / "checkpoint-1")
+    assert checkpoint.damaged(tmp_path / "checkpoint-1") == "it has no *optim*, which resuming needs"
+
+
+def test_a_finished_stage_is_known_by_its_last_checkpoint_and_takes_no_more_steps(tmp_path, monkeypatch):
+    opened = open_tiny(tmp_path, method=SFT())
+    for who in ("student", "teacher"):
+        getattr(opened.run, who).model.save_pretrained(tmp_path / who)
+    train_stage(opened)
+    learned = {name: p.detach().clone() for name, p in opened.run.student.named_parameters()}
+    again = open_tiny(tmp_path, method=SFT())
+    monkeypatch.setattr(DistillationTrainer, "train", None)
+    train_stage(again)
+    assert all(torch.equal(p, learned[name]) for name, p in again.run.student.named_parameters())
+    with pytest.raises(
+        ValueError, match=r"checkpoint-2 ended a stage of 2 steps and has no \*optim\*.* now the stage has 3"
+    ):
+        train_stage(replace(again, stage=replace(again.stage, max_steps=3)))
+
+
+def test_a_longer_stage_goes_on_from_the_newest_checkpoint_that_it_can(tmp_path, caplog):
+    make_trainer(tmp_path, method=SFT(), steps=3, save_strategy="steps", save_steps=1).train()
+    assert checkpoint.point_to_go_on_from(tmp_path, 4) == tmp_path / "checkpoint-2"
+    assert "checkpoint-3 ended a stage of 3 steps, without optimizer: going on from step 2" in caplog.text
+
+
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):
     """Three steps, of which the checkpoint of the second is left."""
     output = tmp_path_factory.mktemp("stopped")
-    make_trainer(output, method=SFT(), steps=2, save_strategy="steps", save_steps=2).train()
+    make_trainer(output, method=SFT(), steps=3, save_strategy="steps", save_steps=2).train()
     return output / "checkpoint-2"
 
 
@@ -284,7 +318,7 @@ def test_a_disk_that_takes_no_more_is_named_and_no_half_checkpoint_stays(tmp_pat
             "[enforce fail at inline_container.cc:820] . PytorchStreamWriter failed writing file\nframe #0"
         )
 
-    trainer = make_trainer(tmp_path, method=SFT(), steps=2, save_strategy="steps", save_steps=1)
+    trainer = make_trainer(tmp_path, method=SFT(), steps=3, save_strategy="steps", save_steps=1)
     saved = torch.save
     monkeypatch.setattr(
         torch, "save", lambda *args, **how: (full if trainer.state.global_step == 2 else saved)(*args, **how)

@@ -11,12 +11,19 @@ from run_files import write_model
 from safetensors.torch import load_file
 
 from switchkd import manifest
+from switchkd.data.processor_files import save_processor
 from switchkd.manifest import find_damage, read_manifest
 from switchkd.train import checkpoint, run
 from switchkd.train.run import save_result
 from switchkd.train.stage import StageContext
 
-_STATE = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth", "log.json", "origin.json")
+#: What serves resuming, of one process, of several, of FSDP and of DeepSpeed.
+_STATE = (
+    "trainer_state.json", "training_args.bin", "optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth", "rng_state_1.pth",
+    "log.json", "origin.json", "lora.safetensors", "bridge.safetensors", "learned.safetensors",
+    "optimizer.bin", "optimizer_0/__0_0.distcp", "optimizer_0/.metadata", "pytorch_model_fsdp.bin",
+    "pytorch_model_fsdp_0/__0_0.distcp", "global_step6/bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt", "latest", "zero_to_fp32.py",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -27,6 +34,7 @@ def finished(tmp_path):
     staged = stage / ".saving" / "checkpoint-6"
     write_model(staged, seed=1)
     for name in (*_STATE, "README.md"):
+        (staged / name).parent.mkdir(exist_ok=True)
         (staged / name).write_text(name)
     checkpoint.publish(stage, 6)
     return stage
@@ -55,14 +63,24 @@ def save(opened: StageContext, stage: Path, dtype: torch.dtype) -> Path:
 def test_weights_of_the_finished_student_are_hashed_once_in_the_checkpoint(opened, finished, counted):
     student = save(opened, finished, torch.float32)
     assert find_damage(student, lambda name: name != "README.md") is None
-    counted.hashed = [path for path in counted.hashed if path.suffix == ".safetensors"]
+    counted.hashed = [path for path in counted.hashed if path.name == "model.safetensors"]
     names = [path.parent.name for path in counted.hashed]
     assert names == [
         "checkpoint-6",
         "student",
     ]  # whether it is sound, and `find_damage` above: not to write the manifest
-    assert not set(_STATE) & {path.name for path in student.iterdir()}
     assert (student / "README.md").read_text() == "README.md"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_student_is_its_model_its_processor_and_its_card(opened, finished, dtype):
+    """Whatever else a checkpoint holds, of whatever way to share the work."""
+    student = save(opened, finished, dtype)
+    opened.run.student.model.save_pretrained(finished / "expected")
+    save_processor(opened.run.processor, finished / "expected")
+    expected = {path.name for path in (finished / "expected").iterdir()}
+    found = {path.relative_to(student).as_posix() for path in student.rglob("*")}
+    assert found == {*expected, "README.md", "manifest.json"}
 
 
 def test_a_student_in_half_precision_is_not_copied_first(opened, finished, counted):

@@ -285,8 +285,8 @@ def test_checkpoints_hold_the_student_only(tmp_path):
     folder = tmp_path / "checkpoint-1"
     files = {file.name for file in folder.iterdir()}
     assert files == {
-        "README.md", "config.json", "generation_config.json", "log.json", "manifest.json", "model.safetensors", "optimizer.pt",
-        "processor_config.json", "rng_state.pth", "scheduler.pt", "trainer_state.json",
+        "README.md", "config.json", "generation_config.json", "log.json", "manifest.json", "model.safetensors",
+        "processor_config.json", "trainer_state.json",
     }  # fmt: skip
     student = sum(p.numel() for p in trainer.pair.student.parameters())
     assert sum(tensor.numel() for tensor in load_file(folder / "model.safetensors").values()) == student

@@ -1,5 +1,6 @@
 """Checkpoints: the student alone, as plain Hugging Face files; complete or not there at all."""
 
+import json
 import logging
 import os
 import pickle
@@ -28,8 +29,13 @@ _ASIDE = "passed-over-"
 _LORA = "lora.safetensors"
 #: What learns with the student (`Pair.auxiliary_modules`) → its file in a checkpoint.
 AUXILIARY = {"bridge": "bridge.safetensors", "learned": "learned.safetensors"}
-#: What resuming needs, whatever it is sharded by.
-_NEEDED = ("trainer_state.json", "config.json", "*.safetensors", "*optim*", "*scheduler*", "rng_state*")
+#: The model card of a checkpoint.
+CARD = "README.md"
+_STATE = "trainer_state.json"
+#: What every checkpoint needs.
+_NEEDED = (_STATE, "config.json", "*.safetensors")
+#: What taking a further step needs besides, whatever it is sharded by: the last checkpoint of a stage has none of it.
+_TO_GO_ON = ("*optim*", "*scheduler*", "rng_state*")
 _NAME = re.compile(r"checkpoint-(\d+)")
 _log = logging.getLogger(__name__)
 
@@ -66,7 +72,7 @@ def save_student(
     else:
         student.model.save_pretrained(directory, state_dict=state)
     save_processor(processor, directory)
-    (directory / "README.md").write_text(card, encoding="utf-8")
+    (directory / CARD).write_text(card, encoding="utf-8")
 
 
 def load_student(student: Pathway, directory: str | Path) -> None:
@@ -194,13 +200,55 @@ def latest(run: str | Path) -> Path | None:
     return None
 
 
+def point_to_go_on_from(run: str | Path, steps: int) -> Path:
+    """The newest sound checkpoint that a stage of so many steps can be taken up from. Its last one may be that of a shorter stage.
+
+    Raises:
+        ValueError: if none has what a further step needs.
+    """
+    sound = [(step, path) for step, path in _numbered(run) if damaged(path) is None]
+    last, newest = sound[0]
+    for step, path in sound:
+        if not _lacking(path, _TO_GO_ON):
+            if step < last:
+                _log.warning(
+                    "%s ended a stage of %d steps, without optimizer: going on from step %d", newest, last, step
+                )
+            return path
+    raise ValueError(
+        f"{newest} ended a stage of {last} steps and has no {_lacking(newest, _TO_GO_ON)[0]}, which further steps need, and now the stage "
+        f"has {steps}. Put back the rows and the number of processes of then, or train on from this student: choose another "
+        f"--train.output, with --student.path {newest}"
+    )
+
+
 def damaged(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     if damage := find_damage(path):
         return damage
-    names = read_manifest(path)
-    lacking = [pattern for pattern in _NEEDED if not any(fnmatch(name, pattern) for name in names)]
+    lacking = _lacking(path, _NEEDED) or ([] if _ends_its_stage(path) else _lacking(path, _TO_GO_ON))
     return f"it has no {lacking[0]}, which resuming needs" if lacking else None
+
+
+def _lacking(path: Path, patterns: tuple[str, ...]) -> list[str]:
+    """The patterns that no name in the manifest of a checkpoint fits."""
+    names = read_manifest(path)
+    return [pattern for pattern in patterns if not any(fnmatch(name, pattern) for name in names)]
+
+
+def _ends_its_stage(path: Path) -> bool:
+    """Whether a checkpoint, whose files are sound, was saved after the last step of its stage."""
+    try:
+        state = json.loads((path / _STATE).read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return isinstance(state, dict) and state["global_step"] >= state["max_steps"]
+
+
+def steps_taken(path: Path) -> int:
+    """The step after which a checkpoint was saved."""
+    taken: int = json.loads((path / _STATE).read_text(encoding="utf-8"))["global_step"]
+    return taken
 
 
 @contextmanager

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from filelock import Timeout
 
+from switchkd.agree import on_main
 from switchkd.lock import Lock
 from switchkd.models.run_folder import RECIPE, STUDENT
 from switchkd.recipe.schema import Recipe, load_recipe, save_recipe
-from switchkd.train.agree import on_main
 
 _LOCK = ".lock"
 _log = logging.getLogger(__name__)

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import os
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,19 @@ from transformers import (
     TrainingArguments,
 )
 
+from switchkd.agree import on_main
 from switchkd.console import say
+from switchkd.data.processor_files import save_processor
 from switchkd.files import copy_file, naming_full_disks, replace_folder, write_together
 from switchkd.interrupts import caught
-from switchkd.manifest import MANIFEST, read_manifest, write_manifest
+from switchkd.manifest import read_manifest, write_manifest
 from switchkd.models.layers import compile_layers
 from switchkd.models.run_folder import STUDENT
 from switchkd.processes import processes
 from switchkd.recipe.schema import data_names, recipe_to_dict
 from switchkd.recipe.trainer_arguments import UPLOAD
 from switchkd.train import checkpoint
-from switchkd.train.agree import on_main
+from switchkd.train.checkpoint import CARD
 from switchkd.train.launch import check_accelerator
 from switchkd.train.model_card import model_card
 from switchkd.train.origin import ORIGIN, check_origin, origin_of
@@ -37,7 +40,7 @@ from switchkd.train.precision import HALF
 from switchkd.train.progress import Progress
 from switchkd.train.stage import StageContext, total_steps
 from switchkd.train.stop import StopAtStepEnd
-from switchkd.train.trainer import LOG, DistillationTrainer
+from switchkd.train.trainer import DistillationTrainer
 from switchkd.train.what_ran import headline, what_ran
 
 _log = logging.getLogger(__name__)
@@ -89,8 +92,11 @@ def train_stage(context: StageContext, *, accept_changes: bool = False) -> None:
     trainer.remove_callback(ProgressCallback)
     newest = on_main(lambda: checkpoint.resume_point(context.directory))
     if newest is not None:
-        done = json.loads((newest / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
+        done = checkpoint.steps_taken(newest)
         check_origin(newest, origin, finished=done >= steps, accept_changes=accept_changes)
+        if done < steps:
+            newest = on_main(lambda: checkpoint.point_to_go_on_from(context.directory, steps))
+            done = checkpoint.steps_taken(newest)
         _log.info("stage %s: resuming from %s, step %d of %d", context.stage.name, newest, done, steps)
         if done >= steps:
             checkpoint.load_student(context.run.student, newest)
@@ -153,38 +159,27 @@ def save_result(context: StageContext, output: Path) -> Path:
         assert newest is not None, "a finished stage has a checkpoint"
         sums, narrowed = read_manifest(newest), dtype in HALF
         with replace_folder(target) as folder:
-            copied = [name for name in sums if _is_students(name) and not (narrowed and ".safetensors" in name)]
+            save_processor(context.run.processor, folder)
+            copied = [name for name in sums if _is_students(name) and not (narrowed and name != CARD)]
             for name in copied:
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 copy_file(newest / name, folder / name)
             if narrowed:
                 narrow: Any = AutoModelForImageTextToText.from_pretrained(newest, dtype=dtype, use_safetensors=True)
                 narrow.save_pretrained(folder)
-                copied = [name for name in copied if "config" not in name]  # written anew
             # the results are added to the card
-            write_manifest(folder, without=("README.md",), known={name: sums[name] for name in copied})
+            write_manifest(folder, without=(CARD,), known={name: sums[name] for name in copied})
 
     on_main(save)
     return target
 
 
 def _is_students(name: str) -> bool:
-    """Whether a file of a checkpoint is the student's, and does not serve resuming only."""
-    return name not in _TRAINING_STATE and not name.startswith("rng_state")
+    """Whether a file of a checkpoint is the model's or its card, and does not serve resuming only."""
+    return any(fnmatch(name, pattern) for pattern in _STUDENT)
 
 
-#: Files of a checkpoint that serve resuming only.
-_TRAINING_STATE = {
-    "optimizer.pt",
-    "scheduler.pt",
-    "trainer_state.json",
-    "scaler.pt",
-    "lora.safetensors",
-    *checkpoint.AUXILIARY.values(),
-    MANIFEST,
-    LOG,
-    ORIGIN,
-}
+#: What of a checkpoint is in the finished student; its processor is written anew.
+_STUDENT = (CARD, "config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json")
 
 
 def _card(context: StageContext, ran: dict[str, str]) -> str:

@@ -7,8 +7,8 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from switchkd.agree import over_hosts
 from switchkd.interrupts import Interrupted
-from switchkd.train.agree import over_hosts
 
 #: How long a worker of the data loader outlives a SIGTERM to the whole process group: the step needs its rows.
 _WORKER_SECONDS = 60

@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from transformers import ProcessorMixin, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from switchkd.agree import over_hosts
 from switchkd.batch import Batch, named
 from switchkd.files import cannot_write
 from switchkd.losses import SummedLoss
 from switchkd.losses.checks import NotFiniteError
 from switchkd.train import checkpoint
-from switchkd.train.agree import over_hosts
 from switchkd.train.finite_trainer import FiniteTrainer
 from switchkd.train.parts import set_rates
 from switchkd.train.sampler import FilledUp, FillersLast, LengthGroupedSampler, WithoutFillers
@@ -324,10 +324,12 @@ class DistillationTrainer(FiniteTrainer):
             checkpoint.clear_staging(run)
         self.accelerator.wait_for_everyone()
         self._staging, self.args.save_total_limit = checkpoint.staging(run), None
+        # nobody takes a further step from the last one: its optimizer, schedule and random generators are not kept
+        self.args.save_only_model = self.state.global_step >= self.state.max_steps
         try:
             super()._save_checkpoint(model, trial)
         finally:
-            self._staging, self.args.save_total_limit = None, limit
+            self._staging, self.args.save_total_limit, self.args.save_only_model = None, limit, False
         log = json.dumps(self._summed_up())
         if self.args.should_save:
             staged = Path(checkpoint.staging(run)) / f"checkpoint-{self.state.global_step}"

@@ -28,6 +28,30 @@ def on_main(work: Callable[[], _T]) -> _T:
     return result
 
 
+def in_every_process(work: Callable[[], _T]) -> list[_T]:
+    """What `work` returns in each process, in their order, in every one of them.
+
+    What it raises in any of them is raised in all: a process that went on alone would wait for ever.
+    """
+    outcome: tuple[Any, Exception | None]
+    try:
+        outcome = work(), None
+    except Exception as error:
+        if processes().num_processes == 1:
+            raise
+        outcome = None, error
+    outcomes = [outcome]
+    if processes().num_processes > 1:
+        outcomes *= processes().num_processes
+        distributed.all_gather_object(outcomes, outcome, group=_hosts())
+    if outcome[1] is not None:
+        raise outcome[1]
+    for _, error in outcomes:
+        if error is not None:
+            raise error
+    return [result for result, _ in outcomes]
+
+
 def over_hosts(numbers: list[int], operation: Literal["sum", "max"]) -> list[int]:
     """Of each of these numbers the sum, or the largest, of all processes: they go from host to host, and no GPU is waited for."""
     if processes().num_processes == 1:
