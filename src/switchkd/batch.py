@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
@@ -65,6 +66,9 @@ class Aligned(NamedTuple):
     reader: Int[Tensor, " compared"] | None
     #: The answer tokens as columns of what is compared.
     targets: Int[Tensor, " compared"]
+    #: `student` on the host, wherever the tensors go: chunks of answers are cut by it without waiting for a GPU. None for all of them, and
+    #: where nobody has made it.
+    places: Int[np.ndarray, " compared"] | None = None
 
 
 _NO_FIRST_WORDS: dict[str, Aligned] = {}

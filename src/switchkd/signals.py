@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -85,6 +86,8 @@ class Compared:
     answers: Int[Tensor, " compared"] | None = None
     #: The student's ids for the columns; None where they are the first ones.
     ids: Int[Tensor, " vocab"] | None = None
+    #: `answers` on the host, where the collator made it (`Aligned.places`).
+    places: Int[np.ndarray, " compared"] | None = None
     #: Further answers, over other ids: one model's token has a space before the word that the other's has not; None without any.
     first_words: "Compared | None" = None
 
@@ -168,9 +171,12 @@ class Signals:
         ]  # no look at values
         # those of `one` are all among the others: what they are there is how many others stand before them
         answers = None if one.answers is None else (~is_first).cumsum(0)[one.answers] - 1
+        places = None
+        if one.places is not None and first.places is not None:
+            places = one.places - np.searchsorted(first.places, one.places)
         return (
-            self._at(others, {name: replace(one, answers=answers, first_words=None)}),
-            self._at(first.answers, {name: replace(first, answers=None)}),
+            self._at(others, {name: replace(one, answers=answers, places=places, first_words=None)}),
+            self._at(first.answers, {name: replace(first, answers=None, places=None)}),
         )
 
     def _at(self, answers: Int[Tensor, " n"], compared: "Mapping[str, Compared]") -> "Signals":

@@ -53,6 +53,8 @@ def test_an_answer_of_one_word_is_compared_to_its_last_token(name, turned):
     aligned = batch.first_words[TEACHER]
     assert aligned.student.tolist() == [0, 2, 7]  # of "A", "A cat." and "Yes."
     assert set(aligned.student.tolist()).isdisjoint(batch.shared[TEACHER].student.tolist())
+    for both in (aligned, batch.shared[TEACHER]):
+        assert both.places.tolist() == both.student.tolist()
     text = [token_bytes(processor.tokenizer) for processor in (student, teacher)]
     for column, first, second in zip(
         aligned.targets.tolist(),
@@ -110,7 +112,7 @@ def with_first_words(x, method=DEFAULT):
     def compared(answers, ids, head, **more):
         teacher, switch = (FromHidden(h[answers], head, len(ids)) for h in (x.teacher, x.switch))
         switch = switch if "switch" in method.needs else None
-        return Compared(teacher, len(ids), answers % len(ids), switch, answers, ids, **more)
+        return Compared(teacher, len(ids), answers % len(ids), switch, answers, ids, answers.numpy(), **more)
 
     one = compared(ORDINARY, SHARED, head, first_words=compared(FIRSTS, FIRST, other))
     student = FromHidden(x.student, Head(x.weight, x.bias, x.softcap))
@@ -119,6 +121,18 @@ def with_first_words(x, method=DEFAULT):
 
 METHODS = [SwitchKD(window=16), SwitchKD(switch=0, window=None), SwitchKD(top_k=4), KD(beta=0.5), BiLD(), LLaVAMoD()]
 LOSSES = [by_autograd(m) for m in METHODS] + [analytic(m) for m in METHODS if isinstance(m, SwitchKD)]
+
+
+def test_the_places_of_answers_are_known_on_the_host_in_both_parts():
+    whole = with_first_words(inputs())
+    ordinary, first = whole.parts()
+    (one,) = ordinary.compared.values()
+    assert one.places.tolist() == one.answers.tolist() == [0, 2, 6, 7]
+    (other,) = first.compared.values()
+    assert (other.places, other.answers) == (None, None)
+    (unknown,) = with_first_words(inputs()).compared.values()
+    (other_part, _) = replace(whole, compared={TEACHER: replace(unknown, places=None)}).parts()
+    assert other_part.compared[TEACHER].places is None
 
 
 @pytest.mark.parametrize("number", range(len(LOSSES)))

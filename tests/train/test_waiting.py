@@ -3,11 +3,14 @@
 import json
 import re
 
+import numpy as np
 import pytest
 import torch
 from steps import collate, make_trainer, rows
 from waits import Waits
 
+from switchkd.batch import TEACHER, Aligned
+from switchkd.losses import fused_loss
 from switchkd.methods import METHODS, SFT
 from switchkd.train import finite_watch
 from switchkd.train.finite_watch import FiniteWatch
@@ -108,6 +111,23 @@ def test_no_method_makes_the_loss_wait(tmp_path, gpu, name):
     with Waits() as waits:
         trainer.step._sum(trainer.step.method, signals)
     assert waits.found == []
+
+
+def test_no_answer_that_is_left_out_makes_the_loss_wait(tmp_path, gpu):
+    """With a teacher of another tokenizer some answers are not compared, and chunks are cut by their places."""
+    trainer = trainer_on_gpu(tmp_path, batch_size=2)
+    batch = collate(rows(2))
+    (aligned,) = batch.shared.values()
+    places = np.arange(len(aligned.targets))[1::2]
+    chosen = torch.from_numpy(places)
+    apart = Aligned(chosen, chosen, aligned.targets[chosen], places)
+    gpu()
+    for known in (True, False):
+        shared = {TEACHER: apart if known else apart._replace(places=None)}
+        signals = trainer.pair(batch._replace(shared=shared).to("cpu"))
+        with Waits() as waits:
+            fused_loss(trainer.step.method.chunk_loss(), signals, chunk=3)
+        assert bool(waits.found) is not known
 
 
 def test_batches_come_from_the_loader_as_they_were_collated(tmp_path):

@@ -149,7 +149,9 @@ def _aligned(readings: list[Reading], *, first_words: bool) -> Aligned:
         answers += len(reading.student.answers)
         reader_answers += len((reading.teacher or reading.student).answers)
     targets = torch.tensor(columns, dtype=torch.long)
-    return Aligned(_places(student, answers), _places(teacher, reader_answers), targets)
+    places = _places(student, answers)
+    on_host = None if places is None else places.numpy().copy()
+    return Aligned(places, _places(teacher, reader_answers), targets, on_host)
 
 
 def _places(places: list[int], answers: int) -> torch.Tensor | None:

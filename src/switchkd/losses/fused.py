@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -287,9 +288,8 @@ class _Part:
         starts = list(range(0, max(len(self.targets), 1), self.chunk))
         if compared.answers is None:
             return [slice(start, start + self.chunk) for start in starts]
-        bounds = torch.searchsorted(
-            compared.answers, compared.answers.new_tensor([*starts, starts[-1] + self.chunk])
-        ).tolist()
+        places = compared.answers.cpu().numpy() if compared.places is None else compared.places
+        bounds = np.searchsorted(places, [*starts, starts[-1] + self.chunk]).tolist()
         return list(map(slice, bounds, bounds[1:]))
 
 

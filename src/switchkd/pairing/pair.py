@@ -157,7 +157,15 @@ class Pair(nn.Module):
         both = [None if hidden is None else _chosen(hidden, aligned.reader) for hidden in (teacher, switch)]
         signals = [None if hidden is None else FromHidden(hidden, head, vocabulary.size) for hidden in both]
         assert signals[0] is not None
-        return Compared(signals[0], vocabulary.size, aligned.targets, signals[1], aligned.student, vocabulary.ids)
+        return Compared(
+            signals[0],
+            vocabulary.size,
+            aligned.targets,
+            signals[1],
+            aligned.student,
+            vocabulary.ids,
+            aligned.places,
+        )
 
     # ---- the bridge
 

@@ -101,7 +101,7 @@ def estimate(
     )  # what is made there by itself needs no look at every call
     with FakeTensorMode(allow_non_fake_inputs=True), Live() as live, there:
         step = _step(recipe, stage, *(_imagine(pathway) for pathway in pathways))
-        batch = _largest(recipe, stage, step.pair) if batch is None else batch
+        batch = largest_batch(recipe, stage, step.pair) if batch is None else batch
         batch = batch._replace(
             first_words={}
         )  # the pair that is measured compares the first rows of both heads and no others
@@ -260,7 +260,7 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def _largest(recipe: Recipe, stage: ResolvedStage, pair: Pair) -> Batch:
+def largest_batch(recipe: Recipe, stage: ResolvedStage, pair: Pair) -> Batch:
     """The largest batch of a device: blank images, and answers wherever there is room."""
     rows = stage.per_device_train_batch_size
     student = _inputs(pair.student, rows, recipe.data.max_length)
@@ -270,7 +270,9 @@ def _largest(recipe: Recipe, stage: ResolvedStage, pair: Pair) -> Batch:
         places = None
         if pair.separate_inputs:  # as many as both have
             places = _real(lambda: torch.arange(min(len(student.targets), len(readers[TEACHER].targets))))
-        shared[TEACHER] = Aligned(places, places, student.targets if places is None else student.targets[: len(places)])
+        targets = student.targets if places is None else student.targets[: len(places)]
+        on_host = None if places is None else _real(places.numpy)
+        shared[TEACHER] = Aligned(places, places, targets, on_host)
     return Batch(tuple(f"{row}@" for row in range(rows)), student, readers, shared)
 
 
