@@ -3,18 +3,26 @@
 import importlib.util
 import logging
 import sys
-from types import ModuleType
+from types import FunctionType, MethodType, ModuleType
 
 import pytest
 import torch
+from tiny_families import inputs_for, tiny
 from tiny_models import tiny_llava
 from transformers import Qwen2Config, Qwen2Model
 from transformers.models.qwen2 import modeling_qwen2
 
 from switchkd.models import Pathway
-from switchkd.models.liger import use_kernels
+from switchkd.models.liger import has_kernels, use_kernels
 
 IDS = torch.arange(6)[None]
+
+
+def bind(norm, eps, kind):
+    """As Liger does: a forward of one module, and of no class."""
+    plain = norm.forward
+    norm.forward = MethodType(lambda self, x: plain(x), norm)
+    norm.variance_epsilon, norm.kind = eps, kind
 
 
 class Norm(modeling_qwen2.Qwen2RMSNorm):
@@ -42,6 +50,8 @@ def liger(monkeypatch):
     patches = ModuleType("liger_kernel.transformers.monkey_patch")
     patches.MODEL_TYPE_TO_APPLY_LIGER_FN = {"qwen2": None}
     patches._apply_liger_kernel_to_instance = apply
+    patches._patch_layer_norm_module = lambda norm, eps: bind(norm, eps, "layer norm")
+    patches._patch_rms_norm_module = lambda norm: bind(norm, norm.variance_epsilon, "rms norm")
     for name in ("liger_kernel", "liger_kernel.transformers"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     monkeypatch.setitem(sys.modules, patches.__name__, patches)
@@ -96,7 +106,10 @@ def test_narrow_heads_keep_their_rotary_embeddings(liger, caplog):
         use_kernels(pathway, "auto")
     (((_, layers),), turned) = liger
     assert layers["rope"] is False
-    assert caplog.messages == ["norms and SwiGLU (its heads are too narrow for rotary) of qwen2 are Liger's"]
+    assert caplog.messages == [
+        "norms and SwiGLU (its heads are too narrow for rotary) of qwen2 are Liger's",
+        "norms of the vision encoder siglip_vision_model are torch's: the narrowest is 32 wide, and 64 is the least",
+    ]
     language_of(pathway)(IDS)
     assert turned == []
 
@@ -136,3 +149,35 @@ def test_without_a_gpu_it_is_refused_and_auto_is_silent(caplog):
     with caplog.at_level(logging.INFO, "switchkd"):
         use_kernels(Pathway(tiny_llava()), "auto")
     assert caplog.messages == []
+
+
+@pytest.mark.parametrize(("name", "kind"), [("llava-siglip-qwen2", "layer norm"), ("qwen2_5_vl", "rms norm")])
+def test_the_norms_of_a_vision_encoder_are_ligers_and_those_of_other_models_are_not(
+    liger, monkeypatch, caplog, name, kind
+):
+    monkeypatch.setattr("switchkd.models.liger.LEAST_WIDTH", 2)
+    monkeypatch.setattr("switchkd.models.liger._why_not", lambda *_: None)
+    monkeypatch.setattr("switchkd.models.liger._patch", lambda model, rotary: None)
+    other, pathway = Pathway(tiny(name)), Pathway(tiny(name))
+    pixels = inputs_for(name)
+    expected = other.see(pixels)
+    with caplog.at_level(logging.INFO, "switchkd"):
+        use_kernels(pathway, "auto")
+    kinds = [vars(module).get("kind") for part in pathway.part("vision") for module in part.modules()]
+    assert kinds.count(kind) >= 6
+    assert f"are Liger's ({kinds.count(kind)} of them), its GELU is torch's" in caplog.text
+    assert not any("kind" in vars(module) for module in other.model.modules())
+    outside = [module for part in ("projector", "language") for top in pathway.part(part) for module in top.modules()]
+    assert not any("kind" in vars(module) for module in outside)
+    assert torch.equal(pathway.see(pixels), expected)
+
+
+def test_a_model_with_kernels_is_known():
+    pathway = Pathway(tiny_llava())
+    assert not has_kernels(pathway.model)
+    forward = FunctionType(
+        (lambda self, x: x).__code__, {"__name__": "liger_kernel.transformers.layer_norm"}, "forward"
+    )
+    norm = pathway.model.model.language_model.norm
+    norm.forward = MethodType(forward, norm)
+    assert has_kernels(pathway.model)

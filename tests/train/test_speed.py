@@ -1,6 +1,7 @@
 """What is said of the speed of a stage: tokens, operations, and what part of a card's peak they are."""
 
 import logging
+import re
 import time
 
 import pytest
@@ -8,9 +9,11 @@ import torch
 from steps import make_trainer, rows
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from switchkd.methods import SFT
 from switchkd.train import peak
+from switchkd.train.compile_time import CompileTime
 from switchkd.train.operations import CountOperations
 from switchkd.train.peak import Peak, find_peak, published_tflops, tflops_of_products
 from switchkd.train.speed import Speed
@@ -136,3 +139,19 @@ def test_the_first_micro_batch_alone_is_counted_whatever_is_computed_again(tmp_p
     assert [line.endswith(" TFLOP/s") for line in lines] == [True, True]
     first, again = (counted.total for counted in begun)
     assert first == again > 0
+
+
+def test_compiling_is_said_of_the_step_that_it_takes_and_of_no_other(capsys):
+    class Layer(nn.Module):  # torch leaves its own as they are
+        def forward(self, x):
+            return 2 * x
+
+    callback, layer = CompileTime(), Layer()
+    layer.compile(backend="eager")
+    for step, rows_ in ((1, 2), (2, 2)):
+        layer(torch.ones(rows_, 3))
+        state = TrainerState(global_step=step, is_world_process_zero=True)
+        callback.on_step_end(TrainingArguments(report_to=[], use_cpu=True), state, TrainerControl())
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert re.fullmatch(r"step 1: torch.compile took [\d.]+ s of it, [\d.]+ s so far", said[0])

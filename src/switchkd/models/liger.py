@@ -1,4 +1,4 @@
-"""Liger's fused kernels for norms, SwiGLU and rotary embeddings in a model's language model, and in no other model of the process."""
+"""Liger's fused kernels for the norms, SwiGLU and rotary embeddings of a model, and of no other model of the process."""
 
 import importlib.util
 import inspect
@@ -10,6 +10,7 @@ from importlib import import_module
 from types import FunctionType, MethodType
 from typing import Any, Literal
 
+from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from switchkd.models.pathway import Pathway
@@ -20,12 +21,16 @@ Kernels = Literal["auto", "liger", "none"]
 LAYERS = {"rms_norm": True, "swiglu": True, "cross_entropy": False, "fused_linear_cross_entropy": False}
 #: Liger's rotary kernel read beyond its memory on models with tiny heads.
 LEAST_HEAD = 64
+#: Vision encoders of narrower layers are for tests, and nobody has run Liger's kernels on such.
+LEAST_WIDTH = 64
+#: Norms of vision encoders without mean and bias that Liger computes as Llama's.
+_RMS_NORMS = ("Qwen2RMSNorm", "Qwen2_5_VLRMSNorm", "PixtralRMSNorm")
 
 _log = logging.getLogger(__name__)
 
 
 def use_kernels(pathway: Pathway, kernels: Kernels) -> None:
-    """Put the kernels into the language model of `pathway`, in place; with `auto` only what fits, and the log says what and why not.
+    """Put the kernels into both parts of `pathway`, in place; with `auto` only what fits, and the log says what and why not.
 
     Raises:
         ValueError: with `liger`, without a GPU or without the packages, or if Liger has no kernels for this language model.
@@ -47,6 +52,13 @@ def use_kernels(pathway: Pathway, kernels: Kernels) -> None:
             else "norms and SwiGLU (its heads are too narrow for rotary)"
         )
         _log.info("%s of %s are Liger's", what, _kinds([model]))
+    _patch_vision(pathway)
+
+
+def has_kernels(model: nn.Module) -> bool:
+    """Whether some module of a model computes by Liger's kernels."""
+    forwards = (vars(module).get("forward") for module in model.modules())
+    return any(getattr(forward, "__module__", "").startswith("liger_kernel") for forward in forwards)
 
 
 def device_of(pathway: Pathway) -> str:
@@ -87,6 +99,28 @@ def _patch(model: PreTrainedModel, *, rotary: bool) -> None:
         forward = type(module).forward
         if isinstance(forward, FunctionType) and (own := functions.keys() & set(forward.__code__.co_names)):
             module.forward = MethodType(_with_names(forward, {name: functions[name] for name in own}), module)
+
+
+def _patch_vision(pathway: Pathway) -> None:
+    """The norms of a vision encoder. Liger has no kernel for GELU alone, which is what its layers have between two products."""
+    modules = [module for part in pathway.part("vision") for module in part.modules()]
+    layers = [module for module in modules if type(module) is nn.LayerNorm and module.bias is not None]
+    rms = [module for module in modules if type(module).__name__ in _RMS_NORMS]
+    norms: list[Any] = [*layers, *rms]
+    widths, kind = [norm.weight.shape[-1] for norm in norms], pathway.model.config.vision_config.model_type
+    if not norms or min(widths) < LEAST_WIDTH:
+        reason = (
+            f"the narrowest is {min(widths)} wide, and {LEAST_WIDTH} is the least"
+            if norms
+            else "none is of a known kind"
+        )
+        _log.info("norms of the vision encoder %s are torch's: %s", kind, reason)
+        return
+    for layer in layers:
+        _patches()._patch_layer_norm_module(layer, layer.eps)
+    for norm in rms:
+        _patches()._patch_rms_norm_module(norm)
+    _log.info("norms of the vision encoder %s are Liger's (%d of them), its GELU is torch's", kind, len(norms))
 
 
 def _with_names(function: FunctionType, names: dict[str, Any]) -> FunctionType:

@@ -80,8 +80,12 @@ def train_stage(context: StageContext, *, accept_changes: bool = False) -> None:
         data_collator=context.collator,
         callbacks=[MetricsFile(context.directory / "metrics.jsonl"), stop],
     )
+    if train.torch_compile:
+        from switchkd.train.compile_time import CompileTime  # torch's compiler takes a second to import
+
+        trainer.add_callback(CompileTime())
     check_accelerator(trainer.accelerator, train)
-    ran = what_ran(trainer, context.pair.student, stage=context.stage.name, steps=steps)
+    ran = what_ran(trainer, context.pair.student, context.pair.teacher, stage=context.stage.name, steps=steps)
     if processes().is_main_process:
         say(headline(trainer))
         say("; ".join(f"{name}: {value}" for name, value in ran.items() if name not in ("processes", "software")))

@@ -24,7 +24,9 @@ def _processes(count: int) -> str:
     return f"{count} {'process' if count == 1 else 'processes'}"
 
 
-def what_ran(trainer: Trainer, student: Pathway, *, stage: str, steps: int) -> dict[str, str]:
+def what_ran(
+    trainer: Trainer, student: Pathway, teacher: Pathway | None = None, *, stage: str, steps: int
+) -> dict[str, str]:
     """Row of a table → what it says about a stage."""
     args, accelerator = trainer.args, trainer.accelerator
     count = accelerator.num_processes
@@ -45,5 +47,18 @@ def what_ran(trainer: Trainer, student: Pathway, *, stage: str, steps: int) -> d
         "steps": f"{steps}, {warmup} of them warm-up, then {SchedulerType(args.lr_scheduler_type).value} from {args.learning_rate:g}",
         "optimizer": f"{OptimizerNames(args.optim).value}, weight decay {args.weight_decay:g}, gradients clipped at "
         f"{args.max_grad_norm:g}, seed {args.seed}",
+        "attention": "; ".join(
+            f"{who}: {attention_of(pathway)}"
+            for who, pathway in (("student", student), ("teacher", teacher))
+            if pathway
+        ),
         "software": ", ".join(f"{package} {version(package)}" for package in _PACKAGES),
     }
+
+
+def attention_of(pathway: Pathway) -> str:
+    """How both parts of a model compute attention now, as `vision sdpa, language eager`."""
+    config = pathway.model.config
+    return (
+        f"vision {config.vision_config._attn_implementation}, language {config.get_text_config()._attn_implementation}"
+    )
