@@ -1,6 +1,7 @@
 """`distill(student, teacher, data, output=…)`: names and objects, what comes back, and what is refused."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -32,6 +33,19 @@ def named(files):
     return distill(
         files / "student", files / "teacher", files / "train.json", output=files / "named", evaluate=files / "test.json", **SHORT
     )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def opened_again(named, files):
+    """What the finished student answers when it is opened."""
+    return evaluate(named.folder, files / "test.json")
+
+
+def test_the_student_that_is_asked_at_the_end_is_the_one_in_memory(files, named, opened_again):
+    log = (files / "named" / "train.log").read_text()
+    assert "the student is asked as it is in memory" in log
+    mine, again = asdict(named.results), asdict(opened_again)
+    assert [key for key in mine if mine[key] != again[key]] in (["seconds"], [])
 
 
 def rows_of(file):

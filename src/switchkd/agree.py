@@ -40,15 +40,15 @@ def in_every_process(work: Callable[[], _T]) -> list[_T]:
         if processes().num_processes == 1:
             raise
         outcome = None, error
-    outcomes = [outcome]
+    outcomes: list[tuple[Any, Exception | None]] = [outcome]
     if processes().num_processes > 1:
         outcomes *= processes().num_processes
         distributed.all_gather_object(outcomes, outcome, group=_hosts())
     if outcome[1] is not None:
         raise outcome[1]
-    for _, error in outcomes:
-        if error is not None:
-            raise error
+    for _, failure in outcomes:
+        if failure is not None:
+            raise failure
     return [result for result, _ in outcomes]
 
 

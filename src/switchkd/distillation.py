@@ -23,11 +23,12 @@ from switchkd.recipe.packages import check_packages
 from switchkd.recipe.schema import Data as Rows
 from switchkd.recipe.schema import Evaluate, Recipe, Student, Teacher, build_recipe
 from switchkd.results.metrics import parse_metrics
+from switchkd.train.in_memory import why_reloaded
 from switchkd.train.model_card import add_results
 from switchkd.train.output import open_output
 from switchkd.train.run import save_result, train_stage
 from switchkd.train.run_log import RUN_LOG, kept_log
-from switchkd.train.stage import index_rows, open_run, open_stage
+from switchkd.train.stage import StageContext, index_rows, open_run, open_stage
 from switchkd.train.upload import prepare_upload, upload
 
 
@@ -37,7 +38,7 @@ class Distilled:
 
     #: The finished student's, `<output>/student`: a checkpoint of plain transformers. Its parent is the run's folder.
     folder: Path
-    #: Its answers to the recipe's questions; None where it asks none, and in other processes than the main one.
+    #: Its answers to the recipe's questions, in every process; None where it asks none.
     results: Results | None
 
     @cached_property
@@ -186,22 +187,32 @@ def _distill(recipe: Recipe, output: Path, *, accept_changes: bool) -> Distilled
         findings.raise_if_failed()
         train_stage(context, accept_changes=accept_changes)
     student = save_result(context, output)
-    results = None
-    if recipe.evaluate and processes().is_main_process:
-        settings = recipe.evaluate
-        results = evaluate_model(
-            student,
-            settings.data,
-            image_root=settings.image_root,
-            columns=settings.columns,
-            batch_size=settings.batch_size,
-            max_new_tokens=settings.max_new_tokens,
-            max_bad_fraction=settings.max_bad_fraction,
-            metrics=parse_metrics(settings.metric),
-            output=output / "results.json",
-        )
-        add_results(student, results.percentages(), data=settings.data, metric=results.scored_by)
+    results = None if recipe.evaluate is None else _evaluated(context, recipe.evaluate, student)
     if processes().is_main_process:
         upload(recipe, student)
         say(f"the student is in {student}")
     return Distilled(student, results)
+
+
+def _evaluated(context: StageContext, asked: Evaluate, student: Path) -> Results:
+    """What the student answers to the recipe's questions, each process asking its share; its card says how well."""
+    reason = why_reloaded(context, asked.dtype)
+    if processes().is_main_process:
+        say(f"the student is asked as it is {f'on the disk: {reason}' if reason else 'in memory'}")
+    results = evaluate_model(
+        context.run.student.model if reason is None else student,
+        asked.data,
+        processor=context.run.processor if reason is None else None,
+        name=str(student),
+        image_root=asked.image_root,
+        columns=asked.columns,
+        batch_size=asked.batch_size,
+        max_new_tokens=asked.max_new_tokens,
+        max_bad_fraction=asked.max_bad_fraction,
+        metrics=parse_metrics(asked.metric),
+        dtype=asked.dtype,
+        output=student.parent / "results.json",
+        share=True,
+    )
+    on_main(lambda: add_results(student, results.percentages(), data=asked.data, metric=results.scored_by))
+    return results

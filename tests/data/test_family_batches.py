@@ -173,7 +173,7 @@ def plain(inputs):
 
 
 @every_family
-def test_a_model_reads_the_batch_and_answers_the_prompt(name, processors):
+def test_a_model_reads_the_batch(name, processors):
     processor = processors[name]
     model = tiny_for(name, processor).double()
     inputs = read(Reader(processor))
@@ -183,9 +183,17 @@ def test_a_model_reads_the_batch_and_answers_the_prompt(name, processors):
     logits = pathway.logits(pathway.say(pathway.see(inputs), inputs))
     expected = model(**plain(inputs)).logits.flatten(0, 1)[inputs.predicts]
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-9)
+
+
+@every_family
+def test_a_question_has_the_same_answer_in_a_batch_and_alone(name, processors):
+    """Padded on the left in float32, with and without pictures, and in another order."""
+    processor = processors[name]
+    model = tiny_for(name, processor)
     asked = [{**r, "messages": r["messages"][:-1]} for r in ROWS]
-    together = answers(model, processor, asked, max_new_tokens=4)
-    assert together == [answers(model, processor, [r], max_new_tokens=4)[0] for r in asked]
+    alone = [answers(model, processor, [r], max_new_tokens=4)[0] for r in asked]
+    assert answers(model, processor, asked, max_new_tokens=4) == alone
+    assert answers(model, processor, asked[::-1], max_new_tokens=4) == alone[::-1]
 
 
 @every_family

@@ -15,7 +15,7 @@ from switchkd.data.formats import load_rows
 from switchkd.data.reader import Reader
 from switchkd.evaluate import evaluate_model, evaluation
 from switchkd.evaluate.generate import Answer, answers
-from switchkd.evaluate.questions import fingerprint, prompt, questions
+from switchkd.evaluate.questions import fingerprint, prompt, questions, text_of
 from switchkd.results import Results
 from switchkd.results.score import Interval
 
@@ -216,10 +216,13 @@ def test_generation_is_greedy_whatever_the_checkpoint_prefers(data, model, proce
 
 
 def test_results_count_right(data, model, processor, monkeypatch, tmp_path):
-    said = iter(["a circle", "Two", "no.", "yes", " FOUR "])
-    monkeypatch.setattr(
-        evaluation, "answers", lambda m, p, rows, *, max_new_tokens: [Answer(next(said), False) for _ in rows]
-    )
+    said = {"What is it?": "a circle", "How many?": "Two", "a cat?": "no.", "the same?": "yes", "two?": " FOUR "}
+
+    def answer(model, processor, rows, *, max_new_tokens):
+        asked = [text_of(row["messages"][-1]) for row in rows]
+        return [Answer(next(said[end] for end in said if text.endswith(end)), False) for text in asked]
+
+    monkeypatch.setattr(evaluation, "answers", answer)
     results = evaluate_model(model, data, processor=processor, batch_size=2, output=tmp_path / "out" / "sft.json")
     assert [prediction.right for prediction in results.predictions] == [True, False, True, False, True]
     assert (results.rows, results.questions, results.right, results.truncated) == (3, 5, 3, 0)

@@ -13,7 +13,9 @@ from safetensors.torch import load_file
 from switchkd import manifest
 from switchkd.data.processor_files import save_processor
 from switchkd.manifest import find_damage, read_manifest
+from switchkd.recipe.schema import LoRA
 from switchkd.train import checkpoint, run
+from switchkd.train.in_memory import why_reloaded
 from switchkd.train.run import save_result
 from switchkd.train.stage import StageContext
 
@@ -99,3 +101,32 @@ def test_what_is_written_into_the_student_does_not_reach_the_checkpoint(opened, 
         file.write(b"\0" * 64)
     assert checkpoint.damaged(finished / "checkpoint-6") is None
     assert find_damage(student) is not None
+
+
+WHY = {
+    "memory": ({}, {}, None),
+    "half": ({"student": {"dtype": "bfloat16"}}, {"student_dtype": torch.bfloat16}, "it is float32 in memory, and bfloat16 on the disk"),
+    "lora": ({"student": {"lora": LoRA()}}, {}, "adapters merged"),
+    "4 bits": ({"student": {"quantization": "4bit", "lora": LoRA()}}, {}, "adapters merged"),
+    "compiled": ({"train": {"torch_compile": True}}, {}, "compiled"),
+    "eager": ({"student": {"attn_implementation": "eager"}}, {}, "attention"),
+    "asked in half": ({}, {"dtype": "bfloat16"}, "evaluate.dtype is bfloat16"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WHY)
+def test_the_student_in_memory_is_asked_where_it_answers_as_the_one_on_the_disk(opened, name):
+    changed, given, reason = WHY[name]
+    recipe = replace(
+        opened.run.recipe,
+        **{section: replace(getattr(opened.run.recipe, section), **fields) for section, fields in changed.items()},
+    )
+    run_now = replace(opened.run, recipe=recipe, student_dtype=given.get("student_dtype", torch.float32))
+    why = why_reloaded(replace(opened, run=run_now), given.get("dtype", "auto"))
+    assert (why is None) if reason is None else reason in why
+
+
+@pytest.mark.parametrize("name", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
+def test_a_student_that_is_spread_over_processes_is_opened(opened, monkeypatch, name):
+    monkeypatch.setenv(name, "true")
+    assert why_reloaded(opened) == "its weights are spread over the processes"

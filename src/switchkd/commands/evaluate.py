@@ -87,6 +87,7 @@ class Evaluate(Verb):
             from rich.console import Console
 
             from switchkd.evaluate import evaluate_model
+            from switchkd.processes import processes
             from switchkd.report.results_table import results_table, wrong_answers
 
         output = self._output(slug(str(data.with_suffix(""))))
@@ -101,8 +102,11 @@ class Evaluate(Verb):
             dtype=self.dtype,
             device=self.device,
             output=output,
+            share=True,
             **sizes,
         )
+        if not processes().is_main_process:
+            return 0
         if self.json:
             print(output.read_text(encoding="utf-8"), end="")
         else:

@@ -12,10 +12,12 @@ from transformers import PreTrainedModel, ProcessorMixin
 from switchkd.data.errors import MAX_BAD_FRACTION, SampleError
 from switchkd.data.formats import load_rows
 from switchkd.data.sources import Data, described
-from switchkd.evaluate.generate import answers, given_or_loaded, greedy, reading_problems, set_aside, with_progress
+from switchkd.evaluate.batches import ask_batches, by_length
+from switchkd.evaluate.generate import answers, given_or_loaded, greedy, reading_problems, set_aside
 from switchkd.evaluate.kept_answers import kept_answers
 from switchkd.evaluate.questions import Bad, Question, about, check_share, fingerprint, prompt, questions
 from switchkd.evaluate.scoring import choose_metrics, count_metrics, scored
+from switchkd.processes import processes
 from switchkd.results.intervals import intervals
 from switchkd.results.metrics import Chosen
 from switchkd.results.question_results import Prediction, Results, Skipped, predictions_path
@@ -56,6 +58,8 @@ def evaluate_model(
     dtype: str = "auto",
     device: str | None = None,
     output: str | Path | None = None,
+    name: str | None = None,
+    share: bool = False,
 ) -> Results:
     """The score of `model` on every question of `data`, greedily decoded, per kind where the samples name one.
 
@@ -75,6 +79,9 @@ def evaluate_model(
         dtype: of the weights of a model that is loaded; `auto` keeps the checkpoint's own.
         device: where such a model goes; by default the GPU if there is one.
         output: where to write the results JSON; the predictions get a file of the same name, `.predictions.jsonl`.
+        name: what the results call the model; by default where it is opened.
+        share: every process of the run (`torchrun`, `accelerate launch`) calls this with the same arguments and asks its share of the
+            batches; all of them return the whole results, and the main one writes them.
 
     Raises:
         ValueError: data that cannot be used, in whole or in too many rows; a model that cannot be used. Whatever a generation raises is
@@ -85,6 +92,7 @@ def evaluate_model(
         raise ValueError(f"batch_size and max_new_tokens must be at least 1, got {batch_size} and {max_new_tokens}")
     if not 0 <= max_bad_fraction < 1:
         raise ValueError(f"max_bad_fraction must be at least 0 and less than 1, got {max_bad_fraction}")
+    tells = not share or processes().is_main_process
     output = None if output is None else Path(output)
     if output is not None and output.suffix != ".json":
         raise ValueError(f"{output}: results are written as JSON, so the name must end in .json")
@@ -93,27 +101,34 @@ def evaluate_model(
         asked, unscorable = choose_metrics(asked, metrics or {})
         bad += unscorable
         check_share(bad, len(samples), max_bad_fraction)
-        loaded, processor, name = given_or_loaded(model, processor, dtype=dtype, device=device)
+        loaded, processor, opened_as = given_or_loaded(model, processor, dtype=dtype, device=device)
         images: Any = processor.image_processor
         begin = time.perf_counter()
-        predictions: list[Prediction] = []
-        batches: list[list[Question]] = [asked[i : i + batch_size] for i in range(0, len(asked), batch_size)]
-        for batch in with_progress(batches, "Asking"):
-            given, unreadable = _ask(loaded, processor, samples, batch, max_new_tokens)
+        unreadable: list[Bad] = []
+
+        def ask(places: list[int]) -> tuple[list[Prediction], list[Bad]]:
+            given, unread = _ask(loaded, processor, samples, [asked[place] for place in places], max_new_tokens)
             given = scored(given, all_there=False)
             keep(given)
-            predictions += given
-            bad += unreadable
-            check_share(bad, len(samples), max_bad_fraction)
+            unreadable.extend(unread)
+            check_share([*bad, *unreadable], len(samples), max_bad_fraction)
+            return given, unread
+
+        batches = by_length([question.length for question in asked], batch_size)
+        answered = ask_batches(batches, ask, "Asking", shared=share)
+        places = {question.id: place for place, question in enumerate(asked)}
+        predictions = sorted((one for given, _ in answered for one in given), key=lambda one: places[one.id])
+        bad += sorted((one for _, unread in answered for one in unread), key=lambda one: places[one.id])
+        check_share(bad, len(samples), max_bad_fraction)
         seconds = time.perf_counter() - begin
-        for one in bad:
+        for one in bad if tells else ():
             logger.warning("skipped %s", one.reason)
         predictions = scored(predictions, all_there=True)
         total = score(prediction.points for prediction in predictions)
         kinds = score_by_kind([p.kind for p in predictions], [p.points for p in predictions])
         accuracies = [kind.accuracy_percent for kind in kinds.values()]
         results = Results(
-            model=name,
+            model=name or opened_as,
             data=described(data),
             data_fingerprint=_fingerprint(samples, predictions, asked, bad),
             rows=len(samples),
@@ -137,9 +152,9 @@ def evaluate_model(
             intervals_percent=intervals(predictions),
             predictions=tuple(predictions),
         )
-        if output is not None:
+        if output is not None and tells:
             results.save(output)
-    if results.truncated:
+    if results.truncated and tells:
         logger.warning(
             "%d of %d answers were cut at max_new_tokens=%d", results.truncated, results.questions, max_new_tokens
         )

@@ -25,6 +25,13 @@ class Question:
     #: All answers that are right, where there are more than `expected`; and how the row says they are scored.
     accepted: tuple[str, ...] = ()
     metric: str | None = None
+    #: Of its sample, all of which it is asked with.
+    pictures: int = 0
+
+    @property
+    def length(self) -> tuple[int, int]:
+        """What is known of how much a model reads, before anything is opened: pictures and characters."""
+        return self.pictures, len(self.text)
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,7 @@ def _of_sample(sample: dict[str, Any], number: int) -> list[Question]:
     turns = [index for index, message in enumerate(sample["messages"]) if message["role"] == "assistant"]
     if not turns:
         raise DataError(f"sample {sample['id']!a}: has no answer to compare with")
+    pictures = sum(part["type"] == "image" for message in sample["messages"] for part in message["content"])
     asked = []
     for position, (turn, kind) in enumerate(zip(turns, sample["kinds"], strict=True), start=1):
         if turn == 0 or sample["messages"][turn - 1]["role"] != "user":
@@ -88,7 +96,7 @@ def _of_sample(sample: dict[str, Any], number: int) -> list[Question]:
         name = sample["id"] if len(turns) == 1 else f"{sample['id']}/{position}"
         question = text_of(sample["messages"][turn - 1])
         accepted = tuple(sample["accepted"])
-        asked.append(Question(name, number, turn - 1, question, expected, kind, accepted, sample["metric"]))
+        asked.append(Question(name, number, turn - 1, question, expected, kind, accepted, sample["metric"], pictures))
     return asked
 
 

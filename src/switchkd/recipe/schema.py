@@ -202,6 +202,8 @@ class Evaluate:
     batch_size: int = 32
     #: Longer answers are cut, and counted.
     max_new_tokens: int = 64
+    #: Of the student's weights when it is asked; `auto` is that of the finished student.
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     #: The evaluation stops when of more than this share of the rows something cannot be asked; fewer are skipped and counted.
     max_bad_fraction: float = MAX_BAD_FRACTION
     #: As evaluate --metric: a name for all questions, a list like [anls, count=exact], or a mapping of kinds to names; exact if not given.
