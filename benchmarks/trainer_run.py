@@ -120,7 +120,7 @@ train: {{output: {folder}/run, max_steps: {steps}, per_device_train_batch_size: 
         )
         where = {} if on_gpu else {"ACCELERATE_USE_CPU": "true"}
         with patch.dict(os.environ, where), patch.object(DistillationTrainer, "log", timed):
-            finished = distill(load_recipe(recipe))
+            finished = distill(load_recipe(recipe)).folder
         finish_s = time.perf_counter() - lines[-1][1]
         written = sum(file.stat().st_size for file in finished.rglob("*") if file.is_file())
     (first, begun), (last, ended) = lines[0], lines[-1]

@@ -1,6 +1,7 @@
 """Benchmarks decide nothing here; what they compute with is tested, and that they run."""
 
 import json
+import re
 import runpy
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from argparse import Namespace
 from pathlib import Path
 
 import pytest
+from published_configs import PUBLISHED
 
 from switchkd import world
 
@@ -178,6 +180,38 @@ def test_a_gpu_is_asked_for(step, monkeypatch, capsys):
     assert "leave out --device cpu" in capsys.readouterr().err
 
 
+@pytest.fixture
+def qwen_vl(step):
+    import qwen_vl
+
+    qwen_vl.RESULTS = step.RESULTS
+    return qwen_vl
+
+
+@pytest.mark.parametrize("lora", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_tiny_step_of_qwen_is_estimated_and_run(qwen_vl, monkeypatch, capsys, lora):
+    flags = ["--device", "cpu", "--rows", "1", "--repetitions", "1", *(["--lora"] if lora else [])]
+    monkeypatch.setattr(sys, "argv", ["qwen_vl.py", *flags])
+    qwen_vl.main()
+    row = json.loads((qwen_vl.RESULTS / "qwen_vl-cpu.jsonl").read_text())
+    assert row["measured"]["step_ms"] > 0
+    assert row["estimated"]["peak"] > row["estimated"]["weights"] > 0
+    assert row["sizes"] | {"shapes": "tiny", "rows": 1, "length": 512, "lora": lora} == row["sizes"]
+    assert re.search(r"peak GiB of a device, nothing sharded +0\.\d+ +–", capsys.readouterr().out)
+
+
+def test_the_configs_of_qwen_are_those_that_are_published(qwen_vl):
+    for made, who in zip(qwen_vl.full(), ("3B", "7B"), strict=True):
+        published, _ = PUBLISHED[f"Qwen/Qwen2.5-VL-{who}-Instruct"]
+        assert made.to_dict() == published().to_dict()
+
+
+def test_qwen_asks_for_a_gpu(qwen_vl, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["qwen_vl.py"])
+    with pytest.raises(SystemExit, match=r"sees no CUDA device here: .* estimate with --estimate"):
+        qwen_vl.main()
+
+
 def test_make_bench_runs_every_benchmark_and_fails_at_the_end(tmp_path):
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\necho "$1" >> {tmp_path}/ran\ncase "$1" in *memory.py) exit 1;; esac\n')
@@ -186,6 +220,6 @@ def test_make_bench_runs_every_benchmark_and_fails_at_the_end(tmp_path):
         ["make", "--assume-old=env", f"BIN={tmp_path}", "bench"], cwd=BENCHMARKS.parent, capture_output=True, text=True, check=False
     )  # fmt: skip
     ran = [Path(line).name for line in (tmp_path / "ran").read_text().splitlines() if line.startswith("benchmarks/")]
-    assert sorted(ran) == sorted(set(PROGRAMS) - {"mismatch.py", "gpu.py"})
+    assert sorted(ran) == sorted(set(PROGRAMS) - {"mismatch.py", "gpu.py", "qwen_vl.py"})
     assert made.returncode != 0
     assert made.stderr.splitlines()[0] == "fell short or failed: memory.py"

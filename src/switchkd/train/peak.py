@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
-#: Names of cards → TFLOP/s of dense bf16 matrix products, from NVIDIA's data sheets (half of a number "with sparsity"). The first that is
-#: found in the name of the device counts. GH200 and GB200: of one GPU.
+#: Names of cards → TFLOP/s of dense bf16 matrix products that are added in float32. The first that is found in the name of the device
+#: counts. GH200 and GB200: of one GPU. Sources, all NVIDIA's: the data sheets of the cards; the table of HGX B200 and GB200 NVL72 (4.5 and
+#: 5 PFLOPS of one GPU); "Ada GPU Architecture" and "Ampere GA102 GPU Architecture", appendices, for RTX 4090 and 3090. A number "with
+#: sparsity" is halved. Compared on 2026-11-27 with pages that quote these, but for H200 NVL, L4 and RTX A6000, of which none was found.
 _PUBLISHED = (
     (r"\bGB200\b", 2500.0),
     (r"\bB200\b", 2250.0),
