@@ -17,14 +17,16 @@ Media = dict[str, Tensor]
 
 
 class Inputs(NamedTuple):
-    """What one model reads: conversations, padded on the right, and where in them the answers are.
+    """What one model reads: conversations, and where in them the answers are.
+
+    A padded row is one sample; a packed row is several, one behind the other. Both are filled up on the right.
 
     `predicts`, `targets` and `sample` are made once, by the collator: the only place where answers are shifted against the positions that
     predict them. They are places, not masks, so that shapes are known without looking at values.
     """
 
     tokens: Int[Tensor, "batch sequence"]
-    #: Tokens of each sample; what follows them in a padded row is padding.
+    #: Tokens of each sample; what follows them, up to the next sample or the end of the row, is padding.
     lengths: Int[Tensor, " samples"]
     #: The flat places (row · sequence + column) whose next token is part of an answer, in order.
     predicts: Int[Tensor, " answers"]
@@ -36,10 +38,10 @@ class Inputs(NamedTuple):
     media: dict[Literal["image", "video"], Media]
     #: What positions and attention masks of some language models depend on, by the names of the model's arguments.
     types: dict[str, Int[Tensor, "batch sequence"]]
-    #: Position of each token in its sample; None where rows are padded, whose tokens are counted by the model.
+    #: Position of each token in its sample, 0 in the padding; None where rows are padded, whose tokens the model counts.
     positions: Int[Tensor, "batch sequence"] | None = None
-    #: Where samples begin in a packed row, and where the last one ends; None where rows are padded.
-    offsets: Int[Tensor, " samples_and_one"] | None = None
+    #: The flat places where samples begin in packed rows, ascending; None where rows are padded.
+    offsets: Int[Tensor, " samples"] | None = None
 
     @property
     def images(self) -> Media | None:
@@ -48,8 +50,24 @@ class Inputs(NamedTuple):
 
     def is_text(self) -> Bool[Tensor, "batch sequence"]:
         """Where there is a token, and no padding."""
-        columns = torch.arange(self.tokens.shape[1], device=self.tokens.device)
-        return columns < self.lengths[:, None]
+        return self.samples() >= 0
+
+    def samples(self) -> Int[Tensor, "batch sequence"]:
+        """Whose each token is, from 0; -1 for padding."""
+        rows, width = self.tokens.shape
+        places = torch.arange(rows * width, device=self.tokens.device)
+        if self.offsets is None:
+            number, begin = places // width, places // width * width
+        else:
+            number = torch.searchsorted(self.offsets, places, right=True) - 1
+            begin = self.offsets[number]
+        return torch.where(places - begin < self.lengths[number], number, -1).view(rows, width)
+
+    def rows(self) -> Int[Tensor, " samples"]:
+        """In which row each sample is."""
+        if self.offsets is None:
+            return torch.arange(len(self.lengths), device=self.tokens.device)
+        return self.offsets // self.tokens.shape[1]
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Inputs":
         """The same on `device`."""

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
@@ -81,14 +81,14 @@ class Collator:
         """
         return self.join([self.encode(row) for row in rows])
 
-    def join(self, samples: list[EncodedSample]) -> Batch:
-        """One batch of encoded samples, padded on the right."""
-        student = self.student.inputs([sample.student for sample in samples])
+    def join(self, samples: list[EncodedSample], packs: Sequence[int] | None = None) -> Batch:
+        """One batch of encoded samples: one in each row, or as many as `packs` says."""
+        student = self.student.inputs([sample.student for sample in samples], packs)
         readers, shared, first_words = {}, {}, {}
         for name, teacher in self.teachers.items():
             readings = [sample.teachers[name] for sample in samples]
             own = [reading.teacher for reading in readings if reading.teacher is not None]
-            readers[name] = student if teacher.reader is None else teacher.reader.inputs(own)
+            readers[name] = student if teacher.reader is None else teacher.reader.inputs(own, packs)
             shared[name] = _aligned(readings, first_words=False)
             if any(reading.first_words for reading in readings):
                 first_words[name] = _aligned(readings, first_words=True)

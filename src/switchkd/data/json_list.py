@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from switchkd.data.errors import DataError
-from switchkd.data.packed import open_data
+from switchkd.data.gzipped import open_data
 
 #: Bytes read at a time.
 CHUNK_BYTES = 1 << 20

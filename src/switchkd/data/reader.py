@@ -2,8 +2,10 @@
 
 import logging
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import accumulate, chain, islice
 from typing import Any, Literal
 
 import torch
@@ -130,9 +132,9 @@ class Reader:
         except DataError as error:
             raise SampleError(f"sample {row['id']!a}: {error}") from error
 
-    def inputs(self, samples: list[Encoded]) -> Inputs:
+    def inputs(self, samples: list[Encoded], packs: Sequence[int] | None = None) -> Inputs:
         """Join samples: see `join`."""
-        return join(samples, _padding_id(self.processor, self.format), multiple=self.multiple)
+        return join(samples, _padding_id(self.processor, self.format), packs, multiple=self.multiple)
 
     def prompts(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Conversations to be answered, padded on the left, with the beginning of an answer: what `generate` takes.
@@ -260,24 +262,34 @@ class Reader:
         return family.token_types(input_ids, is_answer, self.format.image_token_id) if family else {}
 
 
-def join(samples: list[Encoded], padding: int, *, multiple: int = 1) -> Inputs:
-    """Samples in rows that are padded on the right with `padding`.
+def join(samples: list[Encoded], padding: int, packs: Sequence[int] | None = None, *, multiple: int = 1) -> Inputs:
+    """Samples in rows that are filled up on the right with `padding`: one in each row, or as many as `packs` says.
 
     The only place where answers are shifted against the positions that predict them: each is predicted one token before it.
     """
-    width = math.ceil(max(len(sample.tokens) for sample in samples) / multiple) * multiple
+    remaining = iter(samples)
+    rows = [[sample] for sample in samples] if packs is None else [list(islice(remaining, count)) for count in packs]
+    width = math.ceil(max(sum(len(sample.tokens) for sample in row) for row in rows) / multiple) * multiple
+    begins: list[int] = []
+    for number, row in enumerate(rows):
+        begins += accumulate((len(sample.tokens) for sample in row[:-1]), initial=number * width)
+    lengths = [len(sample.tokens) for sample in samples]
     places = [(number, column) for number, sample in enumerate(samples) for column in sample.answers]
     images = _joined([sample.images for sample in samples])
+
+    def filled(filler: int, of: Callable[[Encoded], list[int]]) -> Tensor:
+        return _padded([list(chain.from_iterable(map(of, row))) for row in rows], filler, "right", width)
+
     return Inputs(
-        tokens=_padded([sample.tokens for sample in samples], padding, "right", width),
-        lengths=torch.tensor([len(sample.tokens) for sample in samples]),
-        predicts=torch.tensor([number * width + column - 1 for number, column in places], dtype=torch.long),
+        tokens=filled(padding, lambda sample: sample.tokens),
+        lengths=torch.tensor(lengths),
+        predicts=torch.tensor([begins[number] + column - 1 for number, column in places], dtype=torch.long),
         targets=torch.tensor([samples[number].tokens[column] for number, column in places], dtype=torch.long),
         sample=torch.tensor([number for number, _ in places], dtype=torch.long),
         media={"image": images} if images else {},
-        types={
-            name: _padded([sample.types[name] for sample in samples], 0, "right", width) for name in samples[0].types
-        },
+        types={name: filled(0, lambda sample, name=name: sample.types[name]) for name in samples[0].types},
+        positions=None if packs is None else filled(0, lambda sample: list(range(len(sample.tokens)))),
+        offsets=None if packs is None else torch.tensor(begins),
     )
 
 

@@ -50,13 +50,15 @@ class Capture:
         if where == "answers":
             mask.flatten()[self.inputs.predicts] = True
             return mask
-        text = self.inputs.is_text() & (tokens != image_token)
-        mask[:, :-1] = text[:, :-1] & text[:, 1:]
+        samples = self.inputs.samples()
+        text = (samples >= 0) & (tokens != image_token)
+        mask[:, :-1] = text[:, :-1] & text[:, 1:] & (samples[:, :-1] == samples[:, 1:])
         return mask
 
     def counts(self, where: Where) -> list[int]:
         """How many of these tokens each sample has."""
-        return list(self.positions(where).sum(dim=1).tolist())
+        samples = self.inputs.samples()[self.positions(where)]
+        return list(samples.bincount(minlength=len(self.inputs.lengths)).tolist())
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,8 @@ class Hidden(Site):
 
     def of_samples(self, capture: Capture) -> list[Float[Tensor, "tokens width"]]:
         """In the order of the tokens."""
-        return list(capture.noted[self][capture.positions(self.at)].split(capture.counts(self.at)))
+        states, positions = capture.noted[self].flatten(0, 1), capture.positions(self.at)
+        return list(states[positions.flatten()].split(capture.counts(self.at)))
 
 
 @dataclass(frozen=True)
@@ -209,8 +212,12 @@ class Attention(Site):
 
     def of_samples(self, capture: Capture) -> list[Float[Tensor, "heads of to"]]:
         """In the order of the tokens."""
+        weights, samples = capture.noted[self], capture.inputs.samples()
         queries, keys = capture.positions(self.of), capture.positions(self.to)
-        return [w[:, q][:, :, k] for w, q, k in zip(capture.noted[self], queries, keys, strict=True)]
+        return [
+            weights[row][:, queries[row] & (samples[row] == number)][:, :, keys[row] & (samples[row] == number)]
+            for number, row in enumerate(capture.inputs.rows().tolist())
+        ]
 
 
 def _check_depth(site: Site, layer: float) -> None:

@@ -15,6 +15,7 @@ from switchkd.batch import Inputs, Media
 from switchkd.models.families import family_of
 from switchkd.models.families.family import Features
 from switchkd.models.opening import CONFIG, WEIGHTS, load_config, naming
+from switchkd.models.packed_rows import packed_arguments
 from switchkd.models.quantize import Quantization, bits_and_bytes, keep_gradients
 from switchkd.models.refusals import check_loaded, refuse_other_tensors
 from switchkd.models.run_folder import model_folder
@@ -36,7 +37,7 @@ class Pathway(nn.Module):
         self.family = family_of(model.config)
         self.family.prepare(model)
         self.model = model
-        self._attention = self._language.config._attn_implementation
+        self._attention = self.attention
 
     def see(self, inputs: Inputs) -> Features | None:
         """V(x), what the projector receives; None for inputs without images."""
@@ -63,14 +64,20 @@ class Pathway(nn.Module):
         own = projected if inputs.images is not None else None
         with _without_effect(self.model.get_input_embeddings(), projected if own is None else None):
             outputs = self.model.model(
-                input_ids=inputs.tokens,
-                attention_mask=inputs.is_text().long() if self.family.padding_mask else None,
                 mm_encoder_outputs=None if own is None else {"image": own},
                 use_cache=False,
-                **self.family.language_inputs(inputs.images, inputs.types),
+                **self._text(inputs),
             )
         hidden: Tensor = outputs.last_hidden_state
         return hidden.flatten(0, 1).index_select(0, inputs.predicts)
+
+    def _text(self, inputs: Inputs) -> dict[str, Any]:
+        """What the language model takes besides what it sees."""
+        if inputs.offsets is not None:
+            return packed_arguments(self, inputs)
+        mask = inputs.is_text().long() if self.family.padding_mask else None
+        more = self.family.language_inputs(inputs.images, inputs.types)
+        return {"input_ids": inputs.tokens, "attention_mask": mask, **more}
 
     def logits(self, hidden: Float[Tensor, "positions hidden"]) -> Float[Tensor, "positions rows"]:
         """What the head makes of hidden states, in float32 or wider."""
@@ -90,6 +97,16 @@ class Pathway(nn.Module):
     @property
     def _language(self) -> PreTrainedModel:
         return cast(PreTrainedModel, self.part("language")[0])
+
+    @property
+    def attention(self) -> str:
+        """How the language model computes attention, by the name that transformers has for it."""
+        return str(self._language.config._attn_implementation)
+
+    def use_attention(self, name: str) -> None:
+        """Let the language model compute attention in another way."""
+        self._attention = name
+        self._language.set_attn_implementation(name)
 
     def show_attention(self, shown: bool) -> None:
         """Let the language model keep its attention weights, which only eager attention does, or go back to what it was loaded with."""

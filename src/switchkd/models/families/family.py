@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from switchkd.batch import Media
+from switchkd.batch import Inputs, Media
 from switchkd.signals import Sizes
 
 #: V(x): what the projector receives. [images or tiles, tokens, width], or [patches, width] where images differ in size.
@@ -100,6 +100,8 @@ class Family(ABC):
     padding_mask: ClassVar[bool] = False
     #: Whether all parts must have one precision: images are brought to that of the vision encoder, in which the text then has to be.
     one_precision: ClassVar[bool] = False
+    #: Why samples cannot share a packed row; None where they can.
+    unpackable: ClassVar[str | None] = None
     #: Class names of the processors that serve the family.
     processors: ClassVar[tuple[str, ...]] = ()
     #: What stands for an image in a text, where a chat template takes texts alone; `<image>` is the image token.
@@ -151,6 +153,11 @@ class Family(ABC):
         """What the language model takes besides tokens, mask and features."""
         given = {**(media or {}), **types}
         return {name: given[name] for name in self.language_context if name in given}
+
+    def packed_positions(self, model: PreTrainedModel, inputs: Inputs) -> Int[Tensor, "*kinds batch sequence"]:
+        """The positions of the tokens of packed rows, in the form that the model takes; they also tell it where samples begin."""
+        assert inputs.positions is not None
+        return inputs.positions
 
     # ---- the three parts
 

@@ -42,6 +42,7 @@ class PaliGemma(Family):
     tested: ClassVar[Names] = {"vision_config": ("siglip_vision_model",), "text_config": ("gemma", "gemma2")}
     one_tensor = True
     padding_mask = True
+    unpackable = "what stands before the first answer sees all of it both ways"
     processors = ("PaliGemmaProcessor",)
     template, template_name, image_text = PALIGEMMA, "PaliGemma", "<image>"
 
@@ -77,6 +78,7 @@ class Gemma3(Family):
     language_context = image_types = ("token_type_ids",)
     tested: ClassVar[Names] = {"vision_config": ("siglip_vision_model",), "text_config": ("gemma3_text",)}
     one_tensor = True
+    unpackable = "the tokens of an image see one another both ways"
     processors = ("Gemma3Processor",)
     template, template_name, image_text = GEMMA3, "Gemma 3", "<image>"
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 from transformers.vision_utils import get_vision_window_index
 
-from switchkd.batch import Media
+from switchkd.batch import Inputs, Media
 from switchkd.models.families.chat_blocks import CHATML
 from switchkd.models.families.family import PHOTOGRAPH, Family, Names, Projected, one
 
@@ -41,6 +41,23 @@ class Qwen2VL(Family):
     language_context = ("image_grid_thw", *image_types)
     processors = ("Qwen2VLProcessor",)
     template, template_name, image_text = QWEN2_VL, "Qwen2-VL", "<|vision_start|><image><|vision_end|>"
+
+    def packed_positions(self, model: PreTrainedModel, inputs: Inputs) -> Int[Tensor, "kinds batch sequence"]:
+        """In the text, and in time, height and width: those that the model gives each sample in a row of its own."""
+        assert inputs.positions is not None
+        assert inputs.offsets is not None
+        if inputs.images is None:
+            return inputs.positions.expand(4, -1, -1)
+        columns = torch.arange(int(inputs.lengths.max()), device=inputs.tokens.device)
+        mask = columns < inputs.lengths[:, None]
+        places = (inputs.offsets[:, None] + columns).where(mask, 0)
+        types = {name: one.flatten()[places] for name, one in inputs.types.items()}
+        alone, _ = model.model.get_rope_index(
+            inputs.tokens.flatten()[places], attention_mask=mask.long(), **self.language_inputs(inputs.images, types)
+        )
+        packed = alone.new_zeros(3, inputs.tokens.numel())
+        packed[:, places[mask]] = alone[:, mask]
+        return torch.cat([inputs.positions[None], packed.unflatten(1, inputs.tokens.shape)])
 
     def pack(self, model: PreTrainedModel, projected: list[Tensor], media: Media) -> Projected:
         """In the order of the tokens, one tensor for each image."""
