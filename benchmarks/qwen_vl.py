@@ -22,7 +22,8 @@ from switchkd.pairing import Pair
 from switchkd.recipe.schema import LoRA, Recipe, load_recipe
 from switchkd.recipe.shipped_files import shipped
 from switchkd.train import lora
-from switchkd.train.memory import Memory, estimate, largest_batch
+from switchkd.train.largest_batch import largest_batch
+from switchkd.train.memory import Memory, estimate
 from switchkd.train.precision import widen_learning
 from switchkd.train.step import DistillationStep
 

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 
 from switchkd.data.errors import DataError, SampleError
-from switchkd.data.json_list import LONGEST_ROW_BYTES, read_json, read_json_list
 from switchkd.data.gzipped import open_data
+from switchkd.data.json_list import LONGEST_ROW_BYTES, read_json, read_json_list
 from switchkd.data.tar_rows import read_tar
 
 #: What a folder of files may hold. Formats are told from the content, but for tables of text and archives.

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import accumulate, chain, islice
@@ -267,28 +267,30 @@ def join(samples: list[Encoded], padding: int, packs: Sequence[int] | None = Non
 
     The only place where answers are shifted against the positions that predict them: each is predicted one token before it.
     """
-    remaining = iter(samples)
-    rows = [[sample] for sample in samples] if packs is None else [list(islice(remaining, count)) for count in packs]
-    width = math.ceil(max(sum(len(sample.tokens) for sample in row) for row in rows) / multiple) * multiple
-    begins: list[int] = []
-    for number, row in enumerate(rows):
-        begins += accumulate((len(sample.tokens) for sample in row[:-1]), initial=number * width)
+    counts = [1] * len(samples) if packs is None else packs
     lengths = [len(sample.tokens) for sample in samples]
+    left_over = iter(lengths)
+    of_rows = [list(islice(left_over, count)) for count in counts]
+    width = math.ceil(max(map(sum, of_rows)) / multiple) * multiple
+    begins: list[int] = []
+    for number, row in enumerate(of_rows):
+        begins += accumulate(row[:-1], initial=number * width)
+
+    def filled(filler: int, of_samples: Iterable[list[int]]) -> Tensor:
+        left = iter(of_samples)
+        return _padded([list(chain(*islice(left, count))) for count in counts], filler, "right", width)
+
     places = [(number, column) for number, sample in enumerate(samples) for column in sample.answers]
     images = _joined([sample.images for sample in samples])
-
-    def filled(filler: int, of: Callable[[Encoded], list[int]]) -> Tensor:
-        return _padded([list(chain.from_iterable(map(of, row))) for row in rows], filler, "right", width)
-
     return Inputs(
-        tokens=filled(padding, lambda sample: sample.tokens),
+        tokens=filled(padding, (sample.tokens for sample in samples)),
         lengths=torch.tensor(lengths),
         predicts=torch.tensor([begins[number] + column - 1 for number, column in places], dtype=torch.long),
         targets=torch.tensor([samples[number].tokens[column] for number, column in places], dtype=torch.long),
         sample=torch.tensor([number for number, _ in places], dtype=torch.long),
         media={"image": images} if images else {},
-        types={name: filled(0, lambda sample, name=name: sample.types[name]) for name in samples[0].types},
-        positions=None if packs is None else filled(0, lambda sample: list(range(len(sample.tokens)))),
+        types={name: filled(0, [sample.types[name] for sample in samples]) for name in samples[0].types},
+        positions=None if packs is None else filled(0, (list(range(length)) for length in lengths)),
         offsets=None if packs is None else torch.tensor(begins),
     )
 

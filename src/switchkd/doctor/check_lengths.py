@@ -28,6 +28,8 @@ def lengths(examined: Examined) -> Iterator[Finding]:
     level: Level = "warning" if cut > _FEW * len(whole) else "ok"
     if cut:
         detail += f", and the answers of {cut:,} of {len(whole):,} rows are cut: with data.max_length {longest} none is"
+    if context.packs is not None:
+        detail += f"; {context.packs}"
     yield Finding(level, "row lengths", detail)
     read = max(rows["length"])
     for name, pathway in (("student", context.pair.student), ("teacher", context.pair.teacher)):

@@ -13,14 +13,18 @@ from switchkd.train.memory import estimate, left_out
 
 
 def memory(examined: Examined) -> Iterator[Finding]:
-    """The estimate for a batch of rows like the longest one, padded to the longest of all."""
+    """The estimate for a batch of rows like the longest one, padded to the longest of all, or of packed rows like that with most images."""
     context = examined.context
     student, teacher = context.pair.student, context.pair.teacher
-    rows = min(context.stage.per_device_train_batch_size, len(context.rows))
-    batch = context.collator.join([examined.samples[0]] * rows)
+    rows = min(context.stage.per_device_train_batch_size, len(context.drawn))
+    if context.packs is None:
+        batch, length = context.collator.join([examined.samples[0]] * rows), max(context.rows["length"])
+    else:
+        fullest = [context.collator.encode(row) for row in context.packs.most_images()]
+        batch, length = context.collator.join(fullest * rows, [len(fullest)] * rows), context.packs.limit
     tokens = [pathway.family.image_token_id for pathway in (student, teacher) if pathway is not None]
     filler = next(token for token in range(3) if token not in tokens)
-    batch = _padded(batch, max(context.rows["length"]), filler)
+    batch = _padded(batch, length, filler)
     needed = estimate(
         context.run.recipe, context.stage, student.model.config, teacher.model.config if teacher else None, batch
     )
@@ -29,7 +33,7 @@ def memory(examined: Examined) -> Iterator[Finding]:
     level: Level = "ok" if needed.peak - needed.weights < free else "failed"
     if level == "failed":
         detail += (
-            f". That is for {rows} rows of {max(context.rows['length']):,} tokens: lower train.per_device_train_batch_size, cut the "
+            f". That is for {rows} rows of {length:,} tokens: lower train.per_device_train_batch_size, cut the "
             "longest rows with data.max_length, or set train.gradient_checkpointing or train.switch_checkpointing"
         )
     if level == "failed" and _sharded():
@@ -43,10 +47,16 @@ def _padded(batch: Batch, length: int, filler: int) -> Batch:
     def longer(inputs: Inputs) -> Inputs:
         rows, width = inputs.tokens.shape
         more = max(length - width, 0)
+
+        def zeros_behind(tensor: torch.Tensor) -> torch.Tensor:
+            return torch.cat([tensor, tensor.new_zeros(rows, more)], dim=1)
+
         return inputs._replace(
             tokens=torch.cat([inputs.tokens, torch.full((rows, more), filler)], dim=1),
             predicts=inputs.predicts + inputs.predicts // width * more,
-            types={name: torch.cat([t, t.new_zeros(rows, more)], dim=1) for name, t in inputs.types.items()},
+            types={name: zeros_behind(one) for name, one in inputs.types.items()},
+            positions=None if inputs.positions is None else zeros_behind(inputs.positions),
+            offsets=None if inputs.offsets is None else inputs.offsets + inputs.offsets // width * more,
         )
 
     student = longer(batch.student)

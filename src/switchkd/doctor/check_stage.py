@@ -9,10 +9,9 @@ from switchkd.train.stage import total_steps
 
 def steps(examined: Examined) -> Iterator[Finding]:
     """There is a step to take."""
-    count = total_steps(examined.context)
-    yield Finding(
-        "ok" if count > 0 else "failed", "steps", f"{count} optimizer steps over {len(examined.context.rows)} rows"
-    )
+    context, count = examined.context, total_steps(examined.context)
+    rows = f"{len(context.rows)} rows" if context.packs is None else str(context.packs)
+    yield Finding("ok" if count > 0 else "failed", "steps", f"{count} optimizer steps over {rows}")
 
 
 def trainable(examined: Examined) -> Iterator[Finding]:

@@ -79,7 +79,9 @@ FOREIGN: dict[str, str] = {
     "cutoff_len": "`data.max_length`",
     "image_max_pixels": "`data.max_pixels`, which refuses larger pictures; sizes that models see are in preprocessor_config.json",
     "chat_template": "`data.template`",
-    "packing": "nothing here: rows are not packed; `train.group_by_length` wastes little on padding",
+    "packing": "`data.packing`",
+    "padding_free": "`data.packing`",
+    "sample_packing": "`data.packing`",
     "streaming": "nothing here: rows are mapped into memory, whatever their number",
     # training
     "output_dir": "`train.output`",

@@ -10,11 +10,15 @@ from typing import Any, Literal
 
 from switchkd.data.errors import MAX_BAD_FRACTION
 from switchkd.data.forms import check_columns
-from switchkd.data.images import MAX_PIXELS
 from switchkd.methods import METHODS, Method
 from switchkd.methods.plugins import find_plugin
 from switchkd.methods.plus import SAMPLE_TERMS
 from switchkd.models.capture import Vision
+from switchkd.recipe.data_section import Data as Data
+from switchkd.recipe.data_section import Named as Named
+from switchkd.recipe.data_section import WeightedData as WeightedData
+from switchkd.recipe.data_section import data_names as data_names
+from switchkd.recipe.data_section import data_weights as data_weights
 from switchkd.recipe.field_checks import at_least, require, share
 from switchkd.recipe.foreign_names import FOREIGN
 from switchkd.recipe.model_sections import Attention as Attention
@@ -50,57 +54,6 @@ class Pairing:
         check_fields(self)
         require(self.fit_rows >= 0, f"fit_rows must not be negative, got {self.fit_rows}")
         require(0 < self.min_aligned <= 1, f"min_aligned must be above 0 and at most 1, got {self.min_aligned}")
-
-
-@dataclass(frozen=True)
-class WeightedData:
-    """Data whose rows are seen more often than once in an epoch, or not all of them."""
-
-    #: As in `data.train`.
-    path: str
-    #: 2: every row twice in an epoch. 0.5: a random half of the rows, by `train.seed`, the same in every epoch.
-    weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        require(bool(self.path), "path must name a file or a folder")
-        require(0 < self.weight <= 1000, f"weight must be above 0 and at most 1000, got {self.weight:g}")
-
-
-#: What rows are read from.
-Named = str | WeightedData | tuple[str | WeightedData, ...]
-
-
-@dataclass(frozen=True)
-class Data:
-    """Training rows, in any of the forms and files of docs/data.md; detected."""
-
-    #: A file, a folder, a glob, or a data set of the hub (NAME:CONFIG:SPLIT); or a list of these. `{path: a.json, weight: 2}` in the place
-    #: of a name sees its rows twice in an epoch, with a weight of 0.5 half of them.
-    train: Named
-    #: Where image paths start; the data file's own folder if not given.
-    image_root: str | None = None
-    #: Columns that have names of their own: `{question: q, answer: a, image: img}`. Ours come first.
-    columns: dict[str, str] = field(default_factory=dict)
-    #: The student's chat template: its `own` (one of ours only where it has none that can be used), `llava` (LLaVA 1.5's), or a file.
-    template: str = "own"
-    #: Train on the first so many rows; on all of them if not given.
-    rows: int | None = None
-    #: Tokens of a row, its visual tokens included; of a longer row, the end of the last answer is cut off. If not given, as many as both
-    #: models have positions for, up to 32,768.
-    max_length: int | None = None
-    #: An image with more pixels is refused before it is decoded.
-    max_pixels: int = MAX_PIXELS
-    #: The run stops when more than this share of the rows cannot be used.
-    max_bad_fraction: float = MAX_BAD_FRACTION
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        require(bool(self.train), "train must name a file or a folder")
-        check_columns(self.columns)
-        require(self.rows is None or self.rows >= 1, f"rows must be at least 1, or none for all, got {self.rows}")
-        at_least(self, 1, "max_length", "max_pixels")
-        share(self, "max_bad_fraction")
 
 
 @dataclass(frozen=True)
@@ -145,17 +98,6 @@ class Stage:
             f"learning_rates names {', '.join(idle)}, which stage {self.name} does not train: it trains {parts}",
         )
         check_steps(self)
-
-
-def data_weights(data: Named) -> list[tuple[str, float]]:
-    """What a stage's `data` names, each with its weight."""
-    listed = (data,) if isinstance(data, str | WeightedData) else data
-    return [(one, 1.0) if isinstance(one, str) else (one.path, one.weight) for one in listed]
-
-
-def data_names(data: Named) -> list[str]:
-    """What a stage's `data` names."""
-    return [name for name, _ in data_weights(data)]
 
 
 @dataclass(frozen=True)
@@ -247,6 +189,10 @@ class Recipe:
         )
         names = [stage.name for stage in self.stages]
         require(len(set(names)) == len(names), f"two stages have one name: {', '.join(names)}")
+        require(
+            not (self.data.packing and self.train.group_by_length),
+            "data.packing and train.group_by_length are both true: packed rows are all of about one length already, so keep one of the two",
+        )
         for stage in self.resolved_stages():
             _check_vision_learns(stage, self.student.freeze)
             require(

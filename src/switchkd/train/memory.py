@@ -6,27 +6,26 @@ real, because shapes depend on their values; only what a loss makes of the *valu
 """
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConfig
 from transformers.initialization import no_init_weights
 
-from switchkd.batch import TEACHER, Aligned, Batch, Inputs, Media
-from switchkd.data.reader import Encoded, join
+from switchkd.batch import Batch
 from switchkd.losses import AutogradTerms, ChunkLoss, CrossEntropyDBiLD
 from switchkd.losses.chunks import ChunkGradients, ChunkSums
 from switchkd.losses.projection import Sparse
 from switchkd.methods import Method, Need
 from switchkd.models import Pathway
-from switchkd.models.families import Family
 from switchkd.models.layers import recompute
+from switchkd.models.packed_rows import check_packable
 from switchkd.models.run_folder import model_folder
 from switchkd.pairing import Pair
 from switchkd.pairing.bridge import Bridge
@@ -34,13 +33,11 @@ from switchkd.pairing.compatibility import compare
 from switchkd.recipe.schema import Recipe, ResolvedStage, Student, Teacher
 from switchkd.signals import AnswerLogits, SampleTerms, Signals, TokenTerm, TokenTerms
 from switchkd.train import lora
+from switchkd.train.largest_batch import TEXT, largest_batch, real
 from switchkd.train.live import Live
 from switchkd.train.parts import freeze
 from switchkd.train.precision import widen_learning
 from switchkd.train.step import DistillationStep
-
-#: Tokens of a row besides its image, where neither the recipe nor rows say how many there are.
-_TEXT = 1_024
 
 
 @dataclass(frozen=True)
@@ -83,13 +80,16 @@ def estimate(
     """The memory of a step of `stage`, from the configs of the models and the sizes of a batch.
 
     Without a `batch` it is the largest that the recipe allows: rows of `data.max_length` tokens (if it names none: of the image's and
-    1,024 more), nearly all of them answers, with one image each: a photograph of 640 × 480 pixels, or where rows have no room for it the
-    smallest that the encoders take (that matters where the number of visual tokens depends on an image's size).
+    1,024 more), nearly all of them answers, with one image each, or with as many as a packed row holds: a photograph of 640 × 480 pixels,
+    or where rows have no room for it the smallest that the encoders take (that matters where the number of visual tokens depends on an
+    image's size).
 
     Raises:
         ValueError: where the rows do not hold the images' tokens, or the pair does not fit the method.
     """
     configs = [student] if teacher is None or "teacher" not in stage.method.needs else [student, teacher]
+    if recipe.data.packing:
+        check_packable(*configs)
     chosen = [recipe.student, recipe.teacher][: len(configs)]
     pathways = [_build(config, model) for config, model in zip(configs, chosen, strict=True) if model is not None]
     if recipe.student.lora:
@@ -128,9 +128,10 @@ def forecast(recipe: Recipe, stage: ResolvedStage) -> str:
         return f"cannot be estimated: {reason}"
     rows, length = stage.per_device_train_batch_size, recipe.data.max_length
     if length is None:
-        rows_of = f"rows of an image and {_TEXT:,} tokens (the recipe names no data.max_length; the doctor says what the data needs)"
+        rows_of = f"rows of an image and {TEXT:,} tokens (the recipe names no data.max_length; the doctor says what the data needs)"
     else:
-        rows_of = f"rows of {length} tokens with an image each (data.max_length, the longest there can be)"
+        each = "as many images as they hold" if recipe.data.packing else "an image each"
+        rows_of = f"rows of {length} tokens with {each} (data.max_length, the longest there can be)"
     return f"{memory}, for {rows} {rows_of}{left_out(stage.method)}"
 
 
@@ -260,70 +261,6 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def largest_batch(recipe: Recipe, stage: ResolvedStage, pair: Pair) -> Batch:
-    """The largest batch of a device: blank images, and answers wherever there is room."""
-    rows = stage.per_device_train_batch_size
-    student = _inputs(pair.student, rows, recipe.data.max_length)
-    readers, shared = {}, {}
-    if pair.teacher is not None:
-        readers[TEACHER] = _inputs(pair.teacher, rows, recipe.data.max_length) if pair.separate_inputs else student
-        places = None
-        if pair.separate_inputs:  # as many as both have
-            places = _real(lambda: torch.arange(min(len(student.targets), len(readers[TEACHER].targets))))
-        targets = student.targets if places is None else student.targets[: len(places)]
-        on_host = None if places is None else _real(places.numpy)
-        shared[TEACHER] = Aligned(places, places, targets, on_host)
-    return Batch(tuple(f"{row}@" for row in range(rows)), student, readers, shared)
-
-
-def _inputs(pathway: Pathway, rows: int, max_length: int | None) -> Inputs:
-    family = pathway.family
-    images, count = _image(pathway, family.blank)
-    room = min(max_length or family.positions, family.positions)
-    if (
-        count * _real(lambda: _cells(family, family.photograph()) / _cells(family, family.blank())) < 2 * room
-    ):  # else it cannot fit
-        photograph, larger = _image(pathway, family.photograph)
-        if larger < room:
-            images, count = photograph, larger
-    length = max_length or min(count + _TEXT, family.positions)
-    if count >= length:
-        raise ValueError(
-            f"{rows} images are {rows * count} visual tokens, but {rows} rows of {length} tokens hold {rows * length}: raise "
-            "data.max_length"
-        )
-    image, word = family.image_token_id, 0 if family.image_token_id else 1
-    tokens, answers = [image] * count + [word] * (length - count), list(range(max(count, 1), length))
-    types = family.token_types(tokens, [place >= count for place in range(length)], image)
-    sample = Encoded(tokens, answers, [None] * length, length, types, images)
-    inputs: Inputs = _real(lambda: join([sample] * rows, word))
-    return inputs
-
-
-def _cells(family: Family, images: Media) -> int:
-    return sum(height * width for height, width in family.grid_shapes(images))
-
-
-def _image(pathway: Pathway, make: Callable[[], Media]) -> tuple[Media, int]:
-    """An image, and how many visual tokens it is."""
-    device, family = pathway.head.weight.device, pathway.family
-    images: Media = _real(lambda: {name: tensor.to(device) for name, tensor in make().items()})
-    with torch.no_grad():
-        return images, len(family.tokens_of(family.project(pathway.model, family.see(pathway.model, images), images)))
-
-
-def _real(make: Callable[[], Any]) -> Any:
-    """Tensors with values, also where tensors are without."""
-    with unset_fake_temporarily(), torch.device("cpu"), _undispatched():
-        return make()
-
-
-@contextmanager
-def _undispatched() -> Iterator[None]:
-    with torch.utils._python_dispatch._disable_current_modes():
-        yield
-
-
 def _build(config: PretrainedConfig, chosen: Student | Teacher) -> Pathway:
     """A model without weights; `auto` is the precision that its config names."""
     dtype: Any = config.dtype or torch.float32 if chosen.dtype == "auto" else getattr(torch, chosen.dtype)
@@ -354,7 +291,7 @@ def _imagine(pathway: Pathway) -> Pathway:
 
     The blank image that the family is looked at with stays real, as a batch does.
     """
-    blank = _real(pathway.family.blank)
+    blank = real(pathway.family.blank)
     cast(Any, pathway.family).blank = lambda: blank
     known: dict[int, Tensor] = {}
     for module in pathway.modules():

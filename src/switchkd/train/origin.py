@@ -24,7 +24,7 @@ def origin_of(context: StageContext) -> Origin:
     recipe, stage, count = context.run.recipe, context.stage, processes().num_processes
     teacher = located(recipe.teacher) if context.run.teacher is not None and recipe.teacher is not None else None
     return {
-        "rows": _rows(context.rows),
+        "rows": _rows(context.rows) + ("" if context.packs is None else f", {context.packs}"),
         "teacher": None if teacher is None else _model(teacher),
         "start weights": _model(located(recipe.student)),
         "processes": count,

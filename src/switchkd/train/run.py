@@ -76,8 +76,8 @@ def train_stage(context: StageContext, *, accept_changes: bool = False) -> None:
         processor=context.run.processor,
         card="",
         files={ORIGIN: json.dumps(origin, indent=1)},
-        train_dataset=context.rows,
-        data_collator=context.collator,
+        train_dataset=context.drawn,
+        data_collator=context.collate,
         callbacks=[MetricsFile(context.directory / "metrics.jsonl"), stop],
     )
     if train.torch_compile:

@@ -16,6 +16,7 @@ from switchkd.batch import TEACHER
 from switchkd.data.collate import Collator
 from switchkd.data.formats import load_rows
 from switchkd.data.index import build_index
+from switchkd.data.packing import PackCollator, Packs
 from switchkd.data.reader import Reader
 from switchkd.data.template_choice import use_format
 from switchkd.data.weighing import weigh
@@ -25,6 +26,7 @@ from switchkd.models.capture import Site
 from switchkd.models.layers import recompute
 from switchkd.models.liger import use_kernels
 from switchkd.models.opening import check_files, load_config, load_processor
+from switchkd.models.packed_rows import check_packable, use_flash_attention
 from switchkd.models.refusals import refuse_unreadable
 from switchkd.models.revision import at_revision
 from switchkd.pairing import Pair
@@ -39,7 +41,7 @@ from switchkd.train import lora
 from switchkd.train.launch import check_launch
 from switchkd.train.lengths import row_length
 from switchkd.train.parts import freeze
-from switchkd.train.precision import widen_learning
+from switchkd.train.precision import HALF, widen_learning
 from switchkd.train.step import DistillationStep
 
 _log = logging.getLogger(__name__)
@@ -94,6 +96,18 @@ class StageContext:
     step: DistillationStep
     collator: Collator
     directory: Path
+    #: The rows as they are packed; None where each has a row of its own.
+    packs: Packs | None = None
+
+    @property
+    def drawn(self) -> Dataset | Packs:
+        """What batches are drawn from: rows, or packed rows."""
+        return self.rows if self.packs is None else self.packs
+
+    @property
+    def collate(self) -> Collator | PackCollator:
+        """Makes a batch of what is drawn."""
+        return self.collator if self.packs is None else PackCollator(self.collator)
 
     @property
     def method(self) -> Method:
@@ -120,6 +134,8 @@ def open_run(recipe: Recipe) -> RunContext:
         if model is not None:
             refuse_unreadable(located(model))
             check_files(located(model))
+            if recipe.data.packing:
+                check_packable(load_config(located(model)))
     processor = load_processor(located(recipe.student))
     device = processes().device
     mixed = "bfloat16" if recipe.train.bf16 else "float16" if recipe.train.fp16 else None
@@ -133,6 +149,8 @@ def open_run(recipe: Recipe) -> RunContext:
     )
     dtype = student.model.dtype
     use_kernels(student, recipe.train.kernels)
+    if recipe.data.packing:
+        use_flash_attention(student, half=mixed is not None or dtype in HALF)
     if recipe.student.lora:
         settings = recipe.student.lora
         lora.add(student, r=settings.r, alpha=settings.alpha, dropout=settings.dropout)
@@ -163,6 +181,8 @@ def open_run(recipe: Recipe) -> RunContext:
         device=device,
     )
     use_kernels(teacher, recipe.train.kernels)
+    if recipe.data.packing:
+        use_flash_attention(teacher, half=mixed is not None or teacher.model.dtype in HALF)
     if recipe.train.switch_checkpointing:
         recompute(teacher.part("language"))
     reading: SameInputs | OwnInputs
@@ -296,7 +316,10 @@ def open_stage(run: RunContext, stage: ResolvedStage, directory: Path, rows: Dat
         learned=_learned(run, stage.method),
     )
     step = DistillationStep(pair, stage.method, loss=recipe.train.loss)
-    context = StageContext(run, stage, rows, step, run.collator(stage.method), directory)
+    packs = Packs(rows, recipe.data.max_length, seed=recipe.train.seed) if recipe.data.packing else None
+    if packs is not None:
+        _log.info("%s; the student keeps them apart by %s attention", packs, run.student.attention)
+    context = StageContext(run, stage, rows, step, run.collator(stage.method), directory, packs)
     if pair.bridge is not None and not pair.bridge.fitted and recipe.pair.fit_rows:
         fit_bridge(context, recipe.pair.fit_rows)
     return context
@@ -360,4 +383,4 @@ def total_steps(context: StageContext) -> int:
     if stage.max_steps > 0:
         return stage.max_steps
     per_step: int = stage.per_device_train_batch_size * stage.gradient_accumulation_steps * processes().num_processes
-    return math.ceil(stage.num_train_epochs * math.ceil(len(context.rows) / per_step))
+    return math.ceil(stage.num_train_epochs * math.ceil(len(context.drawn) / per_step))

@@ -1,0 +1,74 @@
+"""The section `data` of a recipe: what is read, and how much of it."""
+
+from dataclasses import dataclass, field
+
+from switchkd.data.errors import MAX_BAD_FRACTION
+from switchkd.data.forms import check_columns
+from switchkd.data.images import MAX_PIXELS
+from switchkd.recipe.field_checks import at_least, require, share
+from switchkd.typed_fields import check_fields
+
+
+@dataclass(frozen=True)
+class WeightedData:
+    """Data whose rows are seen more often than once in an epoch, or not all of them."""
+
+    #: As in `data.train`.
+    path: str
+    #: 2: every row twice in an epoch. 0.5: a random half of the rows, by `train.seed`, the same in every epoch.
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        require(bool(self.path), "path must name a file or a folder")
+        require(0 < self.weight <= 1000, f"weight must be above 0 and at most 1000, got {self.weight:g}")
+
+
+#: What rows are read from.
+Named = str | WeightedData | tuple[str | WeightedData, ...]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Training rows, in any of the forms and files of docs/data.md; detected."""
+
+    #: A file, a folder, a glob, or a data set of the hub (NAME:CONFIG:SPLIT); or a list of these. `{path: a.json, weight: 2}` in the place
+    #: of a name sees its rows twice in an epoch, with a weight of 0.5 half of them.
+    train: Named
+    #: Where image paths start; the data file's own folder if not given.
+    image_root: str | None = None
+    #: Columns that have names of their own: `{question: q, answer: a, image: img}`. Ours come first.
+    columns: dict[str, str] = field(default_factory=dict)
+    #: The student's chat template: its `own` (one of ours only where it has none that can be used), `llava` (LLaVA 1.5's), or a file.
+    template: str = "own"
+    #: Train on the first so many rows; on all of them if not given.
+    rows: int | None = None
+    #: Tokens of a row, its visual tokens included; of a longer row, the end of the last answer is cut off. If not given, as many as both
+    #: models have positions for, up to 32,768.
+    max_length: int | None = None
+    #: Several samples in one row, each read as if it were alone, so that hardly anything is padding. A row is at most `max_length` tokens
+    #: (if not given: as long as the longest sample), and `train.per_device_train_batch_size` counts such rows.
+    packing: bool = False
+    #: An image with more pixels is refused before it is decoded.
+    max_pixels: int = MAX_PIXELS
+    #: The run stops when more than this share of the rows cannot be used.
+    max_bad_fraction: float = MAX_BAD_FRACTION
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        require(bool(self.train), "train must name a file or a folder")
+        check_columns(self.columns)
+        require(self.rows is None or self.rows >= 1, f"rows must be at least 1, or none for all, got {self.rows}")
+        at_least(self, 1, "max_length", "max_pixels")
+        share(self, "max_bad_fraction")
+
+
+def data_weights(data: Named) -> list[tuple[str, float]]:
+    """What a stage's `data` names, each with its weight."""
+    listed = (data,) if isinstance(data, str | WeightedData) else data
+    return [(one, 1.0) if isinstance(one, str) else (one.path, one.weight) for one in listed]
+
+
+def data_names(data: Named) -> list[str]:
+    """What a stage's `data` names."""
+    return [name for name, _ in data_weights(data)]
