@@ -3,8 +3,8 @@
 python benchmarks/packing.py
 python benchmarks/packing.py --samples 128 --pack 2048
 
-Lengths are drawn like those of LLaVA's fine-tuning mix (`padding.llava_like`). The models are tiny and random, with 729 visual tokens; a step
-is Switch-KD's, forward and backward, and every way goes through the same samples in this one process.
+Lengths are drawn like those of LLaVA's fine-tuning mix (`padding.llava_like`). The models are tiny and random, with 729 visual tokens; a
+step is Switch-KD's, forward and backward, and every way goes through the same samples in this one process.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def make_step() -> DistillationStep:
     torch.manual_seed(0)
     vision = sizes(width=32, inner=64, layers=2, heads=2, image=SIDE, patch=2)
     pathways = []
-    for width, layers in ((128, 4), (192, 6)):
+    for width, layers in ((64, 2), (128, 3)):
         language = sizes(width=width, inner=4 * width, layers=layers, heads=4, kv=2)
         pathways.append(Pathway(AutoModelForImageTextToText.from_config(llava(language, vision, VOCABULARY))))
     student, teacher = pathways

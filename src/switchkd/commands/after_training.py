@@ -9,6 +9,7 @@ from rich.console import Console
 from switchkd.commands.verb import say
 from switchkd.data.errors import DataError
 from switchkd.data.formats import load_rows
+from switchkd.data.streaming import RowStream
 from switchkd.recipe.schema import Recipe, data_names
 from switchkd.report.results_table import results_table
 from switchkd.results import Results
@@ -41,7 +42,10 @@ def _picture(recipe: Recipe, results: Path | None) -> str | None:
         return next((file for one in Results.load(results).predictions for file in one.pictures), None)
     data = data_names(recipe.resolved_stages()[-1].data)
     try:
-        rows = load_rows(data, recipe.data.image_root, recipe.data.columns)
+        if recipe.data.streaming:
+            rows = RowStream(data, recipe.data.image_root, recipe.data.columns).head(_ROWS)
+        else:
+            rows = load_rows(data, recipe.data.image_root, recipe.data.columns)
     except DataError:  # gone since they were trained on; a student is there all the same
         return None
     images = (image for row in rows.select(range(min(_ROWS, len(rows)))) for image in row["images"])

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
 from switchkd.data.errors import DataError, SampleError
 from switchkd.data.gzipped import open_data
@@ -149,7 +149,7 @@ def _is_large(file: pq.ParquetFile, group: int) -> bool:
     return bool(file.metadata.row_group(group).total_byte_size > _LARGE_GROUP_BYTES)
 
 
-def stored_rows(rows: Dataset) -> Iterator[RawRow]:
+def stored_rows(rows: Dataset | IterableDataset) -> Iterator[RawRow]:
     """The rows as Arrow stores them: images stay undecoded."""
     number = 0
     for batch in rows.with_format("arrow").iter(batch_size=_PICTURES_AT_A_TIME):

@@ -1,5 +1,7 @@
 """The ways in which data can be unusable: a whole source, one sample of it, or a chat template that takes too much."""
 
+from collections.abc import Sequence
+
 #: Training and evaluation go on without bad samples up to this share of them, unless told otherwise.
 MAX_BAD_FRACTION = 0.01
 
@@ -14,3 +16,22 @@ class SampleError(DataError):
 
 class TemplateLimitError(DataError):
     """A chat template took more time or memory than any conversation needs: nothing is tried in its place."""
+
+
+def check_bad_share(bad: Sequence[str], rows: int, allowed: float, *, at_least: int = 0, listed: str = "") -> None:
+    """Raise DataError where too many rows cannot be used.
+
+    Args:
+        bad: why, of each of them.
+        rows: how many were looked at.
+        allowed: the share that is put up with.
+        at_least: as many are put up with as of so many rows, however few were looked at yet.
+        listed: where all of them are listed; empty where they are not.
+    """
+    if len(bad) <= allowed * max(rows, at_least) and len(bad) < max(rows, at_least):
+        return
+    where = f", all listed in {listed}" if listed else ""
+    raise DataError(
+        f"{len(bad)} of {rows} samples ({len(bad) / rows:.1%}) are unusable, more than the allowed {allowed:.1%}{where}. First: "
+        f"{'; '.join(bad[:3])}. Repair the data or raise the allowed fraction."
+    )

@@ -17,6 +17,7 @@ from datasets.table import InMemoryTable, concat_tables
 
 from switchkd.console import progress
 from switchkd.data.cache_folder import cache_folder
+from switchkd.data.containers import RawRow
 from switchkd.data.errors import DataError, SampleError
 from switchkd.data.forms import Row, check_columns, renamed
 from switchkd.data.row_form import Noted, canonical_row, row_id, writable
@@ -101,7 +102,7 @@ class Reading:
     def __init__(self, data: Data, image_root: str | Path | None, columns: Mapping[str, str]) -> None:
         check_columns(columns)
         self.columns = dict(columns)
-        self.sources = [(source, _root(source, image_root)) for source in find_sources(data)]
+        self.sources = [(source, image_folder(source, image_root)) for source in find_sources(data)]
         self._within = image_root is not None
         self.identity = self._identity()
         #: What was found in each source, when all has been read.
@@ -130,44 +131,64 @@ class Reading:
         ids: set[str] = set()
         count = 0
         for source, root in self.sources:
-            self.noted.append(noted := Noted())
-            anywhere = isinstance(source, Rows) and not self._within
-            before, refused, first_problem, columns = count, 0, "", dict(source.columns) | self.columns
-            for raw in source.rows():
-                content = renamed(raw.content, columns)
+            one = SourceRows(source, root, self.columns, anywhere=isinstance(source, Rows) and not self._within)
+            self.noted.append(one.noted)
+            before, refused, first_problem = count, 0, ""
+            for content, raw in one.contents():
                 name = row_id(content, count)
-                where = f"{source.name}, " + ("" if raw.line is None else f"line {raw.line}, ") + f"row {raw.number}"
-                row: Row = {"source": writable(where)}
-                try:
-                    row |= canonical_row(content, root, noted, self.columns, anywhere=anywhere)
-                    if row["problem"]:
-                        row["problem"] = writable(f"{where} (id {name!a}): {row['problem']}")
-                except SampleError as error:
-                    problem = writable(f"{where} (id {name!a}): {error}")
-                    refused, first_problem = refused + 1, first_problem or problem
-                    row |= {
-                        "images": [],
-                        "messages": [],
-                        "kinds": [],
-                        "accepted": [],
-                        "metric": None,
-                        "problem": problem,
-                    }
+                row = one.row(content, raw, name)
+                if row["problem"] and not row["messages"]:
+                    refused, first_problem = refused + 1, first_problem or row["problem"]
                 while name in ids:  # as in mix-665k, where tasks that share an image share its id
                     name = f"{name}#{count}"
                 ids.add(name)
                 count += 1
-                yield {"id": name, **row}
+                yield {**row, "id": name}
             if count == before:
                 raise DataError(f"{source.name}: has no rows")
             if refused == count - before:
                 raise DataError(
                     first_problem + (f". None of the {refused} rows of the file can be used" if refused > 1 else "")
                 )
-            noted.check(source.name, self.columns)
+            one.noted.check(source.name, self.columns)
 
 
-def _root(source: Source, image_root: str | Path | None) -> Path:
+class SourceRows:
+    """The rows of one source, and what was found in them. Picklable where the source is.
+
+    Args:
+        source: what holds them.
+        root: the folder that image paths begin in.
+        columns: `data.columns`.
+        anywhere: absolute paths may lead anywhere.
+    """
+
+    def __init__(self, source: Source, root: Path, columns: Mapping[str, str], *, anywhere: bool = False) -> None:
+        self.source, self.root, self.columns, self._anywhere = source, root, dict(columns), anywhere
+        self.noted = Noted()
+
+    def contents(self) -> Iterator[tuple[Any, RawRow]]:
+        """What was written, by the names that this project has for its columns, and where."""
+        columns = dict(self.source.columns) | self.columns
+        for raw in self.source.rows():
+            yield renamed(raw.content, columns), raw
+
+    def row(self, content: Any, raw: RawRow, name: str) -> Row:
+        """The canonical row of what was written, or why there is none, as its `problem`; `name` is its id."""
+        where = f"{self.source.name}, " + ("" if raw.line is None else f"line {raw.line}, ") + f"row {raw.number}"
+        row: Row = {"id": name, "source": writable(where)}
+        try:
+            row |= canonical_row(content, self.root, self.noted, self.columns, anywhere=self._anywhere)
+            if row["problem"]:
+                row["problem"] = writable(f"{where} (id {name!a}): {row['problem']}")
+        except SampleError as error:
+            problem = writable(f"{where} (id {name!a}): {error}")
+            row |= {"images": [], "messages": [], "kinds": [], "accepted": [], "metric": None, "problem": problem}
+        return row
+
+
+def image_folder(source: Source, image_root: str | Path | None) -> Path:
+    """Where image paths of a source begin. Raises DataError where that is no folder."""
     root = source.root if image_root is None else Path(image_root)
     if not root.is_dir():
         raise DataError(f"image folder {root} (for {source.name}) does not exist")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from datasets.exceptions import DatasetGenerationError
 from datasets.packaged_modules.webdataset.webdataset import WebDataset
 from huggingface_hub import metadata_load
@@ -46,6 +46,8 @@ class HubSet:
     def __init__(self, name: str, folder: Path | None, path: str, config: str | None, split: str | None) -> None:
         self.name = name
         self.folder, self.path, self.config, self.split = folder, path, config, split
+        #: Known when it has been looked up.
+        self.version = ""
         #: Where `datasets` unpacks pictures.
         self.root = folder or Path(datasets.config.HF_CACHE_HOME)
 
@@ -57,22 +59,35 @@ class HubSet:
         """Its rows, with images undecoded."""
         return stored_rows(self._loaded)
 
+    def shards(self) -> list["HubShard"]:
+        """Its files, as they are read one after another and without a copy; rows with images undecoded."""
+        stream = self._load(streaming=True)
+        count = stream.num_shards
+        return [HubShard(self, stream.shard(count, number), number) for number in range(count)]
+
     @cached_property
     def _loaded(self) -> Dataset:
+        return self._load(streaming=False)
+
+    def _load(self, *, streaming: bool) -> Any:
         try:
             if self.folder is not None:
                 self._refuse_files_outside()
             with _only_plain_members():
                 builder = datasets.load_dataset_builder(str(self.folder or self.path), self.config)
                 self._check_files(builder)
+                self.version = "/".join(
+                    Path(builder.cache_dir).parts[-3:]
+                )  # datasets puts a digest of the files into it
                 splits = [str(split) for split in builder.info.splits or builder.config.data_files or ()]
                 split = self.split or (splits[0] if len(splits) == 1 else None)
                 if split is None:
                     raise DataError(
                         f"{self.name}: has the splits {', '.join(splits)}; name one: {self.path}:{self.config or ''}:{splits[0]}"
                     )
-                loaded: Dataset = datasets.load_dataset(str(self.folder or self.path), self.config, split=split)
-                return loaded
+                return datasets.load_dataset(
+                    str(self.folder or self.path), self.config, split=split, streaming=streaming
+                )
         except DataError:
             raise
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, DatasetGenerationError) as error:
@@ -100,6 +115,27 @@ class HubSet:
         for name in (str(name) for names in files.values() for name in names):
             if not (name.startswith(own) if self.folder is None else Path(name).resolve().is_relative_to(own)):
                 raise DataError(f"{self.name}: reads {name!a}, which is no file of its own")
+
+
+class HubShard:
+    """One file of a data set of the hub, read as it comes."""
+
+    columns: dict[str, str] = {}  # noqa: RUF012  # never changed
+
+    def __init__(self, whole: HubSet, rows: IterableDataset, number: int) -> None:
+        self.name = f"{whole.name}, shard {number}"
+        self.root = whole.root
+        self._rows = rows
+        self._version = whole.version
+
+    def identity(self) -> str:
+        """Which file of which version of the data set."""
+        return f"{self.name} of {self._version}"
+
+    def rows(self) -> Iterator[RawRow]:
+        """Its rows, with images undecoded."""
+        with _only_plain_members():
+            yield from stored_rows(self._rows)
 
 
 def _texts(value: Any) -> Iterator[str]:

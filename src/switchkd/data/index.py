@@ -17,7 +17,7 @@ import torch.distributed as dist
 from datasets import Dataset, concatenate_datasets
 
 from switchkd.batch import sample_id
-from switchkd.data.errors import MAX_BAD_FRACTION, DataError
+from switchkd.data.errors import MAX_BAD_FRACTION, DataError, check_bad_share
 from switchkd.data.verdicts import Encoder, Measured, open_verdicts
 from switchkd.files import write_together
 from switchkd.processes import processes
@@ -97,13 +97,7 @@ def build_index(
         summary = {"rows": len(rows), "kept": len(rows) - len(bad), "max_bad_fraction": max_bad_fraction}
         listed = {"bad": [row._asdict() for row in bad], "truncated": [row._asdict() for row in truncated]}
         write_together({Path(report_path): json.dumps(summary | listed, indent=2, ensure_ascii=False) + "\n"})
-    if len(bad) == len(rows) or len(bad) > max_bad_fraction * len(rows):
-        examples = "; ".join(row.reason for row in bad[:3])
-        where = f", all listed in {report_path}" if report_path is not None else ""
-        raise DataError(
-            f"{len(bad)} of {len(rows)} samples ({len(bad) / len(rows):.1%}) are unusable, more than the allowed "
-            f"{max_bad_fraction:.1%}{where}. First: {examples}. Repair the data or raise the allowed fraction."
-        )
+    check_bad_share([row.reason for row in bad], len(rows), max_bad_fraction, listed=str(report_path or ""))
     return RowIndex(_usable(rows, verdicts), bad, truncated)
 
 

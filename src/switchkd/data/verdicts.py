@@ -92,7 +92,7 @@ _SCHEMA = pa.schema(
         ("reason", pa.string()),
     ]
 )
-_NO_MEMORY = "there was not enough memory to encode it"
+NO_MEMORY = "there was not enough memory to encode it"
 
 
 def open_verdicts(rows: Dataset, encoder: Encoder, *, measure: bool) -> Dataset:
@@ -144,7 +144,7 @@ def _measure_changed(rows: Dataset, encoder: Encoder, finished: Path) -> None:
     changed = [
         number
         for number in pc.indices_nonzero(pc.is_valid(table["reason"])).to_pylist()
-        if table["reason"][number].as_py().endswith(_NO_MEMORY)
+        if table["reason"][number].as_py().endswith(NO_MEMORY)
         or row_key(rows[number], encoder.fingerprint) != table["key"][number].as_py()
     ]
     if not changed:
@@ -206,7 +206,7 @@ class _Measurements(TorchDataset[Verdict]):
         except SampleError as error:
             return Verdict(key, *Measured(0, 0, 0, 0), images, str(error))
         except MemoryError:
-            return Verdict(key, *Measured(0, 0, 0, 0), images, f"sample {row['id']!a}: {_NO_MEMORY}")
+            return Verdict(key, *Measured(0, 0, 0, 0), images, f"sample {row['id']!a}: {NO_MEMORY}")
 
 
 def row_key(row: dict[str, Any], fingerprint: str) -> str:

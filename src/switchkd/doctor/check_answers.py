@@ -13,7 +13,8 @@ from switchkd.doctor.findings import Finding, Kind, Level, Sample
 from switchkd.doctor.samples import Examined
 from switchkd.models import Pathway
 from switchkd.pairing.reading import OwnInputs
-from switchkd.train.stage import located, shares_by_words
+from switchkd.train.aligned_share import shares_by_words
+from switchkd.train.stage import located
 
 #: Samples that are shown as text.
 _SHOWN = 3

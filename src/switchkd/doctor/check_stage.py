@@ -10,8 +10,8 @@ from switchkd.train.stage import total_steps
 def steps(examined: Examined) -> Iterator[Finding]:
     """There is a step to take."""
     context, count = examined.context, total_steps(examined.context)
-    rows = f"{len(context.rows)} rows" if context.packs is None else str(context.packs)
-    yield Finding("ok" if count > 0 else "failed", "steps", f"{count} optimizer steps over {rows}")
+    looked = "" if context.stream is None else f", of which the first {len(context.rows)} rows are examined here"
+    yield Finding("ok" if count > 0 else "failed", "steps", f"{count} optimizer steps over {context.told_rows}{looked}")
 
 
 def trainable(examined: Examined) -> Iterator[Finding]:

@@ -49,6 +49,11 @@ class Data:
     #: Several samples in one row, each read as if it were alone, so that hardly anything is padding. A row is at most `max_length` tokens
     #: (if not given: as long as the longest sample), and `train.per_device_train_batch_size` counts such rows.
     packing: bool = False
+    #: Read rows as they come, from hub names, globs and folders of files, in the place of looking at all of them first. Each file is a
+    #: shard; ranks read different ones. Needs `train.max_steps`.
+    streaming: bool = False
+    #: With `streaming`: so many rows are held by each process that reads, and drawn from at random.
+    shuffle_buffer: int = 1_000
     #: An image with more pixels is refused before it is decoded.
     max_pixels: int = MAX_PIXELS
     #: The run stops when more than this share of the rows cannot be used.
@@ -59,7 +64,11 @@ class Data:
         require(bool(self.train), "train must name a file or a folder")
         check_columns(self.columns)
         require(self.rows is None or self.rows >= 1, f"rows must be at least 1, or none for all, got {self.rows}")
-        at_least(self, 1, "max_length", "max_pixels")
+        at_least(self, 1, "max_length", "max_pixels", "shuffle_buffer")
+        require(
+            not self.streaming or self.rows is None,
+            f"streaming is true and rows is {self.rows}: a stream has no first rows, because it is shuffled; leave rows out",
+        )
         share(self, "max_bad_fraction")
 
 

@@ -82,7 +82,9 @@ FOREIGN: dict[str, str] = {
     "packing": "`data.packing`",
     "padding_free": "`data.packing`",
     "sample_packing": "`data.packing`",
-    "streaming": "nothing here: rows are mapped into memory, whatever their number",
+    "streaming": "`data.streaming`",
+    "buffer_size": "`data.shuffle_buffer`",
+    "shuffle_buffer_size": "`data.shuffle_buffer`",
     # training
     "output_dir": "`train.output`",
     "epochs": "`train.num_train_epochs`",

@@ -26,6 +26,7 @@ from switchkd.recipe.model_sections import LoRA as LoRA
 from switchkd.recipe.model_sections import Student as Student
 from switchkd.recipe.model_sections import Teacher as Teacher
 from switchkd.recipe.parsing import lay_over, parse_flags, read_yaml
+from switchkd.recipe.row_checks import check_rows_fit
 from switchkd.recipe.saving import recipe_to_dict as recipe_to_dict
 from switchkd.recipe.saving import save_recipe as save_recipe
 from switchkd.recipe.training import LearningRates as LearningRates
@@ -189,10 +190,7 @@ class Recipe:
         )
         names = [stage.name for stage in self.stages]
         require(len(set(names)) == len(names), f"two stages have one name: {', '.join(names)}")
-        require(
-            not (self.data.packing and self.train.group_by_length),
-            "data.packing and train.group_by_length are both true: packed rows are all of about one length already, so keep one of the two",
-        )
+        check_rows_fit(self.data, self.train, self.resolved_stages())
         for stage in self.resolved_stages():
             _check_vision_learns(stage, self.student.freeze)
             require(

@@ -24,7 +24,7 @@ def origin_of(context: StageContext) -> Origin:
     recipe, stage, count = context.run.recipe, context.stage, processes().num_processes
     teacher = located(recipe.teacher) if context.run.teacher is not None and recipe.teacher is not None else None
     return {
-        "rows": _rows(context.rows) + ("" if context.packs is None else f", {context.packs}"),
+        "rows": _rows_of(context),
         "teacher": None if teacher is None else _model(teacher),
         "start weights": _model(located(recipe.student)),
         "processes": count,
@@ -64,6 +64,12 @@ def check_origin(checkpoint: Path, now: Origin, *, finished: bool, accept_change
         f"{checkpoint} was trained from something else than this start: {'; '.join(changed)}. Put back what was there, choose another "
         "--train.output, or go on with the change: --accept-changes"
     )
+
+
+def _rows_of(context: StageContext) -> str:
+    if context.stream is not None:
+        return f"{context.stream}, {context.stream.stream.identity}"
+    return _rows(context.rows) + ("" if context.packs is None else f", {context.packs}")
 
 
 def _rows(rows: Dataset) -> str:

@@ -60,7 +60,7 @@ def train_stage(context: StageContext, *, accept_changes: bool = False) -> None:
     steps = total_steps(context)
     if steps < 1:
         raise ValueError(
-            f"stage {context.stage.name}: {len(context.rows)} rows make {steps} steps: nothing would be trained"
+            f"stage {context.stage.name}: {context.told_rows} make {steps} steps: nothing would be trained"
         )
     train = context.run.recipe.train
     if train.torch_compile:
@@ -76,7 +76,7 @@ def train_stage(context: StageContext, *, accept_changes: bool = False) -> None:
         processor=context.run.processor,
         card="",
         files={ORIGIN: json.dumps(origin, indent=1)},
-        train_dataset=context.drawn,
+        train_dataset=context.stream or context.drawn,
         data_collator=context.collate,
         callbacks=[MetricsFile(context.directory / "metrics.jsonl"), stop],
     )
@@ -106,6 +106,8 @@ def train_stage(context: StageContext, *, accept_changes: bool = False) -> None:
             checkpoint.load_student(context.run.student, newest)
             checkpoint.load_auxiliary(context.pair.auxiliary_modules, newest)
             return
+        if context.stream is not None:
+            context.stream.go_on(newest)
     with caught(stop.note):
         trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
         stop.raise_if_stopped(trainer.args, context.stage.name, trainer.state)
@@ -138,6 +140,7 @@ def arguments(context: StageContext) -> TrainingArguments:
         remove_unused_columns=False,
         logging_nan_inf_filter=False,
         train_sampling_strategy="group_by_length" if train.group_by_length else "random",
+        ignore_data_skip=context.stream is not None,  # it goes on by itself
         ddp_find_unused_parameters=False,  # every rank runs every part, on a blank image where it has none (models/pathway.py)
         use_cpu=processes().device.type == "cpu",  # without it the Trainer refuses bf16 there
         **{"dataloader_pin_memory": context.pair.student.model.device.type == "cuda"}

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from switchkd.data.formats import load_rows
 from switchkd.data.index import build_index
 from switchkd.data.packing import PackCollator, Packs
 from switchkd.data.reader import Reader
+from switchkd.data.streaming import RowStream
 from switchkd.data.template_choice import use_format
 from switchkd.data.weighing import weigh
 from switchkd.methods import Method, Need
@@ -38,11 +39,13 @@ from switchkd.pairing.vocabulary import Ids
 from switchkd.processes import processes
 from switchkd.recipe.schema import Recipe, ResolvedStage, Student, Teacher, data_names, data_weights
 from switchkd.train import lora
+from switchkd.train.aligned_share import check_aligned
 from switchkd.train.launch import check_launch
 from switchkd.train.lengths import row_length
 from switchkd.train.parts import freeze
 from switchkd.train.precision import HALF, widen_learning
 from switchkd.train.step import DistillationStep
+from switchkd.train.stream_loader import HEAD, PATIENCE, StreamLoader
 
 _log = logging.getLogger(__name__)
 
@@ -98,11 +101,18 @@ class StageContext:
     directory: Path
     #: The rows as they are packed; None where each has a row of its own.
     packs: Packs | None = None
+    #: Where the rows come from, of which `rows` are the first alone; None where `rows` are all.
+    stream: StreamLoader | None = None
 
     @property
     def drawn(self) -> Dataset | Packs:
         """What batches are drawn from: rows, or packed rows."""
         return self.rows if self.packs is None else self.packs
+
+    @property
+    def told_rows(self) -> str:
+        """What is trained on, for a reader."""
+        return str(self.stream or self.packs or f"{len(self.rows)} rows")
 
     @property
     def collate(self) -> Collator | PackCollator:
@@ -273,7 +283,12 @@ def index_rows(run: RunContext, stage: ResolvedStage, directory: Path) -> Datase
     """
     recipe = run.recipe
     directory.mkdir(parents=True, exist_ok=True)
-    rows = load_rows(data_names(stage.data), recipe.data.image_root, recipe.data.columns)
+    allowed = recipe.data.max_bad_fraction
+    if recipe.data.streaming:
+        rows = open_stream(recipe, stage).head(HEAD)
+        allowed = min(allowed * max(PATIENCE / len(rows), 1), 1.0)
+    else:
+        rows = load_rows(data_names(stage.data), recipe.data.image_root, recipe.data.columns)
     if recipe.data.rows is not None:
         if recipe.data.rows > len(rows):
             raise ValueError(
@@ -283,12 +298,17 @@ def index_rows(run: RunContext, stage: ResolvedStage, directory: Path) -> Datase
     index = build_index(
         rows,
         run.collator(stage.method),
-        max_bad_fraction=recipe.data.max_bad_fraction,
+        max_bad_fraction=allowed,
         report_path=directory / "rows.json" if processes().is_main_process else None,
     )
     if isinstance(run.teacher_reading, OwnInputs) and "teacher" in stage.method.needs:
         check_aligned(index.rows, recipe.pair.min_aligned)
     return weigh(index.rows, data_weights(stage.data), seed=recipe.train.seed)
+
+
+def open_stream(recipe: Recipe, stage: ResolvedStage) -> RowStream:
+    """The rows of a stage, as they come."""
+    return RowStream(data_names(stage.data), recipe.data.image_root, recipe.data.columns)
 
 
 def open_stage(run: RunContext, stage: ResolvedStage, directory: Path, rows: Dataset | None = None) -> StageContext:
@@ -316,10 +336,22 @@ def open_stage(run: RunContext, stage: ResolvedStage, directory: Path, rows: Dat
         learned=_learned(run, stage.method),
     )
     step = DistillationStep(pair, stage.method, loss=recipe.train.loss)
-    packs = Packs(rows, recipe.data.max_length, seed=recipe.train.seed) if recipe.data.packing else None
-    if packs is not None:
+    context = StageContext(run, stage, rows, step, run.collator(stage.method), directory)
+    if recipe.data.packing:
+        packs = Packs(rows, recipe.data.max_length, seed=recipe.train.seed)
         _log.info("%s; the student keeps them apart by %s attention", packs, run.student.attention)
-    context = StageContext(run, stage, rows, step, run.collator(stage.method), directory, packs)
+        context = replace(context, packs=packs)
+    if recipe.data.streaming:
+        stream = StreamLoader(
+            open_stream(recipe, stage),
+            recipe.data,
+            context.collator,
+            batch_size=stage.per_device_train_batch_size,
+            workers=recipe.train.dataloader_num_workers,
+            seed=recipe.train.seed,
+            report=directory / "rows.json",
+        )
+        context = replace(context, stream=stream)
     if pair.bridge is not None and not pair.bridge.fitted and recipe.pair.fit_rows:
         fit_bridge(context, recipe.pair.fit_rows)
     return context
@@ -331,33 +363,6 @@ def _learned(run: RunContext, method: Method) -> nn.Module | None:
         return None
     module = method.learned(run.student.sizes, run.teacher.sizes)
     return None if module is None else module.to(run.student.head.weight.device)
-
-
-def check_aligned(rows: Dataset, least: float) -> None:
-    """Log the share of answer tokens that can be compared, and raise ValueError where it is too small."""
-    share = sum(rows["compared"]) / sum(rows["answers"])
-    if share < least:
-        raise ValueError(
-            f"only {share:.1%} of the student's answer tokens are the same text and id for the teacher, and `pair.min_aligned` asks for "
-            f"{least:.1%}: choose a teacher with a nearer tokenizer or chat template, or lower it"
-        )
-    _log.info(
-        "%.1f %% of the student's answer tokens are compared with the teacher's (%s)",
-        100 * share,
-        shares_by_words(rows),
-    )
-
-
-def shares_by_words(rows: Dataset) -> str:
-    """Of the answer tokens of these rows of an index, the share that is compared, by the length of the answer."""
-    arrays = rows.with_format("numpy")
-    answers, compared = (arrays[f"{what}_by_words"][:].sum(axis=0) for what in ("answers", "compared"))
-    shares = [
-        f"{100 * part / whole:.1f} % of {whole:,} in answers of {words}"
-        for words, whole, part in zip(("1 word", "2 to 4 words", "5 or more words"), answers, compared, strict=True)
-        if whole
-    ]
-    return ", ".join(shares)
 
 
 def fit_bridge(context: StageContext, rows: int) -> None:

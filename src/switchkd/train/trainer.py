@@ -12,7 +12,7 @@ import torch
 from accelerate.data_loader import SeedableRandomSampler
 from safetensors import SafetensorError
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Sampler
 from transformers import ProcessorMixin, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from switchkd.agree import over_hosts
@@ -27,6 +27,7 @@ from switchkd.train.sampler import FilledUp, FillersLast, LengthGroupedSampler, 
 from switchkd.train.speed import Speed
 from switchkd.train.step import DistillationStep
 from switchkd.train.stop import shielded
+from switchkd.train.stream_loader import StreamLoader
 
 #: In a checkpoint, what has been summed up for the log.
 LOG = "log.json"
@@ -64,7 +65,7 @@ class DistillationTrainer(FiniteTrainer):
     ) -> None:
         kwargs["callbacks"] = [*kwargs.pop("callbacks", []), _GoOnLogging(self)]
         self._rows = kwargs["train_dataset"]
-        if args.world_size > 1:
+        if args.world_size > 1 and not isinstance(self._rows, StreamLoader):
             kwargs["train_dataset"] = FilledUp(self._rows, args.per_device_train_batch_size * args.world_size)
             kwargs["data_collator"] = WithoutFillers(kwargs["data_collator"])
         super().__init__(model=step, args=args, **kwargs)
@@ -243,13 +244,15 @@ class DistillationTrainer(FiniteTrainer):
 
     # ---- rows
 
-    def get_train_dataloader(self) -> DataLoader[Any]:
-        """The Trainer's own, with workers that finish the step when a signal comes; batches stay on the host."""
+    def get_train_dataloader(self) -> Any:
+        """The Trainer's own, with workers that finish the step when a signal comes, or a stream's; batches stay on the host."""
+        if isinstance(self._rows, StreamLoader):
+            return self._rows
         loader: Any = super().get_train_dataloader()
         loader.device = None  # they are counted on the host, and go to the device without waiting (`_prepare_inputs`)
         inner = getattr(loader, "base_dataloader", loader)
         inner.worker_init_fn = shielded(inner.worker_init_fn)
-        return loader  # type: ignore[no-any-return]
+        return loader
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
         rows, sampler = self._rows, None
@@ -331,10 +334,12 @@ class DistillationTrainer(FiniteTrainer):
         finally:
             self._staging, self.args.save_total_limit, self.args.save_only_model = None, limit, False
         log = json.dumps(self._summed_up())
+        staged = Path(checkpoint.staging(run)) / f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
-            staged = Path(checkpoint.staging(run)) / f"checkpoint-{self.state.global_step}"
             for name, text in {LOG: log, **self.files}.items():
                 (staged / name).write_text(text, encoding="utf-8")
+        if isinstance(self._rows, StreamLoader):  # each rank has a place of its own
+            (staged / self._rows.file_name()).write_text(self._rows.state(), encoding="utf-8")
         self.accelerator.wait_for_everyone()
 
 
