@@ -28,6 +28,7 @@ DATA = [
     "switchkd/world/assets/teacher/model.safetensors",
     "switchkd/world/assets/teacher/tokenizer.json",
     *(f"switchkd/recipes/{file.name}" for file in shipped().values()),
+    *(f"switchkd/recipes/accelerate/{engine}.yaml" for engine in ("ddp", "fsdp2")),
 ]
 
 
@@ -97,7 +98,7 @@ def test_an_installed_package_finds_its_recipes(built):
 
 def test_recipes_lie_where_pages_say():
     assert {name: file.resolve() for name, file in shipped().items()} == {
-        file.stem: file.resolve() for file in (ROOT / "recipes").iterdir()
+        file.stem: file.resolve() for file in (ROOT / "recipes").glob("*.yaml")
     }
 
 

@@ -18,7 +18,7 @@ from switchkd.evaluate.questions import check_share
 from switchkd.evaluate.scoring import choose_metrics
 from switchkd.given import Given, Model
 from switchkd.methods import Method
-from switchkd.processes import processes
+from switchkd.processes import processes, sharded
 from switchkd.recipe.packages import check_packages
 from switchkd.recipe.schema import Data as Rows
 from switchkd.recipe.schema import Evaluate, Recipe, Student, Teacher, build_recipe
@@ -26,7 +26,7 @@ from switchkd.results.metrics import parse_metrics
 from switchkd.train.in_memory import why_reloaded
 from switchkd.train.model_card import add_results
 from switchkd.train.output import open_output
-from switchkd.train.run import save_result, train_stage
+from switchkd.train.run import reopened, save_result, train_stage
 from switchkd.train.run_log import RUN_LOG, kept_log
 from switchkd.train.stage import StageContext, index_rows, open_run, open_stage
 from switchkd.train.upload import prepare_upload, upload
@@ -179,7 +179,10 @@ def _distill(recipe: Recipe, output: Path, *, accept_changes: bool) -> Distilled
         # before the first trains: a missing file of the last must not show hours later
         folder = output / f"{number}-{stage.name}"
         indexed.append((stage, folder, index_rows(run, stage, folder)))
-    for stage, folder, rows in indexed:
+    for number, (stage, folder, rows) in enumerate(indexed):
+        if number and sharded():
+            # what was spread over processes stays so, and cannot be spread anew
+            run = reopened(recipe, *indexed[number - 1])
         context = open_stage(run, stage, folder, rows)
         findings = examine_stage(context)
         if processes().is_main_process:

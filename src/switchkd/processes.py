@@ -25,3 +25,8 @@ def processes() -> PartialState:
             "train by itself and write into one folder. Start one process, or set ACCELERATE_USE_CPU=true to train on CPUs"
         )
     return state
+
+
+def sharded() -> bool:
+    """Whether the launcher was told to spread weights, gradients and moments over the processes: FSDP, DeepSpeed."""
+    return any(parse_flag_from_env(name) for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"))

@@ -72,7 +72,7 @@ def test_a_name_leads_to_fields_that_are_there(name):
         ("student", "model_name_or_path", "`student.path`, and `teacher.path`"),
         ("train", "early_stopping_patience", "choose its number with `train.max_steps`"),
         ("train", "adam_beta2", "here that is `train.arguments.adam_beta2`"),
-        ("train", "fsdp", "accelerate launch --use_fsdp"),
+        ("train", "fsdp", "accelerate launch --config_file recipes/accelerate/fsdp2.yaml"),
         # near in its own section, before one of another
         ("train", "max_step", "did you mean `max_steps`?"),
         ("evaluate", "batch_sizes", "did you mean `batch_size`?"),

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 
 import psutil
 import torch
-from accelerate.utils import parse_flag_from_env
 
 from switchkd.batch import Batch, Inputs
 from switchkd.doctor.findings import Finding, Level
 from switchkd.doctor.samples import Examined
+from switchkd.processes import sharded
 from switchkd.train.memory import estimate, left_out
 
 
@@ -36,7 +36,7 @@ def memory(examined: Examined) -> Iterator[Finding]:
             f". That is for {rows} rows of {length:,} tokens: lower train.per_device_train_batch_size, cut the "
             "longest rows with data.max_length, or set train.gradient_checkpointing or train.switch_checkpointing"
         )
-    if level == "failed" and _sharded():
+    if level == "failed" and sharded():
         level, detail = "warning", f"{detail}. That is without sharding, and with it a device needs less"
     yield Finding(level, "memory", detail)
 
@@ -62,11 +62,6 @@ def _padded(batch: Batch, length: int, filler: int) -> Batch:
     student = longer(batch.student)
     readers = {name: student if one is batch.student else longer(one) for name, one in batch.readers.items()}
     return batch._replace(student=student, readers=readers)
-
-
-def _sharded() -> bool:
-    """Whether `accelerate launch` was told to shard: then the weights, gradients and moments are spread over the devices."""
-    return any(parse_flag_from_env(name) for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"))
 
 
 def _free_bytes(device: torch.device) -> int:

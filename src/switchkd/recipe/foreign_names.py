@@ -112,9 +112,9 @@ FOREIGN: dict[str, str] = {
     "wandb": "`train.report_to: [wandb]`",
     "resume_from_checkpoint": "nothing to write: the same command goes on from the newest checkpoint in `train.output`",
     "overwrite_output_dir": "nothing here: choose another `train.output`, or remove the folder",
-    "fsdp": "a setting of the launcher: accelerate launch --use_fsdp … (docs/recipes.md)",
-    "fsdp_config": "a setting of the launcher: accelerate launch --use_fsdp … (docs/recipes.md)",
-    "deepspeed": "a setting of the launcher: accelerate launch --use_deepspeed … (docs/recipes.md)",
+    "fsdp": "a setting of the launcher: accelerate launch --config_file recipes/accelerate/fsdp2.yaml … (docs/engines.md)",
+    "fsdp_config": "a setting of the launcher: accelerate launch --config_file recipes/accelerate/fsdp2.yaml … (docs/engines.md)",
+    "deepspeed": "a setting of the launcher: accelerate launch --config_file recipes/accelerate/fsdp2.yaml … (docs/engines.md)",
     "early_stopping_patience": "nothing here: the last step is kept; choose its number with `train.max_steps`, and compare checkpoints "
     "with switchkd evaluate",
     "load_best_model_at_end": "nothing here: the last step is kept; compare checkpoints with switchkd evaluate",

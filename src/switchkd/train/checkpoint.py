@@ -19,8 +19,10 @@ from switchkd.data.processor_files import save_processor
 from switchkd.files import flush, settle
 from switchkd.manifest import MANIFEST, absent_files, find_damage, read_manifest, write_manifest
 from switchkd.models import Pathway
+from switchkd.pairing import Pair
 from switchkd.pairing.bridge import Bridge
 from switchkd.train import lora
+from switchkd.train.sharding import put
 
 _STAGING = ".saving"
 _REMOVED = ".removed"
@@ -66,13 +68,23 @@ def save_student(
         lora.plain(student, state).save_pretrained(directory)
         # the scale alpha / r is the recipe's; this holds what the optimizer moves
         save_file(
-            {n: p.detach().contiguous() for n, p in student.model.named_parameters() if p.requires_grad},
+            {n: state[n].contiguous() for n, p in student.model.named_parameters() if p.requires_grad},
             directory / _LORA,
         )
     else:
         student.model.save_pretrained(directory, state_dict=state)
     save_processor(processor, directory)
     (directory / CARD).write_text(card, encoding="utf-8")
+
+
+def load(pair: Pair, directory: str | Path) -> None:
+    """Put what has learned from a checkpoint into `pair`; where it is sharded, every process must call this.
+
+    Raises:
+        ValueError: if the checkpoint has other tensors than the pair.
+    """
+    load_student(pair.student, directory)
+    load_auxiliary(pair.auxiliary_modules, directory)
 
 
 def load_student(student: Pathway, directory: str | Path) -> None:
@@ -91,13 +103,13 @@ def load_student(student: Pathway, directory: str | Path) -> None:
             raise ValueError(
                 f"{directory}: holds {len(learned)} trained tensors where the recipe trains {len(expected)}"
             )
-        student.model.load_state_dict(learned, strict=False)
+        put(learned, student.model, strict=False)
     else:
         # in the widest precision that is trained: what the config names may be narrower than the weights that learned
         floating = [p.dtype for p in student.model.parameters() if p.is_floating_point()]
         widest = max(floating, key=lambda dtype: dtype.itemsize)
         saved = type(student.model).from_pretrained(directory, dtype=widest, use_safetensors=True)
-        student.model.load_state_dict(saved.state_dict())
+        put(saved.state_dict(), student.model)
 
 
 def save_auxiliary(
@@ -128,7 +140,7 @@ def load_auxiliary(modules: Mapping[str, nn.Module | None], directory: str | Pat
             where = f"{directory} was saved {'with' if file.exists() else 'without'} {file.name}"
             raise ValueError(f"{where}, and the recipe's pair has {'one' if module is not None else 'none'}")
         if module is not None:
-            module.load_state_dict(load_file(file))
+            put(load_file(file), module)
         if isinstance(module, Bridge):
             module.fitted = True
 

@@ -15,6 +15,7 @@ from switchkd.losses import SummedLoss
 from switchkd.models.finite import describe, not_finite
 from switchkd.train.explain import explain
 from switchkd.train.finite_watch import FiniteWatch
+from switchkd.train.sharding import whole
 from switchkd.train.step import DistillationStep
 
 _log = logging.getLogger(__name__)
@@ -84,7 +85,7 @@ class FiniteTrainer(Trainer):
         if self.args.fp16:
             return super()._clip_grad_norm(model)
         parameters = [p for p in model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = whole(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
         if self._skips_by_itself:
             self._watch.note(norm, self.state.global_step + 1)
             optimizer: Any = getattr(self.optimizer, "optimizer", self.optimizer)

@@ -1,8 +1,7 @@
 """Whether the student that has just been trained answers as the finished one on the disk does, to the bit."""
 
-from accelerate.utils import parse_flag_from_env
-
 from switchkd.models.liger import has_kernels
+from switchkd.processes import sharded
 from switchkd.train.stage import StageContext
 
 
@@ -18,7 +17,7 @@ def why_reloaded(context: StageContext, dtype: str = "auto") -> str | None:
         return f"evaluate.dtype is {dtype}"
     if recipe.student.lora is not None or recipe.student.quantization is not None:
         return "what is saved has its adapters merged into weights of full precision"
-    if any(parse_flag_from_env(name) for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")):
+    if sharded():
         return "its weights are spread over the processes"
     learned = {parameter.dtype for parameter in run.student.parameters()}
     if learned != {run.student_dtype}:

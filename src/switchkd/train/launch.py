@@ -9,7 +9,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import parse_flag_from_env
 
-from switchkd.processes import processes
+from switchkd.processes import processes, sharded
 from switchkd.recipe.schema import Recipe, Train
 
 #: What accelerate's launcher writes from its command line and from its default_config.yaml.
@@ -19,6 +19,15 @@ _CLIPPING = "ACCELERATE_GRADIENT_CLIPPING"
 _DEEPSPEED = "ACCELERATE_DEEPSPEED_CONFIG_FILE"
 _COMPILER = "ACCELERATE_DYNAMO_BACKEND"
 _UNSET = ("", "no", "none", "auto")
+#: The one way in which FSDP is known to train a pair and to leave plain students.
+_FSDP = {
+    "FSDP_VERSION": "2",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+    "FSDP_OFFLOAD_PARAMS": "false",
+}
+_MAY_BE_UNSET = ("FSDP_AUTO_WRAP_POLICY", "FSDP_CPU_RAM_EFFICIENT_LOADING", "FSDP_OFFLOAD_PARAMS")
 
 
 def mixed_precision(train: Train) -> str:
@@ -32,7 +41,7 @@ def check_launch(recipe: Recipe) -> None:
     Raises:
         ValueError: naming every setting, what it asks for, and what the recipe says.
     """
-    if problems := [*_problems(recipe), *_deepspeed_problems(recipe)]:
+    if problems := [*_problems(recipe), *_sharding_problems(recipe), *_deepspeed_problems(recipe)]:
         raise ValueError(
             f"settings outside the recipe ask for another training than the recipe: {'; '.join(problems)}. Write into the recipe what is "
             "meant, and take it out of accelerate's command line, its default_config.yaml (`accelerate config`) and the environment"
@@ -67,15 +76,34 @@ def _problems(recipe: Recipe) -> Iterator[str]:
     for name in ("ACCELERATE_USE_MEGATRON_LM", "ACCELERATE_USE_PARALLELISM_CONFIG"):
         if parse_flag_from_env(name):
             yield f"{name} is true, which cuts models or batches in ways that no recipe knows"
-    recomputes = parse_flag_from_env("ACCELERATE_USE_FSDP") and parse_flag_from_env("FSDP_ACTIVATION_CHECKPOINTING")
-    if recomputes and not train.gradient_checkpointing:
-        yield "FSDP_ACTIVATION_CHECKPOINTING is true, and train.gradient_checkpointing is false"
     steps, given = _accumulation(recipe), _value(_ACCUMULATION)
     ignored = (*_UNSET, "1") if not parse_flag_from_env("ACCELERATE_USE_DEEPSPEED") else _UNSET
     if given not in ignored and {given} != {str(step) for step in steps}:
         yield f"{_ACCUMULATION} is {given}, and gradient_accumulation_steps is {', '.join(map(str, sorted(steps)))}"
     if (given := _value(_CLIPPING)) not in _UNSET and float(given) != train.max_grad_norm:
         yield f"{_CLIPPING} is {given}, and train.max_grad_norm is {train.max_grad_norm}"
+
+
+def _sharding_problems(recipe: Recipe) -> Iterator[str]:
+    """What cannot be spread over processes, and what accelerate's FSDP would do otherwise than recipes/accelerate/fsdp2.yaml."""
+    if not sharded():
+        return
+    if recipe.train.fp16:
+        yield "train.fp16 is true, and where weights are spread over processes only train.bf16 and float32 are known to work"
+    for who, model in (("student", recipe.student), ("teacher", recipe.teacher)):
+        if model is not None and model.quantization is not None:
+            yield f"{who}.quantization is {model.quantization}, and quantised weights cannot be spread over processes"
+    if not parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        return
+    if parse_flag_from_env("FSDP_ACTIVATION_CHECKPOINTING"):
+        said = f"train.gradient_checkpointing is {_yaml(recipe.train.gradient_checkpointing)}"
+        yield f"FSDP_ACTIVATION_CHECKPOINTING is true, and {said}: that alone says what is recomputed"
+    if _value("FSDP_TRANSFORMER_CLS_TO_WRAP") not in _UNSET:
+        yield "FSDP_TRANSFORMER_CLS_TO_WRAP names layers, and models name them themselves: leave it out"
+    for name, wanted in _FSDP.items():
+        given = _value(name)
+        if given != wanted.lower() and (given or name not in _MAY_BE_UNSET):
+            yield f"{name} is {given or 'not set'}, and a run takes {wanted} only, as recipes/accelerate/fsdp2.yaml says it"
 
 
 def _deepspeed_problems(recipe: Recipe) -> Iterator[str]:

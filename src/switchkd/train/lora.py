@@ -54,7 +54,8 @@ def plain(student: Pathway, state: dict[str, Tensor]) -> PreTrainedModel:
         weight = state[f"{base}weight"]
         if not weight.is_floating_point():
             weight = dequantize_module_weight(module.get_base_layer()).to(student.model.dtype)
-        merged[f"{path}.weight"] = weight + module.get_delta_weight("default").detach().to(weight.dtype)
+        down, up = (state[f"{path}.lora_{name}.default.weight"] for name in ("A", "B"))
+        merged[f"{path}.weight"] = weight + (up @ down * module.scaling["default"]).to(weight.dtype)
     config = deepcopy(student.model.config)
     if getattr(config, "quantization_config", None) is not None:
         del config.quantization_config

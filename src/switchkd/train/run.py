@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from datasets import Dataset
 from transformers import (
     AutoModelForImageTextToText,
     PrinterCallback,
@@ -28,7 +29,7 @@ from switchkd.manifest import read_manifest, write_manifest
 from switchkd.models.layers import compile_layers
 from switchkd.models.run_folder import STUDENT
 from switchkd.processes import processes
-from switchkd.recipe.schema import data_names, recipe_to_dict
+from switchkd.recipe.schema import Recipe, ResolvedStage, data_names, recipe_to_dict
 from switchkd.recipe.trainer_arguments import UPLOAD
 from switchkd.train import checkpoint
 from switchkd.train.checkpoint import CARD
@@ -38,7 +39,7 @@ from switchkd.train.origin import ORIGIN, check_origin, origin_of
 from switchkd.train.peak import find_peak
 from switchkd.train.precision import HALF
 from switchkd.train.progress import Progress
-from switchkd.train.stage import StageContext, total_steps
+from switchkd.train.stage import RunContext, StageContext, open_run, open_stage, total_steps
 from switchkd.train.stop import StopAtStepEnd
 from switchkd.train.trainer import DistillationTrainer
 from switchkd.train.what_ran import headline, what_ran
@@ -103,8 +104,7 @@ def train_stage(context: StageContext, *, accept_changes: bool = False) -> None:
             done = checkpoint.steps_taken(newest)
         _log.info("stage %s: resuming from %s, step %d of %d", context.stage.name, newest, done, steps)
         if done >= steps:
-            checkpoint.load_student(context.run.student, newest)
-            checkpoint.load_auxiliary(context.pair.auxiliary_modules, newest)
+            checkpoint.load(context.pair, newest)
             return
         if context.stream is not None:
             context.stream.go_on(newest)
@@ -113,6 +113,18 @@ def train_stage(context: StageContext, *, accept_changes: bool = False) -> None:
         stop.raise_if_stopped(trainer.args, context.stage.name, trainer.state)
     if trainer.state.global_step < steps:
         raise RuntimeError(f"stage {context.stage.name} ended after {trainer.state.global_step} of {steps} steps")
+
+
+def reopened(recipe: Recipe, stage: ResolvedStage, directory: Path, rows: Dataset) -> RunContext:
+    """The models of a run behind a finished stage of it, from their files."""
+    run = open_run(recipe)
+    if run.bridge is not None:
+        run.bridge.fitted = True  # its weights are in the checkpoint
+    context = open_stage(run, stage, directory, rows)  # what learned is float32
+    newest = checkpoint.latest(directory)
+    assert newest is not None, "a finished stage has a checkpoint"
+    checkpoint.load(context.pair, newest)
+    return run
 
 
 def arguments(context: StageContext) -> TrainingArguments:

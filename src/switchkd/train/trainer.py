@@ -4,16 +4,18 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.data_loader import SeedableRandomSampler
+from accelerate.utils import save_fsdp_optimizer
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import ProcessorMixin, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import SCHEDULER_NAME
 
 from switchkd.agree import over_hosts
 from switchkd.batch import Batch, named
@@ -24,6 +26,7 @@ from switchkd.train import checkpoint
 from switchkd.train.finite_trainer import FiniteTrainer
 from switchkd.train.parts import set_rates
 from switchkd.train.sampler import FilledUp, FillersLast, LengthGroupedSampler, WithoutFillers
+from switchkd.train.sharding import cut_by_layers, gathered
 from switchkd.train.speed import Speed
 from switchkd.train.step import DistillationStep
 from switchkd.train.stop import shielded
@@ -69,6 +72,8 @@ class DistillationTrainer(FiniteTrainer):
             kwargs["train_dataset"] = FilledUp(self._rows, args.per_device_train_batch_size * args.world_size)
             kwargs["data_collator"] = WithoutFillers(kwargs["data_collator"])
         super().__init__(model=step, args=args, **kwargs)
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        cut_by_layers(plugin, step, bf16=self.accelerator.mixed_precision == "bf16")
         self.step = step
         self.pair = step.pair
         self.rates = rates or {}
@@ -146,6 +151,10 @@ class DistillationTrainer(FiniteTrainer):
             for parameter in [*parts[0], *parts[1], *bridge]:
                 parameter.grad = None
         return loss
+
+    def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> AbstractContextManager[None]:
+        """Autocast of the recipe where accelerate puts none around the step: FSDP2."""
+        return self.accelerator.autocast() if self.accelerator.is_fsdp2 else nullcontext()
 
     def _prepare_inputs(self, inputs: Batch) -> Batch:  # type: ignore[override]
         return inputs.to(self.args.device, non_blocking=True)
@@ -274,6 +283,25 @@ class DistillationTrainer(FiniteTrainer):
 
     # ---- checkpoints
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the student; of sharded weights, the Trainer's own way would gather the teacher's too."""
+        if self.is_fsdp_enabled:
+            self._save(output_dir, state_dict=gathered(self.step))
+        else:
+            super().save_model(output_dir, _internal_call=_internal_call)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        # the Trainer's own way writes the whole pair once more
+        save_fsdp_optimizer(
+            self.accelerator.state.fsdp_plugin, self.accelerator, self.optimizer, self.model, output_dir
+        )
+        if self.args.should_save:
+            assert self.lr_scheduler is not None
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         if self.args.should_save:
             self.check_weights(self.step.state_dict() if state_dict is None else state_dict)
@@ -283,8 +311,7 @@ class DistillationTrainer(FiniteTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         with checkpoint.loading(resume_from_checkpoint):
-            checkpoint.load_student(self.pair.student, resume_from_checkpoint)
-            checkpoint.load_auxiliary(self.pair.auxiliary_modules, resume_from_checkpoint)
+            checkpoint.load(self.pair, resume_from_checkpoint)
 
     def _load_optimizer_and_scheduler(self, checkpoint_folder: str | None) -> None:
         if checkpoint_folder is not None:

@@ -1,0 +1,203 @@
+"""DDP and FSDP2, as their shipped configurations start them on two processes: the run of one process, and a run that loses a process."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.utils import FullyShardedDataParallelPlugin
+from engine_runs import ENGINES, RUNS, launch, steps, trained_alone, weights, write_runs
+from run_files import ANSWER_ALONE
+from steps import make_trainer
+from tiny_models import tiny_llava
+
+from switchkd.processes import sharded
+from switchkd.recipe.schema import load_recipe
+from switchkd.train.launch import check_launch
+from switchkd.train.sharding import cut_by_layers, put
+
+SCRIPT = Path(__file__).parents[1] / "lib" / "train_recipes.py"
+#: How much losses and weights may differ from those of one process, relative to themselves and to the largest of their tensor.
+NEAR = {"float32": 1e-5, "bf16": 5e-2}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """All recipes, each trained by one process."""
+    folder = tmp_path_factory.mktemp("engines")
+    recipes = write_runs(folder, list(RUNS))
+    for recipe in recipes:
+        trained_alone(recipe)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+def test_two_processes_are_one_that_is_cut_up(alone, tmp_path, engine):
+    """Steps of four rows and a last one of three, most of them and whole steps without a picture; maps that are learned and a tied
+    student; a bridge; adapters over accumulated and recomputed steps; two stages, of which the first has no teacher; bfloat16.
+    """
+    recipes = write_runs(tmp_path, list(RUNS))
+    process = launch(engine, SCRIPT, *recipes)
+    output, _ = process.communicate(timeout=1800)
+    assert process.returncode == 0, output[-3000:]
+    for name in RUNS:
+        near = NEAR["bf16" if name == "bf16" else "float32"]
+        two, one = (steps(folder) for folder in (tmp_path / name, alone / f"{name}-alone"))
+        assert [line["step"] for line in two] == [line["step"] for line in one]
+        assert len(two) == {"stages": 12, "lora": 4}.get(name, 6)
+        for line, expected in zip(two, one, strict=True):
+            assert line.keys() == expected.keys()
+            assert line["answer_tokens"] == expected["answer_tokens"]
+            assert line["loss"] == pytest.approx(expected["loss"], rel=near), (name, line["step"])
+            assert line["grad_norm"] == pytest.approx(expected["grad_norm"], rel=near), (name, line["step"])
+        found, expected = weights(tmp_path / name), weights(alone / f"{name}-alone")
+        assert found.keys() == expected.keys(), name
+        for tensor, value in expected.items():
+            assert (found[tensor] - value).abs().max() <= near * value.abs().max(), (name, tensor)
+    (learned,) = {key.partition(":")[0] for key in weights(tmp_path / "maps")} - {"model.safetensors"}
+    assert learned == "learned.safetensors"
+    assert any(key.startswith("bridge.safetensors") for key in weights(tmp_path / "bridge"))
+    assert any(key.startswith("lora.safetensors") for key in weights(tmp_path / "lora"))
+    card = (tmp_path / "stages" / "student" / "README.md").read_text()
+    assert f"| processes | 2 on cpu ({'FSDP' if engine == 'fsdp2' else 'MULTI_CPU'}) |" in card
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+def test_a_run_that_loses_a_process_ends_and_goes_on_to_a_plain_student(tmp_path, engine):
+    """SIGKILL of the second process between two saves; the same command then goes on, with the moments of AdamW."""
+    settings = {"max_steps": 8, "arguments": {"optim": "adamw_torch"}, "learning_rate": 1e-3, "save_total_limit": None}
+    (whole,) = write_runs(tmp_path / "whole", ["stages"], **settings)
+    (broken,) = write_runs(tmp_path / "broken", ["stages"], **settings)
+    process = launch(engine, SCRIPT, whole)
+    output, _ = process.communicate(timeout=900)
+    assert process.returncode == 0, output[-3000:]
+    stage = tmp_path / "broken" / "stages" / "2-all"
+    process = launch(engine, SCRIPT, broken)
+    _wait_for(stage / "checkpoint-3", process)
+    _, second = sorted(_ranks(process.pid))
+    os.kill(second, signal.SIGKILL)
+    killed = time.monotonic()
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "SIGKILL" in output
+    assert time.monotonic() - killed < 60
+    assert not (stage.parent / "student").exists()
+    process = launch(engine, SCRIPT, broken)
+    output, _ = process.communicate(timeout=900)
+    assert process.returncode == 0, output[-3000:]
+    assert re.search(r"resuming from \S+/2-all/checkpoint-\d, step \d of 8", (stage.parent / "train.log").read_text())
+    runs = [tmp_path / folder / "stages" for folder in ("whole", "broken")]
+    whole_lines, broken_lines = (
+        [{name: line[name] for name in ("step", "loss", "grad_norm")} for line in steps(run)] for run in runs
+    )
+    assert broken_lines == whole_lines
+    assert len(whole_lines) == 16
+    expected, found = (weights(run) for run in runs)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+    student = runs[1] / "student"
+    assert not [
+        file.name for file in student.iterdir() if "optim" in file.name or file.suffix in (".pt", ".bin", ".pth")
+    ]
+    picture = tmp_path / "broken" / "images" / "train-0.png"
+    answered = subprocess.run(
+        [sys.executable, "-c", ANSWER_ALONE, str(student), str(picture)],
+        env={**os.environ, "PYTHONPATH": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert answered.stdout.startswith("answered ["), answered.stderr[-2000:]
+
+
+def _ranks(launcher: int) -> list[int]:
+    """The processes that a launcher has started, in order."""
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(launcher)], capture_output=True, text=True).stdout
+    return [int(word) for word in listed.split()]
+
+
+def _wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    for _ in range(6000):
+        if path.exists():
+            return
+        assert process.poll() is None, process.communicate()[0][-3000:]
+        time.sleep(0.1)
+    raise AssertionError(f"{path} was not written")
+
+
+# ---- what of it needs no second process
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """One of them."""
+    return load_recipe(write_runs(tmp_path, ["lora"])[0])
+
+
+@pytest.fixture
+def fsdp(monkeypatch):
+    """The environment that accelerate's launcher makes of the shipped configuration."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    words = [
+        "--config_file",
+        str(ENGINES / "fsdp2.yaml"),
+        "--num_processes",
+        "2",
+        "--main_process_port",
+        "0",
+        "train.py",
+    ]
+    arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(words))
+    for name, value in prepare_multi_gpu_env(arguments).items():
+        monkeypatch.setenv(name, value)
+
+
+def test_the_shipped_configuration_of_fsdp_is_taken_and_others_are_refused(recipe, fsdp, monkeypatch):
+    assert sharded()
+    check_launch(recipe)
+    for name, value, said in (
+        ("FSDP_VERSION", "1", "FSDP_VERSION is 1, and a run takes 2 only"),
+        ("FSDP_STATE_DICT_TYPE", "SHARDED_STATE_DICT", "is sharded_state_dict, and a run takes FULL_STATE_DICT only"),
+        ("FSDP_STATE_DICT_TYPE", "", "FSDP_STATE_DICT_TYPE is not set"),
+        ("FSDP_AUTO_WRAP_POLICY", "SIZE_BASED_WRAP", "and a run takes TRANSFORMER_BASED_WRAP only"),
+        ("FSDP_CPU_RAM_EFFICIENT_LOADING", "true", "FSDP_CPU_RAM_EFFICIENT_LOADING is true"),
+        ("FSDP_OFFLOAD_PARAMS", "true", "FSDP_OFFLOAD_PARAMS is true"),
+        ("FSDP_TRANSFORMER_CLS_TO_WRAP", "Qwen2DecoderLayer", "models name them themselves"),
+        ("FSDP_ACTIVATION_CHECKPOINTING", "true", "train.gradient_checkpointing is true: that alone"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            with pytest.raises(ValueError, match=re.escape(said)):
+                check_launch(recipe)
+
+
+def test_layers_of_both_models_are_gathered_by_themselves_and_gradients_added_in_float32(tmp_path):
+    trainer = make_trainer(tmp_path)
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, state_dict_type="FULL_STATE_DICT")
+    for bf16, gathered, added in ((False, None, None), (True, torch.bfloat16, torch.float32)):
+        cut_by_layers(plugin, trainer.step, bf16=bf16)
+        assert plugin.transformer_cls_names_to_wrap == ["Qwen2DecoderLayer", "SiglipEncoderLayer"]
+        policy = plugin.mixed_precision_policy
+        assert (policy.param_dtype, policy.reduce_dtype, policy.output_dtype) == (gathered, added, None)
+        plugin.set_auto_wrap_policy(trainer.step)  # what accelerate does with it; anew in the next round
+        assert {kind.__name__ for kind in plugin.auto_wrap_policy.keywords["transformer_layer_cls"]} == {
+            "Qwen2DecoderLayer",
+            "SiglipEncoderLayer",
+        }
+
+
+def test_what_is_put_into_a_plain_module_is_there():
+    model, other = tiny_llava(seed=1), tiny_llava(seed=2)
+    put(other.state_dict(), model)
+    assert all(torch.equal(one, two) for one, two in zip(model.parameters(), other.parameters(), strict=True))
+    with pytest.raises(RuntimeError, match="Missing key"):
+        put({}, model)
