@@ -99,7 +99,11 @@ WRONG = {
         ["doctor takes a recipe, or --teacher and --student"],
     ),
     "a doctor with two": (["doctor", TINY, "--teacher", "t"], 2, ["doctor takes a recipe, or --teacher and --student"]),
-    "a field for another verb": (["models", "--train.seed", "1"], 2, ["--train.seed", "only train, doctor and study"]),
+    "a field for another verb": (
+        ["models", "--train.seed", "1"],
+        2,
+        ["--train.seed", "only train, cache, doctor and study"],
+    ),
     "no such data": (["evaluate", "a/b/c", "nowhere.json"], 1, ["nowhere.json: no such file"]),
     "no such model": (["chat", "no/such/folder"], 1, ["no/such/folder: no such folder"]),
     "no such picture": (["chat", "some/model", "--image", "no.png"], 1, ["no.png: no such file"]),

@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
@@ -75,6 +75,20 @@ class Inputs(NamedTuple):
         return moved
 
 
+class TopLogits(NamedTuple):
+    """The largest logits of some answers, as log-probabilities over what is compared, and what is left for each other id."""
+
+    values: Float[Tensor, "answers k"]
+    #: As columns of what is compared.
+    columns: Int[Tensor, "answers k"]
+    #: The log-probability of every id that is not among them: what they leave is spread evenly.
+    rest: Float[Tensor, " answers"]
+
+
+#: What a cache holds of a teacher at some answers: its hidden states before the head, or its largest logits.
+Stored = Tensor | TopLogits
+
+
 class Aligned(NamedTuple):
     """Which answers of the student are compared with a teacher's, and what they are there."""
 
@@ -87,6 +101,8 @@ class Aligned(NamedTuple):
     #: `student` on the host, wherever the tensors go: chunks of answers are cut by it without waiting for a GPU. None for all of them, and
     #: where nobody has made it.
     places: Int[np.ndarray, " compared"] | None = None
+    #: What the teacher says there, where a cache has it; None: the teacher is asked.
+    stored: Stored | None = None
 
 
 _NO_FIRST_WORDS: dict[str, Aligned] = {}
@@ -120,7 +136,7 @@ class Batch(NamedTuple):
         readers = {
             name: student if reader is self.student else _unanswered(reader) for name, reader in self.readers.items()
         }
-        shared = {name: Aligned(None, None, aligned.targets[:0]) for name, aligned in self.shared.items()}
+        shared = {name: _none_of(aligned) for name, aligned in self.shared.items()}
         return Batch(self.keys, student, readers, shared)
 
     def _with(self, change: Callable[[Tensor], Tensor]) -> "Batch":
@@ -145,6 +161,10 @@ def named(keys: Sequence[str]) -> str:
 
 def _unanswered(inputs: Inputs) -> Inputs:
     return inputs._replace(predicts=inputs.predicts[:0], targets=inputs.targets[:0], sample=inputs.sample[:0])
+
+
+def _none_of(aligned: Aligned) -> Aligned:
+    return Aligned(None, None, aligned.targets[:0], stored=_mapped(aligned.stored, lambda tensor: tensor[:0]))
 
 
 def _mapped(tree: _Tree, change: Callable[[Tensor], Tensor]) -> _Tree:

@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # tyro has printed the help, or what it did not understand
         return int(stop.code or 0)
     if fields and not verb.takes_fields:
-        return fail(f"{fields[0]}: only train, doctor and study take fields of a recipe", 2)
+        return fail(f"{fields[0]}: only train, cache, doctor and study take fields of a recipe", 2)
     try:
         from switchkd.interrupts import ended_by_signals
 

@@ -34,6 +34,19 @@ def write_together(texts: Mapping[Path, str], errors: str = "backslashreplace") 
 
 
 @contextmanager
+def whole_file(target: Path) -> Iterator[Path]:
+    """A place to write what then appears at `target` in one moment, on the disk."""
+    staging = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        with naming_full_disks(target):
+            yield staging
+            flush(staging)
+        os.replace(staging, target)
+    finally:
+        staging.unlink(missing_ok=True)
+
+
+@contextmanager
 def replace_folder(target: Path) -> Iterator[Path]:
     """A hidden folder beside `target` to write into. It becomes `target` when the block ends, and is removed if the block raises.
 

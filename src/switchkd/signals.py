@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from switchkd.batch import TopLogits
 from switchkd.names import Place
 from switchkd.names import Route as Route
 
@@ -69,6 +70,23 @@ class FromHidden:
     def rows(self, part: slice) -> Float[Tensor, "part vocab"]:
         """See `Logits`."""
         return self.head.logits(self.hidden[part])[:, : self.vocabulary]
+
+
+@dataclass(frozen=True)
+class FromTopLogits:
+    """`Logits` of which the largest are known; all other ids of an answer share what these leave, evenly."""
+
+    stored: TopLogits
+    #: How many ids are compared.
+    vocabulary: int
+
+    def __len__(self) -> int:
+        return len(self.stored.rest)
+
+    def rows(self, part: slice) -> Float[Tensor, "part vocab"]:
+        """See `Logits`: log-probabilities."""
+        values, columns, rest = (tensor[part] for tensor in self.stored)
+        return rest[:, None].repeat(1, self.vocabulary).scatter_(1, columns.long(), values)
 
 
 @dataclass(frozen=True)

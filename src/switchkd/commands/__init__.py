@@ -3,6 +3,7 @@
 What a verb needs is imported when it runs, so that `--help` is quick.
 """
 
+from switchkd.commands.cache import Cache
 from switchkd.commands.chat import Chat
 from switchkd.commands.convert import Convert
 from switchkd.commands.data import Data
@@ -28,6 +29,7 @@ VERBS: tuple[type[Verb], ...] = (
     Doctor,
     Study,
     Recipe,
+    Cache,
     Init,
     Convert,
     Export,

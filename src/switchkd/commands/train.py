@@ -75,6 +75,7 @@ def show(recipe: "Recipe", *, as_json: bool = False) -> None:
 
     check_packages(recipe)
     with model_libraries():
+        from switchkd.data.teacher_store import describe
         from switchkd.recipe.schema import data_weights, recipe_to_dict
         from switchkd.train.memory import forecast
 
@@ -92,6 +93,8 @@ def show(recipe: "Recipe", *, as_json: bool = False) -> None:
         stages.append(
             {"name": stage.name, "method": stage.method.label, "train": stage.train, "length": length, "memory": memory}
         )
+    if recipe.teacher is not None and recipe.teacher.cache is not None:
+        say(f"teacher's cache: {describe(Path(recipe.teacher.cache))}")
     if as_json:
         print_json({"recipe": plain, "stages": stages})
     say("the recipe is valid; nothing was trained (--dry-run)")

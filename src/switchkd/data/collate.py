@@ -9,9 +9,11 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from switchkd.batch import Aligned, Batch
+from switchkd.batch import Aligned, Batch, Stored
 from switchkd.data.index import Measured
 from switchkd.data.reader import Encoded, Reader
+from switchkd.data.stored_answers import joined, part_of
+from switchkd.data.teacher_store import TeacherStore
 
 
 @dataclass(frozen=True)
@@ -61,11 +63,18 @@ class Collator:
     Args:
         student: reads what the student reads.
         teachers: by name, how they read it.
+        stores: by name, the caches that have what they say; of one that has none, the pair asks the teacher.
     """
 
-    def __init__(self, student: Reader, teachers: Mapping[str, Teacher] | None = None) -> None:
+    def __init__(
+        self,
+        student: Reader,
+        teachers: Mapping[str, Teacher] | None = None,
+        stores: Mapping[str, TeacherStore] | None = None,
+    ) -> None:
         self.student = student
         self.teachers = dict(teachers or {})
+        self.stores = dict(stores or {})
 
     @cached_property
     def fingerprint(self) -> str:
@@ -89,9 +98,11 @@ class Collator:
             readings = [sample.teachers[name] for sample in samples]
             own = [reading.teacher for reading in readings if reading.teacher is not None]
             readers[name] = student if teacher.reader is None else teacher.reader.inputs(own, packs)
-            shared[name] = _aligned(readings, first_words=False)
+            store = self.stores.get(name)
+            stored = [] if store is None else [store.read(sample.key) for sample in samples]
+            shared[name] = _aligned(readings, stored, first_words=False)
             if any(reading.first_words for reading in readings):
-                first_words[name] = _aligned(readings, first_words=True)
+                first_words[name] = _aligned(readings, stored, first_words=True)
         return Batch(tuple(sample.key for sample in samples), student, readers, shared, first_words)
 
     def encode(self, row: dict[str, Any]) -> EncodedSample:
@@ -137,8 +148,8 @@ def _by_words(row: dict[str, Any], student: Encoded) -> list[int]:
     return kinds[::-1]
 
 
-def _aligned(readings: list[Reading], *, first_words: bool) -> Aligned:
-    """Which answers of the whole batch are compared: first words, or all others."""
+def _aligned(readings: list[Reading], stored: list[Stored], *, first_words: bool) -> Aligned:
+    """Which answers of the whole batch are compared: first words, or all others; with what a cache has of them."""
     student, teacher, columns, answers, reader_answers = [], [], [], 0, 0
     for reading in readings:
         for (first, second), column in zip(reading.compared, reading.columns, strict=True):
@@ -151,7 +162,16 @@ def _aligned(readings: list[Reading], *, first_words: bool) -> Aligned:
     targets = torch.tensor(columns, dtype=torch.long)
     places = _places(student, answers)
     on_host = None if places is None else places.numpy().copy()
-    return Aligned(places, _places(teacher, reader_answers), targets, on_host)
+    of_these = [
+        _of(one, reading, first_words=first_words) for one, reading in zip(stored, readings, strict=bool(stored))
+    ]
+    return Aligned(places, _places(teacher, reader_answers), targets, on_host, joined(of_these))
+
+
+def _of(stored: Stored, reading: Reading, *, first_words: bool) -> Stored:
+    """What a cache has of the first words of one sample, which stand last there, or of its other answers."""
+    others = len(reading.compared) - len(reading.first_words)
+    return part_of(stored, slice(others, None) if first_words else slice(others))
 
 
 def _places(places: list[int], answers: int) -> torch.Tensor | None:

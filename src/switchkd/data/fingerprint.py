@@ -2,26 +2,24 @@
 
 import json
 from hashlib import blake2b
+from typing import Any
 
 import transformers
 from transformers import ProcessorMixin
 
 
-def processor_fingerprint(processor: ProcessorMixin, template: str, **limits: int) -> str:
-    """Changes with all that the tokens and pixels of a row depend on.
+def reading_parts(processor: ProcessorMixin, template: str, **limits: int) -> dict[str, Any]:
+    """All that the tokens and pixels of a row depend on, by name.
 
     Args:
         processor: with a fast tokenizer.
         template: the chat template in use, which need not be the processor's own.
         limits: such as `max_length` and `max_pixels`.
-
-    Raises:
-        TypeError: the processor has a setting that cannot be written as JSON.
     """
     tokenizer = json.loads(processor.tokenizer.backend_tokenizer.to_str())
     for left_by_last_call in ("padding", "truncation"):
         tokenizer.pop(left_by_last_call)
-    parts = {
+    return {
         "library": transformers.__version__,
         "class": type(processor).__name__,
         "settings": processor.to_dict(),
@@ -30,4 +28,12 @@ def processor_fingerprint(processor: ProcessorMixin, template: str, **limits: in
         "template": template,
         "limits": limits,
     }
-    return blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def digest_of(parts: Any, size: int = 16) -> str:
+    """Changes with any of these parts.
+
+    Raises:
+        TypeError: a setting of a processor that cannot be written as JSON.
+    """
+    return blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=size).hexdigest()

@@ -19,7 +19,7 @@ from switchkd.data.answer_tokens import AnswerToken
 from switchkd.data.chat_format import ChatFormat, Tokens
 from switchkd.data.embedding_rows import check_ids, check_used_ids
 from switchkd.data.errors import DataError, SampleError, TemplateLimitError
-from switchkd.data.fingerprint import processor_fingerprint
+from switchkd.data.fingerprint import digest_of, reading_parts
 from switchkd.data.images import MAX_PIXELS, open_images
 from switchkd.data.resizing import resized_pixels
 from switchkd.data.template_choice import choose_format
@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 LONGEST = 32_768
 #: A text of so many characters is tokenised in any case, and cut.
 _HARMLESS_CHARACTERS = 10_000
+#: Parts of a fingerprint that are named one by one.
+_NAMED = ("library", "template", "limits")
 #: What a processor makes of text; all else that it makes is the images'.
 _TEXT = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels")
 
@@ -108,10 +110,22 @@ class Reader:
     @cached_property
     def fingerprint(self) -> str:
         """Digest of all that an encoded sample depends on besides its row: processor, template, limits."""
+        return digest_of(self._parts)
+
+    @property
+    def named_parts(self) -> dict[str, str | int | None]:
+        """The same in parts that a person can compare: library, chat template, limits, and a digest of the processor."""
+        parts = self._parts
+        processor = digest_of({name: part for name, part in parts.items() if name not in _NAMED}, size=8)
+        template = digest_of(parts["template"], size=8)
+        return {"processor": processor, "chat template": template, "transformers": parts["library"], **parts["limits"]}
+
+    @property
+    def _parts(self) -> dict[str, Any]:
         limits = {"max_length": self.max_length, "max_pixels": self.max_pixels}
         if self.rows is not None and self.ids == self.rows < len(self.format.tokenizer):
             limits["rows"] = self.rows
-        return processor_fingerprint(self.processor, self.format.template, **limits)
+        return reading_parts(self.processor, self.format.template, **limits)
 
     def encode(self, row: dict[str, Any]) -> Encoded:
         """Encode one row.

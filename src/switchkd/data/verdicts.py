@@ -8,7 +8,6 @@ import os
 import pickle
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from hashlib import blake2b
 from itertools import chain
 from pathlib import Path
@@ -25,6 +24,7 @@ from torch.utils.data import Dataset as TorchDataset
 from switchkd.console import progress
 from switchkd.data.cache_folder import cache_folder
 from switchkd.data.errors import DataError, SampleError
+from switchkd.files import whole_file
 from switchkd.lock import Lock
 
 #: To be raised when a verdict means something else: what is in the cache counts no longer.
@@ -253,23 +253,14 @@ def _table(verdicts: list[Verdict]) -> pa.Table:
 
 
 def _write_parquet(verdicts: list[Verdict], target: Path) -> None:
-    with _whole(target) as staging:
+    with whole_file(target) as staging:
         pq.write_table(_table(verdicts), staging)
 
 
 def _write_arrow(table: pa.Table, target: Path) -> None:
-    with _whole(target) as staging, pa.OSFile(str(staging), "wb") as file, pa.ipc.new_stream(file, _SCHEMA) as stream:
+    with (
+        whole_file(target) as staging,
+        pa.OSFile(str(staging), "wb") as file,
+        pa.ipc.new_stream(file, _SCHEMA) as stream,
+    ):
         stream.write_table(table, max_chunksize=_SHARD_ROWS)
-
-
-@contextmanager
-def _whole(target: Path) -> Iterator[Path]:
-    """A place to write what then appears at `target` in one moment."""
-    staging = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        yield staging
-        with staging.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(staging, target)
-    finally:
-        staging.unlink(missing_ok=True)

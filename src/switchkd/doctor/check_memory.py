@@ -15,7 +15,7 @@ from switchkd.train.memory import estimate, left_out
 def memory(examined: Examined) -> Iterator[Finding]:
     """The estimate for a batch of rows like the longest one, padded to the longest of all, or of packed rows like that with most images."""
     context = examined.context
-    student, teacher = context.pair.student, context.pair.teacher
+    student, teacher = context.pair.student, context.pair.teacher or context.pair.teacher_head
     rows = min(context.stage.per_device_train_batch_size, len(context.drawn))
     if context.packs is None:
         batch, length = context.collator.join([examined.samples[0]] * rows), max(context.rows["length"])
@@ -26,7 +26,7 @@ def memory(examined: Examined) -> Iterator[Finding]:
     filler = next(token for token in range(3) if token not in tokens)
     batch = _padded(batch, length, filler)
     needed = estimate(
-        context.run.recipe, context.stage, student.model.config, teacher.model.config if teacher else None, batch
+        context.run.recipe, context.stage, student.model.config, teacher.family.config if teacher else None, batch
     )
     free = _free_bytes(student.model.device)
     detail = f"{needed}{left_out(context.method)}; {free / 2**30:.1f} GiB are free after the weights are loaded"

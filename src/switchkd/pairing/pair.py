@@ -7,14 +7,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from switchkd.batch import TEACHER, Aligned, Batch, Inputs
+from switchkd.batch import TEACHER, Aligned, Batch, Inputs, TopLogits
 from switchkd.models.capture import Capture, Site, Vision, capture, check_same_text, of_samples
 from switchkd.models.families import FeatureGrid, Features
 from switchkd.models.pathway import Pathway
+from switchkd.models.teacher_head import TeacherHead
 from switchkd.pairing import compatibility
 from switchkd.pairing.bridge import Bridge
 from switchkd.pairing.vocabulary import Ids, Vocabulary
-from switchkd.signals import Activations, Compared, FromHidden, Route, Signals
+from switchkd.signals import Activations, Compared, FromHidden, FromTopLogits, Head, Logits, Route, Signals
 
 
 class Pair(nn.Module):
@@ -25,7 +26,7 @@ class Pair(nn.Module):
 
     Args:
         student: the pathway that learns.
-        teacher: the frozen pathway, or None.
+        teacher: the frozen pathway, or None. Its head alone serves where all that is needed of it are answers that a cache has.
         needs: what the method will ask for; what that requires is checked here, before anything runs.
         vocabulary: the number of real token ids, `len(processor.tokenizer)`; head rows beyond it are padding and never compared. Where
             the tokenizers differ, the ids that mean the same in both. Required where `needs` has the teacher.
@@ -41,7 +42,7 @@ class Pair(nn.Module):
     def __init__(
         self,
         student: Pathway,
-        teacher: Pathway | None,
+        teacher: Pathway | TeacherHead | None,
         *,
         needs: frozenset[Route | Site],
         vocabulary: int | Ids | None = None,
@@ -53,13 +54,15 @@ class Pair(nn.Module):
         self.separate_inputs = check_compatible(student, teacher, needs, bridged=bridge is not None)
         self.needs = needs
         self.student = student
-        self.teacher = None if teacher is None else teacher.requires_grad_(False).eval()
+        self.teacher = teacher.requires_grad_(False).eval() if isinstance(teacher, Pathway) else None
+        #: In the teacher's place, where it is not there itself.
+        self.teacher_head = teacher.requires_grad_(False) if isinstance(teacher, TeacherHead) else None
         self.bridge = (
             bridge if any(need == "switch" or (isinstance(need, Site) and need.bridged) for need in needs) else None
         )
         self.learned = learned
         self.sites = frozenset(need for need in needs if isinstance(need, Site))
-        for pathway in (student, *([teacher] if teacher is not None else [])):
+        for pathway in (student, *([self.teacher] if self.teacher is not None else [])):
             pathway.show_attention(any(site.eager_attention for site in self.sites))
         head = teacher.head if teacher is not None and "teacher" in needs else None
         self.shared = Vocabulary(vocabulary, student.head, head)
@@ -78,12 +81,12 @@ class Pair(nn.Module):
     def dropped_mass(self, signals: Signals) -> Float[Tensor, " compared"] | None:
         """The teacher's probability on ids that are not compared, at first words last; None where all real ones are."""
         one = signals.compared.get(TEACHER)
-        if self.teacher is None or one is None or not isinstance(one.teacher, FromHidden):
+        if one is None or not isinstance(one.teacher, FromHidden):
             return None
-        dropped = self.shared.dropped_mass(one.teacher.hidden, self.teacher.head)
+        dropped = self.shared.dropped_mass(one.teacher.hidden, self._head)
         if one.first_words is None or self.first_words is None or not isinstance(one.first_words.teacher, FromHidden):
             return dropped
-        of_first = self.first_words.dropped_mass(one.first_words.teacher.hidden, self.teacher.head)
+        of_first = self.first_words.dropped_mass(one.first_words.teacher.hidden, self._head)
         assert of_first is not None
         return torch.cat([of_first.new_zeros(len(one.targets)) if dropped is None else dropped, of_first])
 
@@ -98,35 +101,52 @@ class Pair(nn.Module):
         student, captured = self._say(self.student, seen, inputs)  # L_S(P_S(V_S(x)), t)
         logits = FromHidden(student, self.student.head)
         signals = Signals(logits, inputs.targets, inputs.sample, batch.keys, compared={}, activations={})
-        if self.teacher is None or reader is None:
+        if reader is None:
             return signals
+        if batch.shared[TEACHER].stored is not None and not self.sites:  # a cache has what the teacher says
+            switch = self._live.say(self.cross(seen, batch), reader) if "switch" in self.needs else None
+            return replace(signals, compared={TEACHER: self._compared(None, switch, batch)})
         if any("tokenizer" in site.alike for site in self.sites) and reader is not inputs:
-            check_same_text(self.student, self.teacher, inputs, reader, batch.keys)
+            check_same_text(self.student, self._live, inputs, reader, batch.keys)
         with torch.no_grad():
-            teacher, of_teacher = self._say(self.teacher, self.teacher.see(reader), reader)  # L_T(P_T(V_T(x)), t)
+            teacher, of_teacher = self._say(self._live, self._live.see(reader), reader)  # L_T(P_T(V_T(x)), t)
         crossed = self.cross(seen, batch)  # V_S(x), or B(V_S(x))
         switch = None
         if "switch" in self.needs:  # the teacher's answers about what the student sees
-            switch = self.teacher.say(crossed, reader)  # L_T(P_T(V_S(x)), t): the visual switch
-        compared = self._compared(teacher, switch, batch.shared[TEACHER], self.shared)
-        if TEACHER in batch.first_words:
-            if self.first_words is None:
-                raise ValueError(
-                    "the batch has first words whose space one model alone reads with them, and the pair was not told which ids these are: "
-                    "give it `first_words`, the ids that the teacher's reading was given"
-                )
-            first_words = self._compared(teacher, switch, batch.first_words[TEACHER], self.first_words)
-            compared = replace(compared, first_words=first_words)
-        signals = replace(signals, compared={TEACHER: compared})
+            switch = self._live.say(crossed, reader)  # L_T(P_T(V_S(x)), t): the visual switch
+        signals = replace(signals, compared={TEACHER: self._compared(teacher, switch, batch)})
         if not self.sites:
             return signals
         of_student = of_samples(captured, self.sites)
         if self.bridge is not None:  # what crosses the bridge lies where the teacher's own does
             over = replace(of_teacher, features=crossed)
             of_student |= {site: site.of_samples(over) for site in self.sites if site.bridged}
-        heads = self.shared.cut_student(self.student.head), self.shared.cut_teacher(self.teacher.head)
+        heads = self.shared.cut_student(self.student.head), self.shared.cut_teacher(self._head)
         both = Activations(of_student, of_samples(of_teacher, self.sites), *heads, batch.keys)
         return replace(signals, activations={TEACHER: both})
+
+    @torch.no_grad()
+    def teacher_says(self, batch: Batch) -> Compared:
+        """The teacher's distributions where they are compared, without the student: what a cache is filled with."""
+        reader = self._reader(batch)
+        assert reader is not None, "a method without a teacher has nothing to ask it"
+        return self._compared(self._live.say(self._live.see(reader), reader), None, batch)
+
+    @property
+    def _live(self) -> Pathway:
+        """The teacher itself."""
+        if self.teacher is None:
+            raise ValueError(
+                "the batch has nothing of the teacher's cache, and of the teacher there is the head alone: give the `Collator` the "
+                "store, or the pair the whole teacher"
+            )
+        return self.teacher
+
+    @property
+    def _head(self) -> Head:
+        teacher = self.teacher_head or self.teacher
+        assert teacher is not None
+        return teacher.head
 
     def _say(self, pathway: Pathway, seen: Features | None, inputs: Inputs) -> tuple[Tensor, Capture]:
         """What a pathway says about what is seen, and what the method looks at inside it."""
@@ -151,21 +171,32 @@ class Pair(nn.Module):
             )
         return reader
 
-    def _compared(self, teacher: Tensor, switch: Tensor | None, aligned: Aligned, vocabulary: Vocabulary) -> Compared:
-        assert self.teacher is not None
-        head = vocabulary.head(self.teacher.head)
-        both = [None if hidden is None else _chosen(hidden, aligned.reader) for hidden in (teacher, switch)]
-        signals = [None if hidden is None else FromHidden(hidden, head, vocabulary.size) for hidden in both]
-        assert signals[0] is not None
-        return Compared(
-            signals[0],
-            vocabulary.size,
-            aligned.targets,
-            signals[1],
-            aligned.student,
-            vocabulary.ids,
-            aligned.places,
-        )
+    def _compared(self, teacher: Tensor | None, switch: Tensor | None, batch: Batch) -> Compared:
+        """What is compared, first words included. `teacher`: its hidden states at its answers; None: what the batch has of a cache."""
+        compared = self._over(self.shared, batch.shared[TEACHER], teacher, switch)
+        if TEACHER not in batch.first_words:
+            return compared
+        if self.first_words is None:
+            raise ValueError(
+                "the batch has first words whose space one model alone reads with them, and the pair was not told which ids these are: "
+                "give it `first_words`, the ids that the teacher's reading was given"
+            )
+        return replace(compared, first_words=self._over(self.first_words, batch.first_words[TEACHER], teacher, switch))
+
+    def _over(
+        self, vocabulary: Vocabulary, aligned: Aligned, teacher: Tensor | None, switch: Tensor | None
+    ) -> Compared:
+        head, size = vocabulary.head(self._head), vocabulary.size
+        of_teacher: Logits
+        if teacher is not None:
+            of_teacher = FromHidden(_chosen(teacher, aligned.reader), head, size)
+        elif isinstance(aligned.stored, TopLogits):
+            of_teacher = FromTopLogits(aligned.stored, size)
+        else:
+            assert aligned.stored is not None
+            of_teacher = FromHidden(aligned.stored, head, size)
+        of_switch = None if switch is None else FromHidden(_chosen(switch, aligned.reader), head, size)
+        return Compared(of_teacher, size, aligned.targets, of_switch, aligned.student, vocabulary.ids, aligned.places)
 
     # ---- the bridge
 
@@ -223,7 +254,7 @@ def _chosen(hidden: Float[Tensor, "answers hidden"], places: Int[Tensor, " compa
 
 
 def check_compatible(
-    student: Pathway, teacher: Pathway | None, needs: frozenset[Route | Site], *, bridged: bool = False
+    student: Pathway, teacher: Pathway | TeacherHead | None, needs: frozenset[Route | Site], *, bridged: bool = False
 ) -> list[compatibility.Difference]:
     """Raise ValueError, with both numbers, if `teacher` cannot teach `student` what is in `needs`.
 
@@ -235,6 +266,11 @@ def check_compatible(
     if teacher is None:
         routes = sorted(need for need in needs if isinstance(need, str))
         raise ValueError(f"the method needs the routes {', '.join(routes)}, but there is no teacher")
+    inside = sorted(map(str, needs - {"student", "teacher"}))
+    if inside and isinstance(teacher, TeacherHead):
+        raise ValueError(
+            f"the method needs the teacher itself ({', '.join(inside)}), and there is its head alone: load it whole"
+        )
     differences = compatibility.compare(student.family, teacher.family)
     compatibility.raise_if_incompatible(differences, needs, bridge=bridged)
     vision = student.part_parameters("vision").values()

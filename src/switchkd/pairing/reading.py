@@ -27,9 +27,14 @@ class SameInputs:
         return
 
     @property
+    def compared_ids(self) -> str:
+        """How many ids are compared, in words."""
+        return f"{self.vocabulary} ids"
+
+    @property
     def fingerprint(self) -> str:
         """See `Teacher`."""
-        return f"same inputs, {self.vocabulary} ids"
+        return f"same inputs, {self.compared_ids}"
 
     def read(self, row: dict[str, Any], student: Encoded) -> Reading:
         """Every answer token is compared."""
@@ -61,10 +66,15 @@ class OwnInputs:
         )
 
     @property
+    def compared_ids(self) -> str:
+        """A digest of the pairs of ids that are compared."""
+        pairs = list(self._same.items()), list(self._first_words.items())
+        return hashlib.blake2b(repr(pairs).encode(), digest_size=16).hexdigest()
+
+    @property
     def fingerprint(self) -> str:
         """See `Teacher`."""
-        pairs = list(self._same.items()), list(self._first_words.items())
-        return f"{self.reader.fingerprint}, {hashlib.blake2b(repr(pairs).encode(), digest_size=16).hexdigest()}"
+        return f"{self.reader.fingerprint}, {self.compared_ids}"
 
     def read(self, row: dict[str, Any], student: Encoded) -> Reading:
         """Encode the row for the teacher, and align the answers of both."""

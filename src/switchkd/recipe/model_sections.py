@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from switchkd.methods import Method
 from switchkd.models.quantize import Quantization
 from switchkd.recipe.field_checks import at_least, require, share
 from switchkd.typed_fields import check_fields
@@ -25,10 +26,20 @@ class Teacher:
     quantization: Quantization | None = None
     #: Of a name on the hub: a commit, a tag or a branch.
     revision: str | None = None
+    #: A folder that `switchkd cache RECIPE` fills once with what this teacher says of every row: training then reads it there.
+    cache: str | None = None
+    #: The cache keeps so many largest logits of every answer token, and no hidden states: smaller, and no longer exact.
+    cache_logits: int | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
         require(bool(self.path), "path must not be empty")
+        require(self.cache != "", "cache must name a folder, or none")
+        at_least(self, 2, "cache_logits")
+        require(
+            self.cache_logits is None or self.cache is not None,
+            f"cache_logits is {self.cache_logits}, and no cache is named: add `cache: FOLDER`, or take it out",
+        )
 
 
 @dataclass(frozen=True)
@@ -75,3 +86,13 @@ class Student:
             self.quantization is None or self.lora is not None,
             "quantization 4bit makes weights that cannot be trained: add `lora`, whose adapters are",
         )
+
+
+def check_cacheable(stage: str, method: Method) -> None:
+    """Raise ValueError for a method that looks inside the teacher: a cache holds what the teacher says and nothing else."""
+    inside = ", ".join(sorted(map(str, method.sites)))
+    require(
+        not inside,
+        f"teacher.cache is set, and method {method.label} of stage {stage} compares what is inside the teacher ({inside}), which no cache "
+        "holds: take `cache` out, or choose a method that learns from the teacher's answers alone, such as kd, bild or switch_kd",
+    )

@@ -25,6 +25,7 @@ from switchkd.recipe.model_sections import Attention as Attention
 from switchkd.recipe.model_sections import LoRA as LoRA
 from switchkd.recipe.model_sections import Student as Student
 from switchkd.recipe.model_sections import Teacher as Teacher
+from switchkd.recipe.model_sections import check_cacheable
 from switchkd.recipe.parsing import lay_over, parse_flags, read_yaml
 from switchkd.recipe.row_checks import check_rows_fit
 from switchkd.recipe.saving import recipe_to_dict as recipe_to_dict
@@ -198,6 +199,8 @@ class Recipe:
                 f"stage {stage.name}: method {stage.method.label} needs a teacher, and the recipe names none; "
                 "add `teacher: {path: …}`, or choose method sft",
             )
+            if self.teacher is not None and self.teacher.cache is not None:
+                check_cacheable(stage.name, stage.method)
 
     def resolved_stages(self) -> tuple[ResolvedStage, ...]:
         """The stages with every inherited value filled in."""

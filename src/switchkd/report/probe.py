@@ -214,6 +214,7 @@ def _open(recipe: Recipe, run: Path, needs: frozenset[Route]) -> tuple[Pair, Col
     finished = replace(
         recipe,
         student=replace(recipe.student, path=str(run / STUDENT), lora=None, quantization=None, freeze=()),
+        teacher=None if recipe.teacher is None else replace(recipe.teacher, cache=None, cache_logits=None),
         method=method,
         stages=(Stage("report"),),
     )

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from switchkd.batch import TEACHER, Aligned, Batch, Inputs, Media
+from switchkd.batch import TEACHER, Aligned, Batch, Inputs, Media, Stored, TopLogits
 from switchkd.data.reader import Encoded, join
 from switchkd.models import Pathway
 from switchkd.models.families import Family
 from switchkd.pairing import Pair
 from switchkd.recipe.schema import Recipe, ResolvedStage
+from switchkd.signals import Head
 
 #: Tokens of a row besides its image, where neither the recipe nor rows say how many there are.
 TEXT = 1_024
@@ -39,7 +40,21 @@ def largest_batch(recipe: Recipe, stage: ResolvedStage, pair: Pair) -> Batch:
         targets = inputs.targets if places is None else inputs.targets[: len(places)]
         on_host = None if places is None else real(places.numpy)
         shared[TEACHER] = Aligned(places, places, targets, on_host)
+    elif pair.teacher_head is not None:
+        readers[TEACHER] = inputs._replace() if pair.separate_inputs else inputs  # it is not read
+        shared[TEACHER] = Aligned(None, None, inputs.targets)
+    given, head = recipe.teacher, pair.teacher or pair.teacher_head
+    if head is not None and given is not None and given.cache is not None:
+        stored = _stored(len(shared[TEACHER].targets), given.cache_logits, head.head)
+        shared[TEACHER] = shared[TEACHER]._replace(stored=stored)
     return Batch(tuple(f"{sample}@" for sample in range(len(inputs.lengths))), inputs, readers, shared)
+
+
+def _stored(answers: int, top_k: int | None, head: Head) -> Stored:
+    """What a cache has of so many answers."""
+    if top_k is None:
+        return torch.zeros(answers, head.weight.shape[1], dtype=head.weight.dtype)
+    return TopLogits(torch.zeros(answers, top_k), torch.zeros(answers, top_k, dtype=torch.int32), torch.zeros(answers))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import copy
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from switchkd.models import Pathway
 from switchkd.models.layers import recompute
 from switchkd.models.packed_rows import check_packable
 from switchkd.models.run_folder import model_folder
+from switchkd.models.teacher_head import TeacherHead
 from switchkd.pairing import Pair
 from switchkd.pairing.bridge import Bridge
 from switchkd.pairing.compatibility import compare
@@ -38,6 +39,8 @@ from switchkd.train.live import Live
 from switchkd.train.parts import freeze
 from switchkd.train.precision import widen_learning
 from switchkd.train.step import DistillationStep
+
+_Model = TypeVar("_Model", Pathway, TeacherHead)
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,8 @@ def estimate(
         check_packable(*configs)
     chosen = [recipe.student, recipe.teacher][: len(configs)]
     pathways = [_build(config, model) for config, model in zip(configs, chosen, strict=True) if model is not None]
+    cached = recipe.teacher is not None and recipe.teacher.cache is not None and len(pathways) > 1
+    head = _head(pathways.pop()) if cached and not stage.method.needs - {"student", "teacher"} else None
     if recipe.student.lora:
         settings = recipe.student.lora
         lora.add(pathways[0], r=settings.r, alpha=settings.alpha, dropout=settings.dropout)
@@ -100,13 +105,14 @@ def estimate(
         nullcontext() if device.type == "cpu" else device
     )  # what is made there by itself needs no look at every call
     with FakeTensorMode(allow_non_fake_inputs=True), Live() as live, there:
-        step = _step(recipe, stage, *(_imagine(pathway) for pathway in pathways))
+        model = _imagine(head) if head is not None else _imagine(pathways[1]) if len(pathways) > 1 else None
+        step = _step(recipe, stage, _imagine(pathways[0]), model)
         batch = largest_batch(recipe, stage, step.pair) if batch is None else batch
         batch = batch._replace(
             first_words={}
         )  # the pair that is measured compares the first rows of both heads and no others
         memory = _measure(recipe, stage, step, batch.to(device), live)
-    quantized = sum(_saved_by_quantization(*pair) for pair in zip(pathways, chosen, strict=True))
+    quantized = sum(_saved_by_quantization(*pair) for pair in zip(pathways, chosen, strict=False))
     return _less(memory, quantized)
 
 
@@ -141,7 +147,14 @@ def left_out(method: Method) -> str:
     return f"; without the terms of method {method.label} at {sites}" if sites else ""
 
 
-def _step(recipe: Recipe, stage: ResolvedStage, student: Pathway, teacher: Pathway | None = None) -> DistillationStep:
+def _head(teacher: Pathway) -> TeacherHead:
+    """What is there of a teacher where a cache has what it says."""
+    return TeacherHead(teacher.model.config, teacher.head.weight.detach(), teacher.head.bias)
+
+
+def _step(
+    recipe: Recipe, stage: ResolvedStage, student: Pathway, teacher: Pathway | TeacherHead | None = None
+) -> DistillationStep:
     """The step as training builds it."""
     if recipe.train.gradient_checkpointing:
         student.model.activation_checkpointing_enable({"use_reentrant": False})
@@ -150,14 +163,14 @@ def _step(recipe: Recipe, stage: ResolvedStage, student: Pathway, teacher: Pathw
     widen_learning(student)
     bridge, learned = None, None
     if teacher is not None:
-        if recipe.train.switch_checkpointing:
+        if recipe.train.switch_checkpointing and isinstance(teacher, Pathway):
             recompute(teacher.part("language"))
         needs_bridge = any(d.verdict == "bridge" for d in compare(student.family, teacher.family))
         if needs_bridge or recipe.pair.bridge == "always":
-            widths = [pathway.family.geometry.feature_width for pathway in (student, teacher)]
+            widths = [model.family.geometry.feature_width for model in (student, teacher)]
             bridge = Bridge(*widths)
         learned = stage.method.learned(student.sizes, teacher.sizes)
-    rows = min(pathway.head.rows for pathway in (student, teacher) if pathway is not None)
+    rows = min(model.head.rows for model in (student, teacher) if model is not None)
     pair = Pair(student, teacher, needs=stage.method.needs, vocabulary=rows, bridge=bridge, learned=learned)
     return DistillationStep(pair.train(), _StandIn(stage.method), loss=recipe.train.loss)
 
@@ -286,7 +299,7 @@ def _less(memory: Memory, saved: int) -> Memory:
     return Memory(**{**vars(memory), "weights": memory.weights - saved, "peak": memory.peak - saved})
 
 
-def _imagine(pathway: Pathway) -> Pathway:
+def _imagine(pathway: _Model) -> _Model:
     """Give every parameter and buffer the device of the batch, in a mode where that costs nothing; tied ones stay tied.
 
     The blank image that the family is looked at with stays real, as a batch does.

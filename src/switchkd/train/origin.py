@@ -6,9 +6,8 @@ from hashlib import blake2b
 from pathlib import Path
 
 from datasets import Dataset
-from transformers.utils.hub import cached_file
 
-from switchkd.manifest import checksums
+from switchkd.models.model_digest import model_digest
 from switchkd.processes import processes
 from switchkd.train.stage import StageContext, located
 
@@ -25,8 +24,8 @@ def origin_of(context: StageContext) -> Origin:
     teacher = located(recipe.teacher) if context.run.teacher is not None and recipe.teacher is not None else None
     return {
         "rows": _rows_of(context),
-        "teacher": None if teacher is None else _model(teacher),
-        "start weights": _model(located(recipe.student)),
+        "teacher": None if teacher is None else model_digest(teacher),
+        "start weights": model_digest(located(recipe.student)),
         "processes": count,
         "rows of a step": stage.per_device_train_batch_size * stage.gradient_accumulation_steps * count,
     }
@@ -76,16 +75,3 @@ def _rows(rows: Dataset) -> str:
     """Their number, and a digest of their keys: what they hold, how it is read, and their order."""
     digest = blake2b("\n".join(rows["key"][:]).encode(errors="surrogatepass"), digest_size=8)
     return f"{len(rows)} rows ({digest.hexdigest()})"
-
-
-def _model(path: str) -> str:
-    """A digest of a model's weights and config, wherever they lie."""
-    folder = Path(path)
-    if not folder.is_dir():
-        config = cached_file(path, "config.json")
-        assert config is not None, f"{path} has been loaded from there"
-        folder = Path(config).parent
-    names = sorted(
-        file.name for file in folder.iterdir() if file.suffix == ".safetensors" or file.name == "config.json"
-    )
-    return blake2b(json.dumps(checksums(folder, names)).encode(), digest_size=8).hexdigest()

@@ -19,17 +19,18 @@ from switchkd.data.index import build_index
 from switchkd.data.packing import PackCollator, Packs
 from switchkd.data.reader import Reader
 from switchkd.data.streaming import RowStream
+from switchkd.data.teacher_store import TeacherStore
 from switchkd.data.template_choice import use_format
 from switchkd.data.weighing import weigh
 from switchkd.methods import Method, Need
 from switchkd.models import Pathway, load_pathway
 from switchkd.models.capture import Site
-from switchkd.models.layers import recompute
 from switchkd.models.liger import use_kernels
 from switchkd.models.opening import check_files, load_config, load_processor
 from switchkd.models.packed_rows import check_packable, use_flash_attention
 from switchkd.models.refusals import refuse_unreadable
 from switchkd.models.revision import at_revision
+from switchkd.models.teacher_head import TeacherHead
 from switchkd.pairing import Pair
 from switchkd.pairing.bridge import Bridge
 from switchkd.pairing.compatibility import raise_if_incompatible
@@ -42,6 +43,7 @@ from switchkd.train import lora
 from switchkd.train.aligned_share import check_aligned
 from switchkd.train.launch import check_launch
 from switchkd.train.lengths import row_length
+from switchkd.train.open_teacher import open_teacher
 from switchkd.train.parts import freeze
 from switchkd.train.precision import HALF, widen_learning
 from switchkd.train.step import DistillationStep
@@ -59,7 +61,8 @@ class RunContext:
 
     recipe: Recipe
     student: Pathway
-    teacher: Pathway | None
+    #: Its head alone where a cache has what it says and no method asks for more; None where no method has a teacher.
+    teacher: Pathway | TeacherHead | None
     processor: ProcessorMixin
     #: Reads what the student reads.
     reader: Reader
@@ -69,12 +72,15 @@ class RunContext:
     teacher_reading: SameInputs | OwnInputs | None = None
     pair_report: PairReport | None = None
     bridge: Bridge | None = None
+    #: What the teacher says of every row, where the recipe names a cache.
+    store: TeacherStore | None = None
 
     def collator(self, method: Method) -> Collator:
         """Makes the batches of a method."""
         if "teacher" not in method.needs or self.teacher_reading is None:
             return Collator(self.reader)
-        return Collator(self.reader, {TEACHER: self.teacher_reading})
+        stores = {} if self.store is None else {TEACHER: self.store}
+        return Collator(self.reader, {TEACHER: self.teacher_reading}, stores)
 
     @property
     def vocabulary(self) -> int | Ids:
@@ -130,10 +136,15 @@ class StageContext:
         return self.step.pair
 
 
-def open_run(recipe: Recipe) -> RunContext:
+def open_run(recipe: Recipe, *, use_cache: bool = True) -> RunContext:
     """Load student, teacher and processor.
 
+    Args:
+        recipe: of the run.
+        use_cache: take what the teacher says from its cache, where the recipe names one; its weights are then loaded as far as needed.
+
     Raises:
+        DataError: a cache that is not complete, or was made with something else.
         ValueError: if a model's family is unknown, its weights are incomplete, or teacher and student do not read the same tokens and
             pixels.
     """
@@ -183,30 +194,23 @@ def open_run(recipe: Recipe) -> RunContext:
     )  # before the teacher's weights are loaded
     if report is None or recipe.teacher is None:
         return RunContext(recipe, student, None, processor, reader, dtype)
-    teacher = load_pathway(
-        located(recipe.teacher),
-        dtype=recipe.teacher.dtype,
-        attn_implementation=recipe.teacher.attn_implementation,
-        quantization=recipe.teacher.quantization,
+    teacher = open_teacher(
+        recipe,
+        recipe.teacher,
+        reader,
+        report,
+        limits,
+        needs=_needs(recipe),
         device=device,
+        use_cache=use_cache,
     )
-    use_kernels(teacher, recipe.train.kernels)
-    if recipe.data.packing:
-        use_flash_attention(teacher, half=mixed is not None or teacher.model.dtype in HALF)
-    if recipe.train.switch_checkpointing:
-        recompute(teacher.part("language"))
-    reading: SameInputs | OwnInputs
-    if report.separate_inputs:
-        teacher_processor = load_processor(located(recipe.teacher))
-        teacher_reader = Reader(teacher_processor, rows=teacher.head.rows, **limits)
-        reading = OwnInputs(teacher_reader, report.vocabulary, report.first_words)
-    else:
-        assert isinstance(report.vocabulary, int)  # with other tokenizers, inputs are separate
-        reading = SameInputs(report.vocabulary)
     bridge = None
     if recipe.pair.bridge == "always" or report.needs_bridge:
-        bridge = Bridge(student.family.geometry.feature_width, teacher.family.geometry.feature_width).to(device)
-    return RunContext(recipe, student, teacher, processor, reader, dtype, reading, report, bridge)
+        widths = [model.family.geometry.feature_width for model in (student, teacher.model)]
+        bridge = Bridge(*widths).to(device)
+    return RunContext(
+        recipe, student, teacher.model, processor, reader, dtype, teacher.reading, report, bridge, teacher.store
+    )
 
 
 def located(model: Student | Teacher) -> str:
@@ -303,6 +307,8 @@ def index_rows(run: RunContext, stage: ResolvedStage, directory: Path) -> Datase
     )
     if isinstance(run.teacher_reading, OwnInputs) and "teacher" in stage.method.needs:
         check_aligned(index.rows, recipe.pair.min_aligned)
+    if run.store is not None and "teacher" in stage.method.needs:
+        run.store.check_rows(index.rows["key"][:])
     return weigh(index.rows, data_weights(stage.data), seed=recipe.train.seed)
 
 

@@ -10,6 +10,7 @@ from switchkd.losses import AutogradTerms, SummedLoss, fused_loss, plain_loss, w
 from switchkd.methods import Method
 from switchkd.pairing import Pair
 from switchkd.signals import Logits, Signals
+from switchkd.train.uncovered import uncovered_mass
 
 #: Answers whose logits stand in memory at a time while a fault is looked for.
 _ROWS = 256
@@ -40,12 +41,15 @@ class DistillationStep(nn.Module):
         Args:
             batch: what every model reads.
             progress: where in its stage the step is, above 0 and at most 1: weights may depend on it.
-            dropped_mass: add to the statistics what the teacher says about ids that are not compared; a product with its whole head.
+            dropped_mass: add to the statistics what the teacher says about ids that are not compared, and what the student says about
+                ids whose logits a cache does not keep; products with whole heads.
         """
         signals = self.pair(batch)
         sums = self._sum(self.method.at(progress), signals)
         if dropped_mass and (mass := self.pair.dropped_mass(signals)) is not None:
             sums = sums._replace(statistics=sums.statistics | {"dropped_mass": mass.sum()})
+        if dropped_mass and (mass := uncovered_mass(signals)) is not None:
+            sums = sums._replace(statistics=sums.statistics | {"uncovered_mass": mass.sum()})
         return sums
 
     def _sum(self, method: Method, signals: Signals) -> SummedLoss:
