@@ -64,7 +64,8 @@ def program(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.parametrize(
-    "verb", ["demo", "train", "evaluate", "chat", "doctor", "init", "convert", "models", "recipe", "export", "env"]
+    "verb",
+    ["demo", "train", "cache", "evaluate", "chat", "doctor", "init", "convert", "models", "recipe", "export", "env"],
 )
 def test_the_help_of_every_verb_shows_an_example(verb, capsys):
     assert run(verb, "--help") == 0

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from caches import ROWS, contents, opened, recipe_of, without_cache, write_pair
+from ranks import run_on_two_ranks
 from run_files import write_model
 from tiny_tokenizers import VICUNA
 
@@ -443,3 +444,15 @@ def test_what_cannot_be_cached_is_told(reopened, changes, message):
 def test_a_count_of_logits_without_a_folder_is_refused(tmp_path):
     with pytest.raises(ValueError, match="cache_logits is 8, and no cache is named"):
         recipe_of(tmp_path, cache=None, teacher={"cache_logits": 8})
+
+
+@pytest.mark.slow
+def test_two_processes_write_a_half_each_and_what_one_process_writes(reopened, tmp_path, monkeypatch):
+    monkeypatch.setattr(store_shards, "_SHARD_ROWS", 1)
+    make_cache(recipe_of(reopened, cache=str(tmp_path / "one")))
+    save_recipe(recipe_of(reopened, cache=str(tmp_path / "two")), tmp_path / "recipe.yaml")
+    run_on_two_ranks("cache_on_two_ranks.py", tmp_path / "recipe.yaml", tmp_path)
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
+    written = [(tmp_path / f"rank-{rank}").read_text().split() for rank in (0, 1)]
+    assert [len(names) for names in written] == [ROWS // 2, ROWS // 2]
+    assert not set(written[0]) & set(written[1])
