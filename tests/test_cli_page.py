@@ -32,7 +32,7 @@ def test_every_command_has_its_section_with_every_flag():
         f"{name}.{one.name}"
         for name, verb in verbs.items()
         for one in fields(verb)
-        if one.name.replace("_", "-") not in flags[name]
+        if one.name.rstrip("_").replace("_", "-") not in flags[name]
     }
     assert without == {
         "train.recipe", "cache.recipe", "evaluate.model", "evaluate.questions", "report.runs", "chat.models", "doctor.recipe", "study.study",

@@ -121,6 +121,8 @@ class Batch(NamedTuple):
     #: By the teacher's name: further answers, of which one model's token has a space before the word that the other's has not, as first
     #: words do. Their targets are columns of other ids. A name without any is absent.
     first_words: dict[str, Aligned] = _NO_FIRST_WORDS
+    #: Whose answers the student wrote itself: there is no label for these, so no cross-entropy. None: nobody's.
+    written: Bool[Tensor, " samples"] | None = None
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Batch":
         """The same on `device`."""
@@ -145,7 +147,8 @@ class Batch(NamedTuple):
             name: student if reader is self.student else _mapped(reader, change)
             for name, reader in self.readers.items()
         }
-        return Batch(self.keys, student, readers, _mapped(self.shared, change), _mapped(self.first_words, change))
+        shared, first_words = _mapped(self.shared, change), _mapped(self.first_words, change)
+        return Batch(self.keys, student, readers, shared, first_words, _mapped(self.written, change))
 
 
 def sample_id(key: str) -> str:

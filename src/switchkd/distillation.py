@@ -28,7 +28,7 @@ from switchkd.train.model_card import add_results
 from switchkd.train.output import open_output
 from switchkd.train.run import reopened, save_result, train_stage
 from switchkd.train.run_log import RUN_LOG, kept_log
-from switchkd.train.stage import StageContext, index_rows, open_run, open_stage
+from switchkd.train.stage import StageContext, index_held_out, index_rows, open_run, open_stage
 from switchkd.train.upload import prepare_upload, upload
 
 
@@ -178,12 +178,12 @@ def _distill(recipe: Recipe, output: Path, *, accept_changes: bool) -> Distilled
     for number, stage in enumerate(recipe.resolved_stages(), start=1):
         # before the first trains: a missing file of the last must not show hours later
         folder = output / f"{number}-{stage.name}"
-        indexed.append((stage, folder, index_rows(run, stage, folder)))
-    for number, (stage, folder, rows) in enumerate(indexed):
+        indexed.append((stage, folder, index_rows(run, stage, folder), index_held_out(run, stage, folder)))
+    for number, (stage, folder, rows, held_out) in enumerate(indexed):
         if number and sharded():
             # what was spread over processes stays so, and cannot be spread anew
             run = reopened(recipe, *indexed[number - 1])
-        context = open_stage(run, stage, folder, rows)
+        context = open_stage(run, stage, folder, rows, held_out)
         findings = examine_stage(context)
         if processes().is_main_process:
             findings.tell()

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from switchkd.batch import TopLogits
@@ -163,6 +163,8 @@ class Signals:
     compared: Mapping[str, Compared]
     #: By the teacher's name; empty where the method looks at nothing inside.
     activations: Mapping[str, Activations]
+    #: Which answers are the data's, and so labels for the cross-entropy; None: all.
+    labelled: Bool[Tensor, " answers"] | None = None
 
     def parts(self) -> tuple["Signals", ...]:
         """The same answers in one or two groups, in each of which one set of ids is compared; a loss is summed over them.
@@ -199,7 +201,8 @@ class Signals:
 
     def _at(self, answers: Int[Tensor, " n"], compared: "Mapping[str, Compared]") -> "Signals":
         student = replace(self.student, hidden=self.student.hidden.index_select(0, answers))
-        return Signals(student, self.targets[answers], self.sample[answers], self.keys, compared, activations={})
+        labelled = None if self.labelled is None else self.labelled[answers]
+        return Signals(student, self.targets[answers], self.sample[answers], self.keys, compared, {}, labelled)
 
     def logits(self) -> "AnswerLogits":
         """All logits at once: for loops of one's own, and for debugging.
@@ -227,6 +230,7 @@ class Signals:
                 )
                 for name, one in self.compared.items()
             },
+            self.labelled,
         )
 
 
@@ -289,6 +293,8 @@ class AnswerLogits:
     targets: Int[Tensor, " answers"]
     #: By the teacher's name.
     compared: Mapping[str, ComparedLogits]
+    #: As in `Signals`: the term `ce` is 0 for the others.
+    labelled: Bool[Tensor, " answers"] | None = None
 
     def term(self, values: Float[Tensor, " answers"]) -> TokenTerm:
         """A term about all of them."""

@@ -15,7 +15,7 @@ CHECKS = {
     "steps", "trainable parameters", "KL directions", "answer mask", "student's targets", "teacher's targets", "text of the answers",
     "vocabulary", "student's image token", "end of answers", "answer tokens", "student's image tokens", "teacher's image tokens",
     "student's pixels", "teacher's pixels", "student sees images", "teacher sees images", "student's shift", "teacher's shift",
-    "switch", "memory", "data loader", "row lengths", "student's weights", "teacher's weights",
+    "switch", "memory", "data loader", "row lengths", "held-out rows", "student's weights", "teacher's weights",
 }  # fmt: skip
 #: What depends on what a teacher knows; random ones know nothing.
 OF_TRAINED_TEACHERS = {"teacher knows the answers", "normalisation"}

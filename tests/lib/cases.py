@@ -48,7 +48,7 @@ def rows(sizes=SIZES) -> list[dict]:
                 "source": None,
                 "images": images,
                 "messages": messages,
-                "kinds": [],
+                "kinds": [None, None],
                 "accepted": [],
                 "metric": None,
                 "problem": None,

@@ -1,6 +1,6 @@
 """A few training steps on tiny models, in this process or on several ranks: `torchrun … steps.py OUT BATCH ACCUMULATION [METHOD]`.
 
-METHOD `uneven`: see `UNEVEN`."""
+METHOD `uneven`: see `UNEVEN`; `held_out`: seven rows are looked at after every step."""
 
 import json
 import sys
@@ -14,6 +14,7 @@ from switchkd.batch import Batch
 from switchkd.methods import METHODS, Method, SwitchKD
 from switchkd.models import Pathway
 from switchkd.pairing import Pair
+from switchkd.train.held_out import HeldOut
 from switchkd.train.run import MetricsFile
 from switchkd.train.step import DistillationStep
 from switchkd.train.trainer import DistillationTrainer
@@ -74,6 +75,7 @@ def make_trainer(
     student=None,
     data=None,
     loss="fused",
+    held_out=None,
     **arguments,
 ):
     """A trainer on tiny models in float64, so that equal means equal."""
@@ -111,6 +113,7 @@ def make_trainer(
         processor=NoProcessor(),
         card="# tiny\n",
         train_dataset=data or rows(),
+        held_out=held_out,
         data_collator=collate,
         callbacks=[MetricsFile(output / "metrics.jsonl")],
     )
@@ -121,6 +124,9 @@ def train(output: Path, batch_size: int, accumulation: int, name: str | None = N
     output.mkdir(parents=True, exist_ok=True)
     method = METHODS[name]() if name in METHODS else None
     settings = UNEVEN | {"data": uneven_rows()} if name == "uneven" else {}
+    if name == "held_out":
+        settings = {"held_out": HeldOut(rows(7), ()), "eval_strategy": "steps", "eval_steps": 1}
+        settings["per_device_eval_batch_size"] = batch_size
     trainer = make_trainer(output, batch_size=batch_size, accumulation=accumulation, method=method, **settings)
     trainer.train()
     if trainer.is_world_process_zero():

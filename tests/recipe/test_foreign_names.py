@@ -70,7 +70,7 @@ def test_a_name_leads_to_fields_that_are_there(name):
         ("train", "lr", "here that is `train.learning_rate`"),
         ("method", "tau", "here that is `method.temperature`"),
         ("student", "model_name_or_path", "`student.path`, and `teacher.path`"),
-        ("train", "early_stopping_patience", "choose its number with `train.max_steps`"),
+        ("train", "early_stopping_patience", "here that is `train.early_stopping`"),
         ("train", "adam_beta2", "here that is `train.arguments.adam_beta2`"),
         ("train", "fsdp", "accelerate launch --config_file recipes/accelerate/fsdp2.yaml"),
         # near in its own section, before one of another

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import OmitSubcommandPrefixes, Positional, arg, subcommand
 
-from switchkd.commands.presence import require_data
-from switchkd.commands.verb import Verb, model_libraries, parse_columns, print_json, say, slug, warn
+from switchkd.commands.presence import require_data, require_model
+from switchkd.commands.verb import Verb, load_recipe, model_libraries, parse_columns, print_json, say, slug, warn
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -93,10 +93,89 @@ class Rewrite:
 
 
 @dataclass(frozen=True)
-class Data(Verb):
-    """Look at data as training would read them (check), or write them as LLaVA JSON lines (convert)."""
+class AnswerAnew:
+    """Have a teacher answer every question of data anew, and write them as LLaVA JSON lines: a student is then trained on its words.
 
-    action: OmitSubcommandPrefixes[Annotated[Check, subcommand("check")] | Annotated[Rewrite, subcommand("convert")]]
+    The same command goes on where it was ended. Rows that cannot be asked, or are not answered to the end, are left out and named.
+
+    Example: switchkd data answer mine.json --teacher runs/teacher -o mine-answered.jsonl
+    """
+
+    #: A file, a folder, a glob or a data set of the hub (docs/data.md); or a recipe, .yaml: what its `data.train` names, and its teacher.
+    data: _DataName
+    #: A new file, .jsonl.
+    output: Annotated[Path, arg(aliases=["-o"], metavar="FILE.jsonl")]
+    #: A checkpoint directory, the folder of a run, or OWNER/NAME; a recipe's own if not given.
+    teacher: str | None = None
+    #: Where image paths start; by default the data's folder.
+    image_root: Path | None = None
+    #: Columns that have names of their own: question=q answer=a image=img.
+    columns: tuple[str, ...] = ()
+    #: Rows at a time.
+    batch_size: int = 32
+    #: A row with a longer answer is left out.
+    max_new_tokens: int = 512
+
+    def run(self) -> int:
+        """Write the answers, and say what was left out."""
+        if self.batch_size < 1 or self.max_new_tokens < 1:
+            raise ValueError(
+                f"--batch-size and --max-new-tokens must be at least 1, got {self.batch_size} and {self.max_new_tokens}"
+            )
+        names, teacher, image_root, columns = self._named()
+        for name in names:
+            require_data(name)
+        require_model(teacher)
+        with model_libraries():
+            from switchkd.data.formats import load_rows
+            from switchkd.evaluate.answer_data import answer_data, fingerprints
+            from switchkd.evaluate.generate import load
+
+        rows = load_rows(names, image_root, columns)
+        model, processor = load(teacher)
+        done = answer_data(
+            model,
+            processor,
+            rows,
+            self.output,
+            made_from=fingerprints(model, rows),
+            batch_size=self.batch_size,
+            max_new_tokens=self.max_new_tokens,
+        )
+        for problem in done.left_out[:5]:
+            warn(f"left out: {problem}")
+        tell = warn if done.left_out else say
+        tell(f"{done.rows:,} rows with the answers of {teacher} in {self.output}, {len(done.left_out):,} left out")
+        return 0
+
+    def _named(self) -> tuple[list[str], str, Path | None, dict[str, str]]:
+        """The data, the teacher, where images are, and names of columns."""
+        image_root, columns, teacher = self.image_root, parse_columns(self.columns), self.teacher
+        if not self.data.endswith((".yaml", ".yml")):
+            if teacher is None:
+                raise ValueError(
+                    "data answer needs --teacher, who answers: a checkpoint directory, the folder of a run, or OWNER/NAME"
+                )
+            return [self.data], teacher, image_root, columns
+        from switchkd.recipe.schema import data_names
+
+        recipe = load_recipe(Path(self.data), ())
+        teacher = teacher or (None if recipe.teacher is None else recipe.teacher.path)
+        if teacher is None:
+            raise ValueError(f"{self.data} names no teacher: give one with --teacher")
+        root = image_root or (None if recipe.data.image_root is None else Path(recipe.data.image_root))
+        return data_names(recipe.data.train), teacher, root, columns or recipe.data.columns
+
+
+@dataclass(frozen=True)
+class Data(Verb):
+    """Look at data as training would read them (check), write them as LLaVA JSON lines (convert), have a teacher answer them (answer)."""
+
+    action: OmitSubcommandPrefixes[
+        Annotated[Check, subcommand("check")]
+        | Annotated[Rewrite, subcommand("convert")]
+        | Annotated[AnswerAnew, subcommand("answer")]
+    ]
 
     def run(self, fields: Sequence[str]) -> int:
         """Do what was asked."""

@@ -34,6 +34,8 @@ def require_parts(recipe: "Recipe") -> None:
 
     check_packages(recipe)
     asked = [] if recipe.evaluate is None else [recipe.evaluate.data]
+    if recipe.data.validation is not None:
+        asked += data_names(recipe.data.validation)
     for data in (*asked, *(name for stage in recipe.resolved_stages() for name in data_names(stage.data))):
         require_data(data)
     for model in (recipe.student, recipe.teacher):

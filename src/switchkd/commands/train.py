@@ -32,6 +32,8 @@ class Train(Verb):
     json: bool = False
     #: Go on from the last checkpoint in the recipe's output folder, if there is one.
     resume: bool = True
+    #: Go on from the finished student of this run, with its bridge and learned maps: student.path and student.continue_run.
+    from_: Annotated[Path | None, arg(name="from", metavar="RUN")] = None
     #: List every field of a recipe with its type, default and meaning (docs/fields.md), and stop; needs no recipe.
     fields: bool = False
     #: Go on even where rows, teacher, start weights or the number of processes are others than when the checkpoint was saved.
@@ -49,6 +51,8 @@ class Train(Verb):
             return 0
         if self.recipe is None:
             return fail("train needs RECIPE.yaml; switchkd recipe writes one for your models and data", 2)
+        if self.from_ is not None:
+            fields = [*fields, "--student.path", str(self.from_), "--student.continue-run", "true"]
         recipe = load_recipe(self.recipe, fields)
         if self.json and not self.dry_run:
             return fail("--json is for --dry-run", 2)

@@ -62,7 +62,7 @@ def write_llava(
         with staging.open("w", encoding="utf-8") as file:
             for row in reading.rows():
                 try:
-                    line = _line(row, output.parent.resolve(), pictures, done)
+                    line = llava_line(row, output.parent.resolve(), pictures, done)
                 except (SampleError, OSError) as error:
                     done.left_out.append(row["problem"] or f"{row['source']} (id {row['id']!a}): {error}")
                     continue
@@ -76,7 +76,12 @@ def write_llava(
     return done
 
 
-def _line(row: Row, folder: Path, pictures: Path, done: Converted) -> dict[str, Any]:
+def llava_line(row: Row, folder: Path, pictures: Path, done: Converted) -> dict[str, Any]:
+    """A canonical row as LLaVA JSON. Its pictures are written to `pictures` unless they lie in `folder`.
+
+    Raises:
+        SampleError: for one that cannot be said like that.
+    """
     if row["problem"]:
         raise SampleError(row["problem"])
     turns = [_turn(message, has_images=bool(row["images"])) for message in row["messages"]]

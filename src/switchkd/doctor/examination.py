@@ -9,6 +9,7 @@ from typing import TypeVar
 from switchkd.doctor import (
     check_answers,
     check_directions,
+    check_held_out,
     check_images,
     check_lengths,
     check_loader,
@@ -36,6 +37,7 @@ LOOKING: dict[str, Check] = {
     "weights": check_weights.weights,
     "KL directions": check_directions.directions,
     "row lengths": check_lengths.lengths,
+    "held-out rows": check_held_out.held_out,
     "chat templates": check_templates.templates,
     "answers": check_answers.answers,
     "vocabulary": check_answers.vocabulary,

@@ -144,7 +144,7 @@ class _Stopped(StoppingCriteria):
         return torch.full((len(input_ids),), self._stop.is_set(), device=input_ids.device)
 
 
-@torch.inference_mode()
+@torch.no_grad()  # and not in inference mode: tensors that a model keeps from it could not be trained with
 def answers(
     model: PreTrainedModel,
     processor: ProcessorMixin,
@@ -152,8 +152,19 @@ def answers(
     *,
     max_new_tokens: int,
     listener: Listener | None = None,
+    read: Reader | None = None,
+    choose: LogitsProcessorList | None = None,
 ) -> list[Answer]:
     """One answer to each sample, whose last message is the user's. One batch.
+
+    Args:
+        model: what answers.
+        processor: the model's.
+        samples: the questions.
+        max_new_tokens: an answer is cut after so many.
+        listener: of a single one.
+        read: what reads the samples, where it is known.
+        choose: changes the scores before the largest is chosen.
 
     Raises:
         ValueError: a sample that cannot be asked, or a model and a processor without a token that ends an answer.
@@ -161,7 +172,7 @@ def answers(
     """
     batch = {
         name: tensor.to(model.device, model.dtype if tensor.is_floating_point() else None)
-        for name, tensor in reader(model, processor).prompts(samples).items()
+        for name, tensor in (read or reader(model, processor)).prompts(samples).items()
     }
     config = greedy(model, max_new_tokens)
     streaming: dict[str, Any] = {}
@@ -187,7 +198,10 @@ def answers(
     with _decoding_by(config, model):
         generate: Any = model.generate
         sequences = generate(
-            **batch, generation_config=config, logits_processor=LogitsProcessorList([logits]), **streaming
+            **batch,
+            generation_config=config,
+            logits_processor=LogitsProcessorList([logits, *(choose or [])]),
+            **streaming,
         )
     new = sequences[:, batch["input_ids"].shape[1] :]
     if len(new) != len(samples):

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
-from jaxtyping import Float, Num
+from jaxtyping import Bool, Float, Num
 from torch import Tensor
 
 from switchkd.losses.projection import Sparse
@@ -101,7 +101,7 @@ class AutogradTerms(ChunkLoss):
 
 
 def checked_terms(terms: dict[str, TokenTerm], logits: AnswerLogits) -> dict[str, Float[Tensor, "_"]]:
-    """The values of each term.
+    """The values of each term; those of `ce` are 0 for answers that are no labels.
 
     Raises:
         ValueError: for a term that says it is about all answers and has another number of values.
@@ -112,7 +112,13 @@ def checked_terms(terms: dict[str, TokenTerm], logits: AnswerLogits) -> dict[str
                 f"term {name!r} has {len(term.values)} values for {len(logits.targets)} answers: a term about some answers says which "
                 "(`ComparedLogits.term`)"
             )
-    return {name: term.values for name, term in terms.items()}
+    return {name: _of_labels(term, logits.labelled) if name == "ce" else term.values for name, term in terms.items()}
+
+
+def _of_labels(term: TokenTerm, labelled: Bool[Tensor, " answers"] | None) -> Float[Tensor, "_"]:
+    if labelled is None:
+        return term.values
+    return torch.where(labelled if term.answers is None else labelled[term.answers], term.values, 0)
 
 
 def total(values: Num[Tensor, "..."]) -> Float[Tensor, ""]:

@@ -72,6 +72,8 @@ class CrossEntropyDBiLD(ChunkLoss):
         if device.type != "cuda" and not gpu.interpreted():  # the usual case on a CPU asks no further
             return gpu.why_not(device)
         settings, window = self.settings, self.settings.window if self.settings.top_k is None else self.settings.top_k
+        if logits.labelled is not None:
+            return "some answers are the student's own, which have no cross-entropy"
         every = [logits.student]
         for one in logits.compared.values():
             every += [one.teacher] if one.switch is None else [one.teacher, one.switch]
@@ -102,7 +104,7 @@ class CrossEntropyDBiLD(ChunkLoss):
                 if switch:
                     gradients.switch[name] = sparse
         # Last of the terms, because it overwrites the student's logits
-        ce = _cross_entropy_(logits.student, logits.targets, gradient=student is not None)
+        ce = _cross_entropy_(logits, gradient=student is not None)
         if student is not None:
             for compared, sparse in align:
                 _add_(logits.student, compared, sparse)
@@ -201,16 +203,22 @@ def _in_order(compared: ComparedLogits) -> bool:
     return compared.answers is None and compared.ids is None
 
 
-def _cross_entropy_(
-    logits: Float[Tensor, "n rows"], targets: Int[Tensor, " n"], *, gradient: bool
-) -> Float[Tensor, ""]:
-    """`cross_entropy` summed over the tokens; overwrites the logits, with its gradient (softmax − one-hot) if asked for."""
+def _cross_entropy_(of: AnswerLogits, *, gradient: bool) -> Float[Tensor, ""]:
+    """`cross_entropy` summed over the answers that are labels; overwrites the student's logits, with its gradient (softmax − one-hot) if
+    asked for.
+    """
+    logits, targets = of.student, of.targets
     largest = logits.amax(dim=-1, keepdim=True)
     answer = logits.gather(1, targets[:, None])
     partition = logits.sub_(largest).exp_().sum(dim=-1, keepdim=True)
     if gradient:
         logits.div_(partition).scatter_add_(1, targets[:, None], logits.new_full((len(targets), 1), -1))
-    return total(partition.log() + largest - answer)
+    values = partition.log() + largest - answer
+    if of.labelled is not None:
+        values = values.masked_fill(~of.labelled[:, None], 0)
+        if gradient:
+            logits.masked_fill_(~of.labelled[:, None], 0)
+    return total(values)
 
 
 def _add_(logits: Float[Tensor, "answers rows"], compared: ComparedLogits, gradient: Sparse) -> None:

@@ -223,7 +223,7 @@ class _Part:
         first: bool,
     ) -> None:
         self.loop, self.wanted, self.first = loop, wanted, first
-        self.targets, self.compared = part.targets.long(), part.compared
+        self.targets, self.compared, self.labelled = part.targets.long(), part.compared, part.labelled
         self.chunk = min(loop.chunk, max(len(self.targets), 1))
         states, *switches = hidden
         assert states is not None
@@ -239,10 +239,11 @@ class _Part:
         slices = {name: self._slices(one) for name, one in self.compared.items()}
         for number, start in enumerate(range(0, max(len(self.targets), 1), self.chunk)):
             tokens = slice(start, start + self.chunk)
+            labelled = None if self.labelled is None else self.labelled[tokens]
             (whole,) = self.student.logits(tokens)
             compared = {name: self._compared(name, whole, slices[name][number], start) for name in self.compared}
             sums, gradients = self.loop.loss(
-                AnswerLogits(whole, self.targets[tokens], compared),
+                AnswerLogits(whole, self.targets[tokens], compared, labelled),
                 student=self.student.gradient_dtype if self.wanted[0] else None,
                 switch=any(self.wanted[1:]),
             )

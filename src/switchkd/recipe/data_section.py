@@ -35,6 +35,8 @@ class Data:
     #: A file, a folder, a glob, or a data set of the hub (NAME:CONFIG:SPLIT); or a list of these. `{path: a.json, weight: 2}` in the place
     #: of a name sees its rows twice in an epoch, with a weight of 0.5 half of them.
     train: Named
+    #: Rows that are held out: named as in `train`, and measured while it trains (`train.eval_steps`).
+    validation: Named | None = None
     #: Where image paths start; the data file's own folder if not given.
     image_root: str | None = None
     #: Columns that have names of their own: `{question: q, answer: a, image: img}`. Ours come first.
@@ -62,6 +64,7 @@ class Data:
     def __post_init__(self) -> None:
         check_fields(self)
         require(bool(self.train), "train must name a file or a folder")
+        require(self.validation is None or bool(self.validation), "validation must name a file or a folder, or be none")
         check_columns(self.columns)
         require(self.rows is None or self.rows >= 1, f"rows must be at least 1, or none for all, got {self.rows}")
         at_least(self, 1, "max_length", "max_pixels", "shuffle_buffer")

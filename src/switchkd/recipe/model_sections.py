@@ -78,6 +78,9 @@ class Student:
     freeze: tuple[str, ...] = ()
     #: Of a name on the hub: a commit, a tag or a branch.
     revision: str | None = None
+    #: `path` is a finished run, and its bridge and what its method learned of maps go on too, not the student alone. `--from RUN` of
+    #: switchkd train sets this and `path`.
+    continue_run: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def recipe_to_dict(recipe: "Recipe") -> dict[str, Any]:
     """The recipe as plain values, every default included: what `save_recipe` writes."""
-    sections = ("teacher", "student", "pair", "method", "data", "train", "stages", "evaluate")
+    sections = ("teacher", "student", "pair", "method", "data", "train", "stages", "on_policy", "evaluate")
     return {section: _plain_values(getattr(recipe, section)) for section in sections}
 
 

@@ -26,13 +26,14 @@ from switchkd.recipe.model_sections import LoRA as LoRA
 from switchkd.recipe.model_sections import Student as Student
 from switchkd.recipe.model_sections import Teacher as Teacher
 from switchkd.recipe.model_sections import check_cacheable
+from switchkd.recipe.on_policy import OnPolicy as OnPolicy
 from switchkd.recipe.parsing import lay_over, parse_flags, read_yaml
 from switchkd.recipe.row_checks import check_rows_fit
 from switchkd.recipe.saving import recipe_to_dict as recipe_to_dict
 from switchkd.recipe.saving import save_recipe as save_recipe
 from switchkd.recipe.training import LearningRates as LearningRates
 from switchkd.recipe.training import Train as Train
-from switchkd.recipe.training import check_steps
+from switchkd.recipe.training import check_held_out, check_steps
 from switchkd.results.metrics import parse_metrics
 from switchkd.typed_fields import Builder, check_fields
 
@@ -180,6 +181,8 @@ class Recipe:
     stages: tuple[Stage, ...] = field(default_factory=lambda: (Stage("train"),))
     #: What the student is asked at the end; nothing if not given.
     evaluate: Evaluate | None = None
+    #: Answers that the student writes itself, where a method has a teacher; none if not given. `on_policy: true` takes the defaults.
+    on_policy: OnPolicy | None = None
     #: What to do where student and teacher differ.
     pair: Pairing = field(default_factory=Pairing)
 
@@ -188,6 +191,11 @@ class Recipe:
         require(
             len(self.stages) > 0,
             "stages is an empty list: nothing would be trained. Leave it out for one stage that trains everything",
+        )
+        check_held_out(self.train, self.data.validation)
+        require(
+            self.on_policy is None or any("teacher" in stage.method.needs for stage in self.resolved_stages()),
+            f"on_policy is given, and method {self.method.label} has no teacher: nothing would be learned from answers of the student",
         )
         names = [stage.name for stage in self.stages]
         require(len(set(names)) == len(names), f"two stages have one name: {', '.join(names)}")

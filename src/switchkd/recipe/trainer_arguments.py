@@ -18,8 +18,8 @@ OURS = {
     "activation_checkpointing": "train.gradient_checkpointing",
     "per_device_eval_batch_size": "evaluate.batch_size",
 }
-_EVALUATION = "nothing is evaluated during training: give the recipe a section `evaluate`, or use switchkd evaluate"
-_BEST = "the last step is kept: compare checkpoints with switchkd evaluate"
+_EVALUATION = "data.validation is looked at after every train.eval_steps, and at the end of a stage"
+_BEST = "train.metric_for_best_model says what is best: loss and ce where they are least, exact_match where it is most"
 _LAUNCHER = "how a run is spread over devices is said to the launcher (accelerate launch)"
 _ROWS = "it would change which rows a step has, and a resumed run would not be the same run"
 _LOSS = "the loss is what the method says, divided by the answer tokens of the whole step"
@@ -27,12 +27,10 @@ _CHECKPOINT = "a checkpoint holds all that a run needs to go on with the same bi
 _UPLOAD = "the finished student is uploaded, once (push_to_hub, hub_model_id, hub_private_repo, hub_revision)"
 #: Arguments that would break a promise of the trainer, and which.
 REFUSED = {
-    **dict.fromkeys(
-        ("do_eval", "do_predict", "eval_strategy", "eval_steps", "eval_delay", "eval_on_start"), _EVALUATION
-    ),
+    **dict.fromkeys(("do_eval", "do_predict", "eval_strategy", "eval_delay", "eval_on_start"), _EVALUATION),
     **dict.fromkeys(("eval_do_concat_batches", "eval_use_gather_object", "eval_accumulation_steps"), _EVALUATION),
     **dict.fromkeys(("bf16_full_eval", "fp16_full_eval", "batch_eval_metrics", "include_for_metrics"), _EVALUATION),
-    **dict.fromkeys(("load_best_model_at_end", "metric_for_best_model", "greater_is_better"), _BEST),
+    "greater_is_better": _BEST,
     **dict.fromkeys(("fsdp", "fsdp_config", "deepspeed", "parallelism_config", "local_rank", "use_cpu"), _LAUNCHER),
     **dict.fromkeys(("accelerator_config", "dataloader_drop_last", "data_seed", "ignore_data_skip"), _ROWS),
     **dict.fromkeys(("auto_find_batch_size", "remove_unused_columns"), _ROWS),
@@ -95,7 +93,9 @@ def _checked(name: str, value: Any, names: list[str], hints: Mapping[str, Any], 
         raise ValueError(f"arguments names {name}, which transformers.TrainingArguments does not have{near}")
     value = _typed(name, value, get_args(hints[name]) or (hints[name],))
     if name == "save_strategy" and value not in ("steps", "epoch"):
-        raise ValueError(f"arguments.save_strategy must be steps or epoch, got {value!r}: {_CHECKPOINT}, and {_BEST}")
+        raise ValueError(
+            f"arguments.save_strategy must be steps or epoch, got {value!r}: {_CHECKPOINT}, and the best one is kept besides"
+        )
     if name == "optim" and any(value.startswith(word) or f"_{word}" in value for word in _HOOKING):
         raise ValueError(f"arguments.optim is {value}, which is refused: {REFUSED['optim_target_modules']}")
     return value

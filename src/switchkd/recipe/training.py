@@ -79,6 +79,16 @@ class Train:
     save_steps: int = 500
     #: Older checkpoints beyond this many are deleted; none = keep all.
     save_total_limit: int | None = 2
+    #: `data.validation` is looked at after so many steps, and at the end of a stage; if not given, at the end alone.
+    eval_steps: int | None = None
+    #: So many of its questions are answered each time, greedily, in at most 32 tokens, for `exact_match`; 0: none.
+    eval_questions: int = 64
+    #: What the best checkpoint is best in, on `data.validation`: loss and ce are best where they are least, exact_match where it is most.
+    metric_for_best_model: Literal["loss", "ce", "exact_match"] = "loss"
+    #: Go on from the best checkpoint of a stage, or finish with it; else with the last one. Both are kept.
+    load_best_model_at_end: bool = False
+    #: End a stage when `metric_for_best_model` was no better so many times in a row.
+    early_stopping: int | None = None
     #: Processes that prepare batches beside the training.
     dataloader_num_workers: int = 0
     #: Compile every transformer layer of both models.
@@ -109,10 +119,23 @@ class Train:
         require(self.max_grad_norm > 0, f"max_grad_norm must be positive, got {self.max_grad_norm}")
         require(not (self.bf16 and self.fp16), "bf16 and fp16 are both true: choose one")
         require(0 <= self.seed < 2**32, f"seed must lie between 0 and {2**32 - 1}, got {self.seed}")
-        at_least(self, 1, "logging_steps", "save_steps")
-        at_least(self, 0, "dataloader_num_workers")
+        at_least(self, 1, "logging_steps", "save_steps", "eval_steps", "early_stopping")
+        at_least(self, 0, "dataloader_num_workers", "eval_questions")
+        require(
+            self.metric_for_best_model != "exact_match" or self.eval_questions > 0,
+            "metric_for_best_model is exact_match and eval_questions is 0: nothing would be asked",
+        )
         limit = self.save_total_limit
         require(limit is None or limit >= 1, f"save_total_limit must be at least 1, or none for all, got {limit}")
+
+
+def check_held_out(train: Train, validation: Any) -> None:
+    """Raise ValueError where something is asked of held-out rows, and there are none."""
+    asked = [name for name in ("eval_steps", "load_best_model_at_end", "early_stopping") if getattr(train, name)]
+    require(
+        validation is not None or not asked,
+        f"train.{' and train.'.join(asked)} is about rows that are held out, and there are none: give data.validation",
+    )
 
 
 def check_steps(section: Any) -> None:

@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from switchkd.report.curves import EXACT_MATCH, HELD_OUT
 from switchkd.report.evidence import PATHWAYS, Curve, Evidence, Model
 from switchkd.results.intervals import Interval
 from switchkd.results.study_results import StudyResults
@@ -31,6 +32,7 @@ UNITS = {
     "soft": "nats per text token",
     "visual": "nats per visual token",
     "relation": "1 − cosine, from 0 to 2",
+    EXACT_MATCH: "% of held-out questions",
 }
 #: The axis of a term that is not among them, and of a total whose terms are not all nats per answer token.
 UNKNOWN_UNIT, MIXED_UNITS = "as its method defines it", "sum of terms with unlike units"
@@ -103,6 +105,22 @@ def _scatter(x: Sequence[float], y: Sequence[float], name: str, hover: str, **mo
 def _curve(points: Curve, name: str, hover: str, line: Mapping[str, Any], meta: str) -> "go.Scatter":
     x, y = zip(*thinned(points), strict=True)
     return _scatter(x, y, name, f"{hover} at step %{{x:.0f}}", mode="lines", line={"width": 2, **line}, meta=meta)
+
+
+def _held_out(points: Curve, name: str, key: int) -> "go.Scatter":
+    """Points on held-out rows: there may be but one, at the end of a stage."""
+    x, y = zip(*thinned(points), strict=True)
+    named, colour = f"{name}, held-out rows", style(key)["color"]
+    return _scatter(
+        x,
+        y,
+        named,
+        "%{y:.3f} at step %{x:.0f}",
+        mode="lines+markers",
+        line={"width": 1, "color": colour, "dash": "dot"},
+        marker={"size": 7, "color": colour},
+        meta=str(key),
+    )
 
 
 def _short(value: float) -> float:
@@ -211,19 +229,19 @@ def _symbol(index: int) -> str:
 
 def _terms(models: Sequence[Model]) -> list[str]:
     return sorted(
-        {term for model in models for term in model.curves if not term.startswith("knee")},
+        {term for model in models for term in model.curves if not term.startswith(("knee", HELD_OUT))},
         key=lambda term: (term != "loss", term != "ce", term),
     )
 
 
 def unlike_terms(models: Sequence[Model]) -> list[tuple[str, str]]:
     """The logged terms, with their units, that are not measured in nats per answer token: the total adds them up all the same."""
-    units = [(term, UNITS.get(term, UNKNOWN_UNIT)) for term in _terms(models) if term != "loss"]
+    units = [(term, UNITS.get(term, UNKNOWN_UNIT)) for term in _terms(models) if term not in ("loss", EXACT_MATCH)]
     return [(term, unit) for term, unit in units if unit != _NATS]
 
 
 def losses(models: Sequence[Model], keys: Mapping[str, int]) -> "dict[str, go.Figure]":
-    """Term → its curve in every run that has it, the total first."""
+    """Term → its curve in every run that has it, and as points the same on held-out rows; the total first."""
     terms = _terms(models)
     units = {term: UNITS.get(term, UNKNOWN_UNIT) for term in terms}
     units["loss"] = MIXED_UNITS if unlike_terms(models) else _NATS
@@ -232,7 +250,13 @@ def losses(models: Sequence[Model], keys: Mapping[str, int]) -> "dict[str, go.Fi
             [
                 _curve(model.curves[term], model.name, "%{y:.3f}", style(keys[model.name]), str(keys[model.name]))
                 for model in models
-                if term in model.curves
+                if term in model.curves and term != EXACT_MATCH
+            ]
+            + [
+                _held_out(model.curves[name], model.name, keys[model.name])
+                for model in models
+                for name in (f"{HELD_OUT}{term}", EXACT_MATCH if term == EXACT_MATCH else "")
+                if name in model.curves
             ],
             _axis("optimizer step"),
             _axis(units[term], rangemode="tozero"),

@@ -33,12 +33,15 @@ _LORA = "lora.safetensors"
 AUXILIARY = {"bridge": "bridge.safetensors", "learned": "learned.safetensors"}
 #: The model card of a checkpoint.
 CARD = "README.md"
-_STATE = "trainer_state.json"
+#: What transformers' Trainer keeps of a run.
+STATE = "trainer_state.json"
 #: What every checkpoint needs.
-_NEEDED = (_STATE, "config.json", "*.safetensors")
+_NEEDED = (STATE, "config.json", "*.safetensors")
 #: What taking a further step needs besides, whatever it is sharded by: the last checkpoint of a stage has none of it.
 _TO_GO_ON = ("*optim*", "*scheduler*", "rng_state*")
 _NAME = re.compile(r"checkpoint-(\d+)")
+#: The link to the checkpoint that is best on held-out rows.
+BEST = "best"
 _log = logging.getLogger(__name__)
 
 
@@ -177,14 +180,26 @@ def publish(run: str | Path, step: int) -> Path:
     return target
 
 
-def rotate(run: str | Path, step: int, limit: int | None) -> None:
-    """Remove all sound checkpoints before `step` but the newest: `limit` are left, with that of `step` itself.
+def point_to_best(run: str | Path, best: Path | None) -> None:
+    """Have the link `best` in `run` lead to this checkpoint; there is none where none is the best."""
+    link = Path(run) / BEST
+    if best is None:
+        link.unlink(missing_ok=True)
+    elif not link.is_symlink() or os.readlink(link) != best.name:
+        new = link.with_name(f".{BEST}.new")
+        new.unlink(missing_ok=True)
+        new.symlink_to(best.name)
+        os.replace(new, link)
+
+
+def rotate(run: str | Path, step: int, limit: int | None, *, best: Path | None = None) -> None:
+    """Remove all sound checkpoints before `step` but the newest: `limit` are left, with that of `step` itself, and the best besides.
 
     One that is damaged is neither counted nor removed, and neither is one of a later step, which this run did not write.
     """
     if limit is None:
         return
-    older = [path for number, path in _numbered(run) if number < step]
+    older = [path for number, path in _numbered(run) if number < step and path != best]
     sound = [path for path in older if damaged(path) is None]
     for path in sound[limit - 1 :]:
         hidden = path.with_name(f".{path.name}{_REMOVED}")  # killed on the way, it must not be taken for a damaged one
@@ -234,6 +249,25 @@ def point_to_go_on_from(run: str | Path, steps: int) -> Path:
     )
 
 
+def kept(run: str | Path, *, best: bool) -> Path | None:
+    """The checkpoint that a finished stage ends with: the newest, or `best`, if there is one; None where there is no checkpoint.
+
+    Raises:
+        ValueError: the best one is damaged.
+    """
+    newest = latest(run)
+    step = None if newest is None else json.loads((newest / STATE).read_text(encoding="utf-8")).get("best_global_step")
+    if not (best and step):
+        return newest
+    chosen = Path(run) / f"checkpoint-{step}"
+    if damage := damaged(chosen):
+        raise ValueError(
+            f"{chosen} is the best checkpoint of its stage and is damaged: {damage}. Put it back, or go on with the last one, {newest}: "
+            "switchkd evaluate and switchkd export take its path"
+        )
+    return chosen
+
+
 def damaged(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     if damage := find_damage(path):
@@ -251,7 +285,7 @@ def _lacking(path: Path, patterns: tuple[str, ...]) -> list[str]:
 def _ends_its_stage(path: Path) -> bool:
     """Whether a checkpoint, whose files are sound, was saved after the last step of its stage."""
     try:
-        state = json.loads((path / _STATE).read_text(encoding="utf-8"))
+        state = json.loads((path / STATE).read_text(encoding="utf-8"))
     except ValueError:
         return False
     return isinstance(state, dict) and state["global_step"] >= state["max_steps"]
@@ -259,7 +293,7 @@ def _ends_its_stage(path: Path) -> bool:
 
 def steps_taken(path: Path) -> int:
     """The step after which a checkpoint was saved."""
-    taken: int = json.loads((path / _STATE).read_text(encoding="utf-8"))["global_step"]
+    taken: int = json.loads((path / STATE).read_text(encoding="utf-8"))["global_step"]
     return taken
 
 

@@ -100,7 +100,8 @@ class FiniteTrainer(Trainer):
         return norm
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        if self.control.should_log or self.control.should_save or self.control.should_training_stop:
+        control = self.control
+        if control.should_log or control.should_evaluate or control.should_save or control.should_training_stop:
             self._look(wait=True)
         super()._maybe_log_save_evaluate(*args, **kwargs)
 

@@ -27,6 +27,7 @@ def model_card(
     dtype: str = "float32",
     mismatches: Sequence[str] = (),
     ran: Mapping[str, str] | None = None,
+    continued: str | None = None,
 ) -> str:
     """README.md of a checkpoint, in the form the Hugging Face hub reads.
 
@@ -40,6 +41,7 @@ def model_card(
         dtype: of the finished student's weights.
         mismatches: in what student and teacher differ.
         ran: what the last stage ran with (`what_ran`).
+        continued: the run that it goes on from, if there is one.
     """
     metadata = ModelCardData(
         library_name="transformers",
@@ -66,7 +68,7 @@ A student trained with `switchkd`. It is a plain Hugging Face model: `AutoModelF
 | | |
 |---|---|
 | student initialised from | `{student}` |
-| teacher | `{teacher or "none"}` |
+{f"| goes on from the run | {continued} |{chr(10)}" if continued else ""}| teacher | `{teacher or "none"}` |
 | method | {" → ".join(methods)} |
 | data | {", ".join(f"`{path}`" for path in data)} |
 | chat template | {_text(template)} |

@@ -22,8 +22,13 @@ def origin_of(context: StageContext) -> Origin:
     """Of a stage as it would be trained now."""
     recipe, stage, count = context.run.recipe, context.stage, processes().num_processes
     teacher = located(recipe.teacher) if context.run.teacher is not None and recipe.teacher is not None else None
+    before = context.run.continued
+    learned = {} if before is None else {"bridge and maps at the start": before.fingerprint}
+    held_out = {} if context.held_out is None else {"held-out rows": _rows(context.held_out.rows)}
     return {
         "rows": _rows_of(context),
+        **held_out,
+        **learned,
         "teacher": None if teacher is None else model_digest(teacher),
         "start weights": model_digest(located(recipe.student)),
         "processes": count,

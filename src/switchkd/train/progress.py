@@ -69,7 +69,9 @@ class Progress(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Show the terms."""
+        """Show the terms, and those of held-out rows whenever they were looked at."""
+        if state.is_world_process_zero and logs and "eval_loss" in logs:
+            self._tell(f"{self.stage}: after step {state.global_step}, on held-out rows: {_measured(logs, self.terms)}")
         if not state.is_world_process_zero or not logs or "loss" not in logs:
             return
         due = time.monotonic() - self.said_at > _PAUSE_S or state.global_step >= state.max_steps
@@ -83,10 +85,14 @@ class Progress(TrainerCallback):
             self.bar.logged = logged
         if due:
             self.said_at = time.monotonic()
-            if self.bar:
-                TOLD.info("%s", line)
-            else:
-                say(line)
+            self._tell(line, shown=self.bar is not None)
+
+    def _tell(self, line: str, *, shown: bool = False) -> None:
+        """Say a line, or only log what the bar shows."""
+        if shown:
+            TOLD.info("%s", line)
+        else:
+            say(line)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -94,3 +100,12 @@ class Progress(TrainerCallback):
         """Close the bar."""
         if self.bar:
             self.bar.stop()
+
+
+def _measured(logs: dict[str, float], terms: list[str]) -> str:
+    """What was measured on held-out rows."""
+    names = ["loss", *terms] if len(terms) > 1 else terms
+    measured = [f"{name} {logs[f'eval_{name}']:.3f}" for name in names if f"eval_{name}" in logs]
+    if "eval_exact_match" in logs:
+        measured.append(f"exact match {logs['eval_exact_match']:.1f} %")
+    return "  ".join(measured)

@@ -12,6 +12,7 @@ import yaml
 from datasets import Dataset
 from transformers import (
     AutoModelForImageTextToText,
+    EarlyStoppingCallback,
     PrinterCallback,
     ProgressCallback,
     TrainerCallback,
@@ -32,7 +33,9 @@ from switchkd.processes import processes
 from switchkd.recipe.schema import Recipe, ResolvedStage, data_names, recipe_to_dict
 from switchkd.recipe.trainer_arguments import UPLOAD
 from switchkd.train import checkpoint
+from switchkd.train.best import check_whole, described, evaluation_arguments, stopped_early
 from switchkd.train.checkpoint import CARD
+from switchkd.train.held_out import HeldOut
 from switchkd.train.launch import check_accelerator
 from switchkd.train.model_card import model_card
 from switchkd.train.origin import ORIGIN, check_origin, origin_of
@@ -41,6 +44,7 @@ from switchkd.train.precision import HALF
 from switchkd.train.progress import Progress
 from switchkd.train.stage import RunContext, StageContext, open_run, open_stage, total_steps
 from switchkd.train.stop import StopAtStepEnd
+from switchkd.train.student_answers import StudentAnswers, StudentWriter
 from switchkd.train.trainer import DistillationTrainer
 from switchkd.train.what_ran import headline, what_ran
 
@@ -78,18 +82,26 @@ def train_stage(context: StageContext, *, accept_changes: bool = False) -> None:
         card="",
         files={ORIGIN: json.dumps(origin, indent=1)},
         train_dataset=context.stream or context.drawn,
+        held_out=context.held_out,
+        answering=_answering(context),
         data_collator=context.collate,
+        held_out_collator=context.collator,
         callbacks=[MetricsFile(context.directory / "metrics.jsonl"), stop],
     )
     if train.torch_compile:
         from switchkd.train.compile_time import CompileTime  # torch's compiler takes a second to import
 
         trainer.add_callback(CompileTime())
+    if train.early_stopping:
+        trainer.add_callback(EarlyStoppingCallback(train.early_stopping))
     check_accelerator(trainer.accelerator, train)
+    check_whole(trainer, context.run.recipe)
     ran = what_ran(trainer, context.pair.student, context.pair.teacher, stage=context.stage.name, steps=steps)
     if processes().is_main_process:
         say(headline(trainer))
         say("; ".join(f"{name}: {value}" for name, value in ran.items() if name not in ("processes", "software")))
+        if (held_out := described(context, steps)) is not None:
+            say(held_out)
     trainer.card = _card(context, ran)
     trainer.speed.peak = find_peak(trainer.args.device)
     trainer.add_callback(Progress(context.stage.name, trainer.terms, trainer.speed))
@@ -97,33 +109,40 @@ def train_stage(context: StageContext, *, accept_changes: bool = False) -> None:
     trainer.remove_callback(ProgressCallback)
     newest = on_main(lambda: checkpoint.resume_point(context.directory))
     if newest is not None:
-        done = checkpoint.steps_taken(newest)
-        check_origin(newest, origin, finished=done >= steps, accept_changes=accept_changes)
-        if done < steps:
+        state = TrainerState.load_from_json(str(newest / checkpoint.STATE))
+        done, finished = state.global_step, state.global_step >= steps or stopped_early(state)
+        check_origin(newest, origin, finished=finished, accept_changes=accept_changes)
+        if not finished:
             newest = on_main(lambda: checkpoint.point_to_go_on_from(context.directory, steps))
             done = checkpoint.steps_taken(newest)
         _log.info("stage %s: resuming from %s, step %d of %d", context.stage.name, newest, done, steps)
-        if done >= steps:
-            checkpoint.load(context.pair, newest)
+        if finished:
+            checkpoint.load(context.pair, _kept(context))
             return
         if context.stream is not None:
             context.stream.go_on(newest)
     with caught(stop.note):
         trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
         stop.raise_if_stopped(trainer.args, context.stage.name, trainer.state)
-    if trainer.state.global_step < steps:
+    if stopped_early(trainer.state):
+        if processes().is_main_process:
+            say(
+                f"stage {context.stage.name} ends early, after step {trainer.state.global_step} of {steps}: "
+                f"{train.metric_for_best_model} on held-out rows was no better {train.early_stopping} times in a row"
+            )
+    elif trainer.state.global_step < steps:
         raise RuntimeError(f"stage {context.stage.name} ended after {trainer.state.global_step} of {steps} steps")
 
 
-def reopened(recipe: Recipe, stage: ResolvedStage, directory: Path, rows: Dataset) -> RunContext:
+def reopened(
+    recipe: Recipe, stage: ResolvedStage, directory: Path, rows: Dataset, held_out: HeldOut | None
+) -> RunContext:
     """The models of a run behind a finished stage of it, from their files."""
     run = open_run(recipe)
     if run.bridge is not None:
         run.bridge.fitted = True  # its weights are in the checkpoint
-    context = open_stage(run, stage, directory, rows)  # what learned is float32
-    newest = checkpoint.latest(directory)
-    assert newest is not None, "a finished stage has a checkpoint"
-    checkpoint.load(context.pair, newest)
+    context = open_stage(run, stage, directory, rows, held_out)  # what learned is float32
+    checkpoint.load(context.pair, _kept(context))
     return run
 
 
@@ -155,14 +174,27 @@ def arguments(context: StageContext) -> TrainingArguments:
         ignore_data_skip=context.stream is not None,  # it goes on by itself
         ddp_find_unused_parameters=False,  # every rank runs every part, on a blank image where it has none (models/pathway.py)
         use_cpu=processes().device.type == "cpu",  # without it the Trainer refuses bf16 there
+        **evaluation_arguments(context, steps),
         **{"dataloader_pin_memory": context.pair.student.model.device.type == "cuda"}
         | values
         | {name: value for name, value in train.arguments.items() if name not in UPLOAD}
         # a warm-up begins at a rate of 0: the last step is never part of it, or a single one would train nothing
         | {"warmup_steps": min(math.ceil(warmup * steps if warmup < 1 else warmup), steps - 1)},
     )
+    made.load_best_model_at_end = (
+        train.load_best_model_at_end
+    )  # given above, save_steps would have to be a multiple of eval_steps
     made._n_gpu = min(made.n_gpu, 1)  # or the Trainer spreads larger batches than the recipe's over all GPUs
     return made
+
+
+def _answering(context: StageContext) -> StudentAnswers | None:
+    """Has the student answer a share of the rows, where the recipe wants that and the stage has a teacher to learn from at its answers."""
+    settings, run = context.run.recipe.on_policy, context.run
+    if settings is None or context.pair.teacher is None:
+        return None
+    write = StudentWriter(run.student.model, run.reader, settings)
+    return StudentAnswers(settings, context.collator, write, seed=run.recipe.train.seed)
 
 
 def save_result(context: StageContext, output: Path) -> Path:
@@ -174,8 +206,7 @@ def save_result(context: StageContext, output: Path) -> Path:
     dtype = context.run.student_dtype
 
     def save() -> None:
-        newest = checkpoint.latest(context.directory)
-        assert newest is not None, "a finished stage has a checkpoint"
+        newest = _kept(context)
         sums, narrowed = read_manifest(newest), dtype in HALF
         with replace_folder(target) as folder:
             save_processor(context.run.processor, folder)
@@ -190,6 +221,13 @@ def save_result(context: StageContext, output: Path) -> Path:
 
     on_main(save)
     return target
+
+
+def _kept(context: StageContext) -> Path:
+    """The checkpoint that a finished stage ends with."""
+    kept = checkpoint.kept(context.directory, best=context.run.recipe.train.load_best_model_at_end)
+    assert kept is not None, "a finished stage has a checkpoint"
+    return kept
 
 
 def _is_students(name: str) -> bool:
@@ -216,6 +254,7 @@ def _card(context: StageContext, ran: dict[str, str]) -> str:
         if context.run.pair_report
         else [],
         ran=ran,
+        continued=None if context.run.continued is None else context.run.continued.described,
     )
 
 

@@ -54,6 +54,11 @@ class Speed:
         self._first, self._begun = step, time.monotonic()
         self._since = self._begun
 
+    def leave_out(self, seconds: float) -> None:
+        """Of the time since then, these were spent on something else."""
+        self._begun += seconds
+        self._since += seconds
+
     def since_last(self, step: int, steps: int) -> str:
         """Tokens and samples per second since the last time this was asked, operations per second and their share of the peak, peak
         memory, and the time left at the pace so far.

@@ -41,6 +41,8 @@ from switchkd.processes import processes
 from switchkd.recipe.schema import Recipe, ResolvedStage, Student, Teacher, data_names, data_weights
 from switchkd.train import lora
 from switchkd.train.aligned_share import check_aligned
+from switchkd.train.continued import Continued, continued
+from switchkd.train.held_out import HeldOut
 from switchkd.train.launch import check_launch
 from switchkd.train.lengths import row_length
 from switchkd.train.open_teacher import open_teacher
@@ -74,6 +76,8 @@ class RunContext:
     bridge: Bridge | None = None
     #: What the teacher says of every row, where the recipe names a cache.
     store: TeacherStore | None = None
+    #: The run that it goes on from.
+    continued: Continued | None = None
 
     def collator(self, method: Method) -> Collator:
         """Makes the batches of a method."""
@@ -105,6 +109,8 @@ class StageContext:
     step: DistillationStep
     collator: Collator
     directory: Path
+    #: What is measured while it trains.
+    held_out: HeldOut | None = None
     #: The rows as they are packed; None where each has a row of its own.
     packs: Packs | None = None
     #: Where the rows come from, of which `rows` are the first alone; None where `rows` are all.
@@ -150,6 +156,7 @@ def open_run(recipe: Recipe, *, use_cache: bool = True) -> RunContext:
     """
     check_launch(recipe)
     _check_attention(recipe)
+    before = continued(recipe)
     set_seed(recipe.train.seed)
     for model in (recipe.student, recipe.teacher):
         if model is not None:
@@ -193,7 +200,7 @@ def open_run(recipe: Recipe, *, use_cache: bool = True) -> RunContext:
         report_on_pair(recipe, processor) if _has_teacher(recipe) else None
     )  # before the teacher's weights are loaded
     if report is None or recipe.teacher is None:
-        return RunContext(recipe, student, None, processor, reader, dtype)
+        return RunContext(recipe, student, None, processor, reader, dtype, continued=before)
     teacher = open_teacher(
         recipe,
         recipe.teacher,
@@ -208,8 +215,20 @@ def open_run(recipe: Recipe, *, use_cache: bool = True) -> RunContext:
     if recipe.pair.bridge == "always" or report.needs_bridge:
         widths = [model.family.geometry.feature_width for model in (student, teacher.model)]
         bridge = Bridge(*widths).to(device)
+    if before is not None:
+        before.take_over("bridge", bridge)
     return RunContext(
-        recipe, student, teacher.model, processor, reader, dtype, teacher.reading, report, bridge, teacher.store
+        recipe,
+        student,
+        teacher.model,
+        processor,
+        reader,
+        dtype,
+        teacher.reading,
+        report,
+        bridge,
+        teacher.store,
+        before,
     )
 
 
@@ -285,31 +304,47 @@ def index_rows(run: RunContext, stage: ResolvedStage, directory: Path) -> Datase
         DataError: if too many rows cannot be used.
         ValueError: if too few of the answer tokens can be compared.
     """
-    recipe = run.recipe
-    directory.mkdir(parents=True, exist_ok=True)
+    recipe, names = run.recipe, data_names(stage.data)
     allowed = recipe.data.max_bad_fraction
     if recipe.data.streaming:
         rows = open_stream(recipe, stage).head(HEAD)
         allowed = min(allowed * max(PATIENCE / len(rows), 1), 1.0)
     else:
-        rows = load_rows(data_names(stage.data), recipe.data.image_root, recipe.data.columns)
+        rows = load_rows(names, recipe.data.image_root, recipe.data.columns)
     if recipe.data.rows is not None:
         if recipe.data.rows > len(rows):
             raise ValueError(
-                f"data.rows asks for the first {recipe.data.rows} rows, and {', '.join(data_names(stage.data))} has {len(rows)}"
+                f"data.rows asks for the first {recipe.data.rows} rows, and {', '.join(names)} has {len(rows)}"
             )
         rows = rows.select(range(recipe.data.rows))
+    usable = _usable_rows(run, stage, rows, directory / "rows.json", allowed)
+    return weigh(usable, data_weights(stage.data), seed=recipe.train.seed)
+
+
+def index_held_out(run: RunContext, stage: ResolvedStage, directory: Path) -> HeldOut | None:
+    """The usable rows of `data.validation` in the same way; None where the recipe names none. Raises as `index_rows`."""
+    recipe, named = run.recipe, run.recipe.data.validation
+    if named is None:
+        return None
+    rows = load_rows(data_names(named), recipe.data.image_root, recipe.data.columns)
+    usable = _usable_rows(run, stage, rows, directory / "validation-rows.json", recipe.data.max_bad_fraction)
+    return HeldOut.of(weigh(usable, data_weights(named), seed=recipe.train.seed), recipe.train.eval_questions)
+
+
+def _usable_rows(run: RunContext, stage: ResolvedStage, rows: Dataset, report: Path, allowed: float) -> Dataset:
+    """Those that every model of the stage can read; what is wrong with the others is left in `report`."""
+    report.parent.mkdir(parents=True, exist_ok=True)
     index = build_index(
         rows,
         run.collator(stage.method),
         max_bad_fraction=allowed,
-        report_path=directory / "rows.json" if processes().is_main_process else None,
+        report_path=report if processes().is_main_process else None,
     )
     if isinstance(run.teacher_reading, OwnInputs) and "teacher" in stage.method.needs:
-        check_aligned(index.rows, recipe.pair.min_aligned)
+        check_aligned(index.rows, run.recipe.pair.min_aligned)
     if run.store is not None and "teacher" in stage.method.needs:
         run.store.check_rows(index.rows["key"][:])
-    return weigh(index.rows, data_weights(stage.data), seed=recipe.train.seed)
+    return index.rows
 
 
 def open_stream(recipe: Recipe, stage: ResolvedStage) -> RowStream:
@@ -317,14 +352,21 @@ def open_stream(recipe: Recipe, stage: ResolvedStage) -> RowStream:
     return RowStream(data_names(stage.data), recipe.data.image_root, recipe.data.columns)
 
 
-def open_stage(run: RunContext, stage: ResolvedStage, directory: Path, rows: Dataset | None = None) -> StageContext:
-    """Set which parts learn, and join student and teacher. `rows`: those of `index_rows`, where they are known already.
+def open_stage(
+    run: RunContext,
+    stage: ResolvedStage,
+    directory: Path,
+    rows: Dataset | None = None,
+    held_out: HeldOut | None = None,
+) -> StageContext:
+    """Set which parts learn, and join student and teacher. `rows`, `held_out`: of `index_rows` and `index_held_out`, where rows are known.
 
     Raises:
         DataError, ValueError: if the rows cannot be used, or the pair does not fit the method.
     """
     recipe = run.recipe
-    rows = index_rows(run, stage, directory) if rows is None else rows
+    if rows is None:
+        rows, held_out = index_rows(run, stage, directory), index_held_out(run, stage, directory)
     run.student.train_only(stage.train)
     freeze(run.student, recipe.student.freeze)
     if widened := widen_learning(run.student):
@@ -339,10 +381,10 @@ def open_stage(run: RunContext, stage: ResolvedStage, directory: Path, rows: Dat
         vocabulary=run.vocabulary,
         first_words=run.first_words,
         bridge=run.bridge,
-        learned=_learned(run, stage.method),
+        learned=_learned(run, stage),
     )
     step = DistillationStep(pair, stage.method, loss=recipe.train.loss)
-    context = StageContext(run, stage, rows, step, run.collator(stage.method), directory)
+    context = StageContext(run, stage, rows, step, run.collator(stage.method), directory, held_out)
     if recipe.data.packing:
         packs = Packs(rows, recipe.data.max_length, seed=recipe.train.seed)
         _log.info("%s; the student keeps them apart by %s attention", packs, run.student.attention)
@@ -363,11 +405,13 @@ def open_stage(run: RunContext, stage: ResolvedStage, directory: Path, rows: Dat
     return context
 
 
-def _learned(run: RunContext, method: Method) -> nn.Module | None:
-    """What the method learns besides the student."""
+def _learned(run: RunContext, stage: ResolvedStage) -> nn.Module | None:
+    """What the stage's method learns besides the student; in the first stage of a run that goes on, it begins as the other run left it."""
     if run.teacher is None:
         return None
-    module = method.learned(run.student.sizes, run.teacher.sizes)
+    module = stage.method.learned(run.student.sizes, run.teacher.sizes)
+    if run.continued is not None and stage.name == run.recipe.stages[0].name:
+        run.continued.take_over("learned", module)
     return None if module is None else module.to(run.student.head.weight.device)
 
 

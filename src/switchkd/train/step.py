@@ -1,5 +1,6 @@
 """The distillation step: from a batch to the summed loss. The one module that the trainer, DDP, FSDP and the memory estimate see."""
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -45,6 +46,8 @@ class DistillationStep(nn.Module):
                 ids whose logits a cache does not keep; products with whole heads.
         """
         signals = self.pair(batch)
+        if batch.written is not None:
+            signals = replace(signals, labelled=~batch.written[signals.sample])
         sums = self._sum(self.method.at(progress), signals)
         if dropped_mass and (mass := self.pair.dropped_mass(signals)) is not None:
             sums = sums._replace(statistics=sums.statistics | {"dropped_mass": mass.sum()})

@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -23,14 +24,15 @@ from switchkd.files import cannot_write
 from switchkd.losses import SummedLoss
 from switchkd.losses.checks import NotFiniteError
 from switchkd.train import checkpoint
-from switchkd.train.finite_trainer import FiniteTrainer
+from switchkd.train.evaluating_trainer import EvaluatingTrainer, left_on_host
 from switchkd.train.parts import set_rates
 from switchkd.train.sampler import FilledUp, FillersLast, LengthGroupedSampler, WithoutFillers
 from switchkd.train.sharding import cut_by_layers, gathered
 from switchkd.train.speed import Speed
 from switchkd.train.step import DistillationStep
-from switchkd.train.stop import shielded
 from switchkd.train.stream_loader import StreamLoader
+from switchkd.train.student_answers import StudentAnswers, Unjoined
+from switchkd.train.term_sums import TermSums, add_terms, means
 
 #: In a checkpoint, what has been summed up for the log.
 LOG = "log.json"
@@ -39,7 +41,7 @@ _OF_DISKS = (OSError, RuntimeError, SafetensorError)
 _log = logging.getLogger(__name__)
 
 
-class DistillationTrainer(FiniteTrainer):
+class DistillationTrainer(EvaluatingTrainer):
     """Trains the student of a `DistillationStep`.
 
     The loss is the sum of the method's terms over all answer tokens of the global batch (every rank, every accumulation step), divided
@@ -52,6 +54,7 @@ class DistillationTrainer(FiniteTrainer):
         processor: saved with every checkpoint.
         card: the text of the model card of every checkpoint.
         files: name → text of what else is kept in every checkpoint.
+        answering: has the student answer a share of the rows anew; then the data collator is its own.
         kwargs: passed on to `transformers.Trainer`.
     """
 
@@ -64,10 +67,14 @@ class DistillationTrainer(FiniteTrainer):
         processor: ProcessorMixin,
         card: str,
         files: Mapping[str, str] | None = None,
+        answering: StudentAnswers | None = None,
         **kwargs: Any,
     ) -> None:
         kwargs["callbacks"] = [*kwargs.pop("callbacks", []), _GoOnLogging(self)]
         self._rows = kwargs["train_dataset"]
+        self.answering = answering
+        if answering is not None:
+            kwargs["data_collator"] = Unjoined(answering.collator)
         if args.world_size > 1 and not isinstance(self._rows, StreamLoader):
             kwargs["train_dataset"] = FilledUp(self._rows, args.per_device_train_batch_size * args.world_size)
             kwargs["data_collator"] = WithoutFillers(kwargs["data_collator"])
@@ -80,10 +87,11 @@ class DistillationTrainer(FiniteTrainer):
         self.processor = processor
         self.card = card
         self.files = files or {}
-        self._run = str(args.output_dir)
         self._staging: str | None = None
+        #: The step whose checkpoint was written last.
+        self._saved = 0
         self._resumed_from: Path | None = None
-        self._sums: dict[str, Tensor] = {}
+        self._sums: TermSums = {}
         #: The step from which on the losses of `train_loss` are known.
         self._summed_from = 0
         self._told = False
@@ -92,6 +100,7 @@ class DistillationTrainer(FiniteTrainer):
         #: The names of the method's terms, from the first batch on.
         self.terms: list[str] = []
         self.speed = Speed(args.world_size)
+        self._drawn_at = time.perf_counter()
 
     # ---- loss
 
@@ -136,6 +145,21 @@ class DistillationTrainer(FiniteTrainer):
         self.speed.count(read, samples)
         return count
 
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
+        """The Trainer's own, of batches in which the student has answered its share of the rows."""
+        answering = self.answering
+        if answering is None:
+            return super().get_batch_samples(epoch_iterator, num_batches, device)
+        with self.accelerator.autocast():
+            joined = (answering.join(drawn, self.state.global_step + 1) for drawn in epoch_iterator)
+            batches = super().get_batch_samples(joined, num_batches, device)
+        shares, seconds = answering.taken()
+        begun, self._drawn_at = self._drawn_at, time.perf_counter()
+        shares["on_policy_time"] = seconds, self._drawn_at - begun
+        for name, both in shares.items():
+            self._sums[name] = self._sums.get(name, 0) + torch.tensor(both, dtype=torch.float64, device=device)
+        return batches
+
     def training_step(self, model: torch.nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
         """One micro-batch, forward and backward; the first one's operations are counted.
 
@@ -177,24 +201,16 @@ class DistillationTrainer(FiniteTrainer):
 
     def _record(self, sums: SummedLoss, *, own_inputs: bool) -> None:
         """Terms per answer token, statistics per token that is compared; with inputs of its own, a teacher has a share of them."""
-        tokens = sums.answers
         if not self._told and self.is_world_process_zero():
             _log.info(
                 "%s loss: logits of %d answer tokens at a time, of %d in the first batch",
                 self.step.loss,
                 sums.chunk,
-                tokens,
+                sums.answers,
             )
         self._told = True
         self.terms[:] = sums.terms
-        counted = {name: (total, tokens) for name, total in sums.terms.items()}
-        counted |= {name: (total, sums.compared or tokens) for name, total in sums.statistics.items()}
-        if own_inputs:
-            counted["aligned"] = (sums.loss.new_tensor(sums.compared), tokens)
-        counted["answer_tokens"] = (sums.loss.new_tensor(tokens, dtype=torch.float64), 1)
-        for name, (total, count) in counted.items():
-            entry = torch.stack([total.double(), total.new_full((), count, dtype=torch.float64)])
-            self._sums[name] = self._sums.get(name, 0) + entry
+        add_terms(self._sums, sums, own_inputs=own_inputs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add to each log line every term and statistic as its mean over the answer tokens since the last line, in nats.
@@ -202,12 +218,7 @@ class DistillationTrainer(FiniteTrainer):
         `dropped_mass` is a mean too, but over the tokens of the logged step alone: it costs a product with the teacher's whole head.
         """
         if "loss" in logs and self._sums:
-            names = sorted(self._sums)
-            sums = self.accelerator.reduce(torch.stack([self._sums[name] for name in names]), reduction="sum")
-            logs |= {
-                name: (total / tokens.clamp(min=1)).item() for name, (total, tokens) in zip(names, sums, strict=True)
-            }
-            logs["answer_tokens"] = sums[names.index("answer_tokens"), 0].item()
+            logs |= means(self._sums, self.accelerator)
             self._sums = {}
         if "train_loss" in logs:  # the Trainer's is that of the steps since the last start
             logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step - self._summed_from, 1)
@@ -254,14 +265,10 @@ class DistillationTrainer(FiniteTrainer):
     # ---- rows
 
     def get_train_dataloader(self) -> Any:
-        """The Trainer's own, with workers that finish the step when a signal comes, or a stream's; batches stay on the host."""
+        """The Trainer's own (see `left_on_host`), or a stream's."""
         if isinstance(self._rows, StreamLoader):
             return self._rows
-        loader: Any = super().get_train_dataloader()
-        loader.device = None  # they are counted on the host, and go to the device without waiting (`_prepare_inputs`)
-        inner = getattr(loader, "base_dataloader", loader)
-        inner.worker_init_fn = shielded(inner.worker_init_fn)
-        return loader
+        return left_on_host(super().get_train_dataloader())
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
         rows, sampler = self._rows, None
@@ -335,6 +342,8 @@ class DistillationTrainer(FiniteTrainer):
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """Write into a staging folder, and rename it when it is complete."""
         run, step = self._run, self.state.global_step
+        if step == self._saved:  # the end of an epoch, where it was saved for being the best
+            return
         try:
             self._stage_checkpoint(model, trial)
             if self.args.should_save:
@@ -344,7 +353,9 @@ class DistillationTrainer(FiniteTrainer):
             reason = str(error).strip().split("\n")[0]
             raise OSError(cannot_write(Path(run) / f"checkpoint-{step}", reason)) from error
         if self.args.should_save:
-            checkpoint.rotate(run, step, self.args.save_total_limit)
+            checkpoint.point_to_best(run, self.best)
+            checkpoint.rotate(run, step, self.args.save_total_limit, best=self.best)
+        self._saved = step
         self.accelerator.wait_for_everyone()
 
     def _stage_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
@@ -365,6 +376,9 @@ class DistillationTrainer(FiniteTrainer):
         if self.args.should_save:
             for name, text in {LOG: log, **self.files}.items():
                 (staged / name).write_text(text, encoding="utf-8")
+            if self.best is not None:  # the Trainer takes it to be in the staging folder
+                self.state.best_model_checkpoint = str(self.best)
+                self.state.save_to_json(str(staged / checkpoint.STATE))
         if isinstance(self._rows, StreamLoader):  # each rank has a place of its own
             (staged / self._rows.file_name()).write_text(self._rows.state(), encoding="utf-8")
         self.accelerator.wait_for_everyone()
@@ -381,3 +395,4 @@ class _GoOnLogging(TrainerCallback):
     ) -> None:
         """The sums are there from the first step on."""
         self.trainer.go_on_logging()
+        self.trainer.go_on_with_best()
