@@ -35,6 +35,6 @@ def test_every_command_has_its_section_with_every_flag():
         if one.name.rstrip("_").replace("_", "-") not in flags[name]
     }
     assert without == {
-        "train.recipe", "cache.recipe", "evaluate.model", "evaluate.questions", "report.runs", "chat.models", "doctor.recipe", "study.study",
-        "recipe.names", "init.output", "convert.source", "convert.target", "export.model", "export.output", "data.action",
+        "train.recipe", "cache.recipe", "evaluate.model", "evaluate.questions", "report.runs", "chat.models", "doctor.recipe",
+        "study.study", "recipe.names", "init.output", "convert.source", "convert.target", "export.model", "export.output", "data.action",
     }  # fmt: skip

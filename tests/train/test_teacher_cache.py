@@ -10,7 +10,7 @@ import pytest
 import torch
 from caches import ROWS, contents, opened, recipe_of, without_cache, write_pair
 from ranks import run_on_two_ranks
-from run_files import write_model
+from run_files import write_data, write_model
 from tiny_tokenizers import VICUNA
 
 from switchkd.batch import TEACHER
@@ -439,6 +439,17 @@ def test_what_cannot_be_cached_is_told(reopened, changes, message):
         changes = {**changes, "cache": "cache-too-many"}
     with pytest.raises(ValueError, match=message):
         make_cache(recipe_of(reopened, **changes))
+
+
+def test_held_out_rows_are_kept_with_the_others(reopened, tmp_path):
+    write_data(tmp_path / "held.json", 3)
+    recipe = recipe_of(reopened, cache=str(tmp_path / "cache"), data={"validation": str(tmp_path / "held.json")})
+    assert make_cache(recipe).rows == ROWS + 3
+
+
+def test_answers_that_the_student_will_write_are_in_no_cache(tmp_path):
+    with pytest.raises(ValueError, match="on_policy and teacher.cache are both given"):
+        recipe_of(tmp_path, on_policy={"share": 0.5})
 
 
 def test_a_count_of_logits_without_a_folder_is_refused(tmp_path):

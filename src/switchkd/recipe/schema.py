@@ -197,6 +197,11 @@ class Recipe:
             self.on_policy is None or any("teacher" in stage.method.needs for stage in self.resolved_stages()),
             f"on_policy is given, and method {self.method.label} has no teacher: nothing would be learned from answers of the student",
         )
+        require(
+            self.on_policy is None or self.teacher is None or self.teacher.cache is None,
+            "on_policy and teacher.cache are both given: a cache has what the teacher says of the data's answers, and nothing of those "
+            "that the student will write. Keep one of the two",
+        )
         names = [stage.name for stage in self.stages]
         require(len(set(names)) == len(names), f"two stages have one name: {', '.join(names)}")
         check_rows_fit(self.data, self.train, self.resolved_stages())

@@ -15,6 +15,7 @@ from torch import Tensor, distributed
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from switchkd.agree import on_main
 from switchkd.batch import TEACHER, Batch, Stored, TopLogits
 from switchkd.console import progress, quiet, say, warn
 from switchkd.data.collate import Collator
@@ -27,9 +28,8 @@ from switchkd.pairing import Pair
 from switchkd.processes import processes
 from switchkd.recipe.schema import Recipe
 from switchkd.signals import Compared, FromHidden
-from switchkd.train.agree import on_main
 from switchkd.train.open_teacher import made_with
-from switchkd.train.stage import RunContext, index_rows, open_run
+from switchkd.train.stage import RunContext, index_held_out, index_rows, open_run
 
 _LOCK = ".lock"
 #: Answers whose logits stand in memory at a time while the largest are sought.
@@ -52,7 +52,7 @@ class CacheMade:
 
 
 def make_cache(recipe: Recipe) -> CacheMade:
-    """Write into the folder of `teacher.cache` what the teacher says of every row that a stage with a teacher trains on.
+    """Write into the folder of `teacher.cache` what the teacher says of every row that a stage with a teacher trains on or measures.
 
     Every process of a launched command writes shards of its own. What is there already is looked through and stays.
 
@@ -75,7 +75,10 @@ def make_cache(recipe: Recipe) -> CacheMade:
         assert run.teacher_reading is not None, "a stage has a teacher"
         now = made_with(recipe, teacher, run.reader, run.teacher_reading)
         on_main(lambda: _begin(folder, now))
-        rows = _once([index_rows(run, stage, folder / "rows" / stage.name) for stage in stages])
+        found = [(stage, folder / "rows" / stage.name) for stage in stages]
+        trained = [index_rows(run, *one) for one in found]
+        held_out = [held.rows for one in found if (held := index_held_out(run, *one)) is not None]
+        rows = _once([*trained, *held_out])
         return _Filling(run, folder, rows, recipe).fill()
 
 
