@@ -23,12 +23,13 @@ from switchkd.recipe.packages import check_packages
 from switchkd.recipe.schema import Data as Rows
 from switchkd.recipe.schema import Evaluate, Recipe, Student, Teacher, build_recipe
 from switchkd.results.metrics import parse_metrics
+from switchkd.train.context import StageContext
 from switchkd.train.in_memory import why_reloaded
 from switchkd.train.model_card import add_results
 from switchkd.train.output import open_output
 from switchkd.train.run import reopened, save_result, train_stage
 from switchkd.train.run_log import RUN_LOG, kept_log
-from switchkd.train.stage import StageContext, index_held_out, index_rows, open_run, open_stage
+from switchkd.train.stage import index_held_out, index_rows, open_run, open_stage
 from switchkd.train.upload import prepare_upload, upload
 
 

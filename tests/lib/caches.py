@@ -20,7 +20,8 @@ from tiny_tokenizers import other_processor, sentencepiece_tokenizer
 from switchkd.data import store_shards
 from switchkd.data.teacher_store import TeacherStore
 from switchkd.recipe.schema import Recipe, build_recipe, load_recipe
-from switchkd.train.stage import StageContext, open_run, open_stage
+from switchkd.train.context import StageContext
+from switchkd.train.stage import open_run, open_stage
 from switchkd.train.teacher_cache import make_cache
 
 ROWS = 6

@@ -21,7 +21,7 @@ from switchkd.models import Pathway
 from switchkd.pairing import Pair
 from switchkd.pairing.reading import SameInputs
 from switchkd.recipe.schema import Data, Recipe, Student, Teacher, Train
-from switchkd.train.stage import RunContext, StageContext
+from switchkd.train.context import RunContext, StageContext
 from switchkd.train.step import DistillationStep
 
 SIZES = [[(32, 32)], [(16, 32), (32, 16)], [(16, 16)]]

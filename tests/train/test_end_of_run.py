@@ -15,9 +15,9 @@ from switchkd.data.processor_files import save_processor
 from switchkd.manifest import find_damage, read_manifest
 from switchkd.recipe.schema import LoRA
 from switchkd.train import checkpoint, run
+from switchkd.train.context import StageContext
 from switchkd.train.in_memory import why_reloaded
 from switchkd.train.run import save_result
-from switchkd.train.stage import StageContext
 
 #: What serves resuming, of one process, of several, of FSDP and of DeepSpeed.
 _STATE = (

@@ -448,8 +448,19 @@ def test_held_out_rows_are_kept_with_the_others(reopened, tmp_path):
 
 
 def test_answers_that_the_student_will_write_are_in_no_cache(tmp_path):
-    with pytest.raises(ValueError, match="on_policy and teacher.cache are both given"):
+    with pytest.raises(ValueError, match=r"on_policy and teacher\.cache are both given"):
         recipe_of(tmp_path, on_policy={"share": 0.5})
+
+
+def test_a_stream_is_in_no_cache(tmp_path):
+    with pytest.raises(ValueError, match=r"teacher\.cache is given and data\.streaming is true"):
+        recipe_of(tmp_path, data={"streaming": True})
+
+
+@pytest.mark.parametrize("rows", ["packing", "streaming"])
+def test_a_student_writes_no_answers_into_rows_that_are_packed_or_streamed(tmp_path, rows):
+    with pytest.raises(ValueError, match=rf"on_policy is given and data\.{rows} is true"):
+        recipe_of(tmp_path, cache=None, on_policy={"share": 0.5}, data={rows: True})
 
 
 def test_a_count_of_logits_without_a_folder_is_refused(tmp_path):

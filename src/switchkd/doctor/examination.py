@@ -24,7 +24,8 @@ from switchkd.doctor.findings import Finding, Findings, unopened
 from switchkd.doctor.samples import Examined
 from switchkd.recipe.packages import check_packages
 from switchkd.recipe.schema import Recipe
-from switchkd.train.stage import StageContext, open_run, open_stage
+from switchkd.train.context import StageContext
+from switchkd.train.stage import open_run, open_stage
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -15,7 +15,7 @@ from switchkd.data.collate import EncodedSample
 from switchkd.data.images import open_image
 from switchkd.losses import cross_entropy
 from switchkd.models import Pathway
-from switchkd.train.stage import StageContext
+from switchkd.train.context import StageContext
 
 #: How many samples the doctor examines; each is encoded with its own and with other images.
 SAMPLES = 8

@@ -11,8 +11,34 @@ if TYPE_CHECKING:
     from switchkd.recipe.schema import ResolvedStage
 
 
-def check_rows_fit(data: Data, train: Train, stages: Sequence["ResolvedStage"]) -> None:
-    """Raise ValueError for fields that contradict one another."""
+def check_rows_fit(
+    data: Data, train: Train, stages: Sequence["ResolvedStage"], *, on_policy: bool, cached: bool
+) -> None:
+    """Raise ValueError for fields that contradict one another.
+
+    Args:
+        data: of the recipe.
+        train: of the recipe.
+        stages: of the recipe.
+        on_policy: whether the student writes answers itself.
+        cached: whether a cache has what the teacher says.
+    """
+    for name, given in (("data.packing", data.packing), ("data.streaming", data.streaming)):
+        require(
+            not (on_policy and given),
+            f"on_policy is given and {name} is true: answers that the student writes have lengths that no batch was made for; keep one of "
+            "the two",
+        )
+    require(
+        not (cached and data.streaming),
+        "teacher.cache is given and data.streaming is true: a cache is filled and checked row by row of an index, and a stream has none; "
+        "keep one of the two",
+    )
+    require(
+        not (cached and on_policy),
+        "on_policy and teacher.cache are both given: a cache has what the teacher says of the data's answers, and nothing of those that "
+        "the student will write; keep one of the two",
+    )
     require(
         not (data.packing and train.group_by_length),
         "data.packing and train.group_by_length are both true: packed rows are all of about one length already, so keep one of the two",

@@ -197,14 +197,15 @@ class Recipe:
             self.on_policy is None or any("teacher" in stage.method.needs for stage in self.resolved_stages()),
             f"on_policy is given, and method {self.method.label} has no teacher: nothing would be learned from answers of the student",
         )
-        require(
-            self.on_policy is None or self.teacher is None or self.teacher.cache is None,
-            "on_policy and teacher.cache are both given: a cache has what the teacher says of the data's answers, and nothing of those "
-            "that the student will write. Keep one of the two",
-        )
         names = [stage.name for stage in self.stages]
         require(len(set(names)) == len(names), f"two stages have one name: {', '.join(names)}")
-        check_rows_fit(self.data, self.train, self.resolved_stages())
+        check_rows_fit(
+            self.data,
+            self.train,
+            self.resolved_stages(),
+            on_policy=self.on_policy is not None,
+            cached=self.teacher is not None and self.teacher.cache is not None,
+        )
         for stage in self.resolved_stages():
             _check_vision_learns(stage, self.student.freeze)
             require(

@@ -6,9 +6,9 @@ from accelerate.utils import DistributedType
 from transformers import EarlyStoppingCallback, TrainerState
 
 from switchkd.recipe.schema import Recipe
+from switchkd.train.context import StageContext
 from switchkd.train.evaluating_trainer import EvaluatingTrainer
 from switchkd.train.held_out import ANSWER_TOKENS
-from switchkd.train.stage import StageContext
 
 #: How processes share the work where each of them has all weights.
 _WHOLE = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)

@@ -2,7 +2,7 @@
 
 from switchkd.models.liger import has_kernels
 from switchkd.processes import sharded
-from switchkd.train.stage import StageContext
+from switchkd.train.context import StageContext
 
 
 def why_reloaded(context: StageContext, dtype: str = "auto") -> str | None:

@@ -9,7 +9,8 @@ from datasets import Dataset
 
 from switchkd.models.model_digest import model_digest
 from switchkd.processes import processes
-from switchkd.train.stage import StageContext, located
+from switchkd.train.context import StageContext
+from switchkd.train.stage import located
 
 ORIGIN = "origin.json"
 #: What it matters for only while there are steps to take.

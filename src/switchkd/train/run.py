@@ -35,6 +35,7 @@ from switchkd.recipe.trainer_arguments import UPLOAD
 from switchkd.train import checkpoint
 from switchkd.train.best import check_whole, described, evaluation_arguments, stopped_early
 from switchkd.train.checkpoint import CARD
+from switchkd.train.context import RunContext, StageContext
 from switchkd.train.held_out import HeldOut
 from switchkd.train.launch import check_accelerator
 from switchkd.train.model_card import model_card
@@ -42,7 +43,7 @@ from switchkd.train.origin import ORIGIN, check_origin, origin_of
 from switchkd.train.peak import find_peak
 from switchkd.train.precision import HALF
 from switchkd.train.progress import Progress
-from switchkd.train.stage import RunContext, StageContext, open_run, open_stage, total_steps
+from switchkd.train.stage import open_run, open_stage, total_steps
 from switchkd.train.stop import StopAtStepEnd
 from switchkd.train.student_answers import StudentAnswers, StudentWriter
 from switchkd.train.trainer import DistillationTrainer

@@ -28,8 +28,9 @@ from switchkd.pairing import Pair
 from switchkd.processes import processes
 from switchkd.recipe.schema import Recipe
 from switchkd.signals import Compared, FromHidden
+from switchkd.train.context import RunContext
 from switchkd.train.open_teacher import made_with
-from switchkd.train.stage import RunContext, index_held_out, index_rows, open_run
+from switchkd.train.stage import index_held_out, index_rows, open_run
 
 _LOCK = ".lock"
 #: Answers whose logits stand in memory at a time while the largest are sought.
