@@ -256,8 +256,10 @@ def kept(run: str | Path, *, best: bool) -> Path | None:
         ValueError: the best one is damaged.
     """
     newest = latest(run)
-    step = None if newest is None else json.loads((newest / STATE).read_text(encoding="utf-8")).get("best_global_step")
-    if not (best and step):
+    if newest is None or not best:
+        return newest
+    step = json.loads((newest / STATE).read_text(encoding="utf-8")).get("best_global_step")
+    if not step:
         return newest
     chosen = Path(run) / f"checkpoint-{step}"
     if damage := damaged(chosen):
