@@ -74,7 +74,7 @@ docs: env
 # What the losses and a step cost, beside their peers: long on one core. Everything runs, then it fails if anything fell short.
 # Not here: benchmarks/mismatch.py, which trains students.
 BENCHMARKS := "loss_from_logits.py --check" "loss_from_hidden.py --check" "vocabulary.py --check" "memory.py --check" \
-	step.py options.py padding.py "rows.py --rows 20000"
+	step.py options.py packing.py padding.py "rows.py --rows 20000"
 
 bench: env
 	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) --no-deps trl liger-kernel ms-swift

@@ -198,7 +198,7 @@ class Endless(Pretender):
         try:
             for count in itertools.count():
                 yield Reply("on and on" + " and on" * count, True, 0.1)
-                time.sleep(0.05)
+                time.sleep(0.2)  # the page is still between two of them, and can be clicked
         finally:
             self.closed.set()
 

@@ -497,11 +497,12 @@ def test_a_name_of_the_hub_is_loaded_with_its_configuration_and_split(folder, mo
     class Builder:
         info = type("Info", (), {"splits": {"train": None, "test": None}})
         config = type("Config", (), {"data_files": None})
+        cache_dir = "cache/owner___name/cats/0.0.0/digest"
 
     monkeypatch.setattr(hub_sets.datasets, "load_dataset_builder", lambda *given: Builder())
     monkeypatch.setattr(hub_sets.datasets, "load_dataset", lambda *given, **how: asked.append((*given, how)) or rows)
     assert comparable(load_rows("owner/name:cats:train[:2]")) == expected(folder, *SAME)
-    assert asked == [("owner/name", "cats", {"split": "train[:2]"})]
+    assert asked == [("owner/name", "cats", {"split": "train[:2]", "streaming": False})]
 
 
 @pytest.mark.parametrize("name", ["owner/name.jsonl", "data/train.csv", "data.json", "a/b/c", "/a/b"])
