@@ -91,6 +91,34 @@ class SeenImages(TrainerCallback):
         self.steps.append(self.parameters[0].grad is not None)
 
 
+@pytest.mark.parametrize("loss", ["fused", "plain"])
+def test_a_projector_alone_learns_nothing_from_a_step_without_images_and_goes_on(tmp_path, loss):
+    learner = Pathway(tiny_llava(seed=2).double())
+    learner.train_only(("projector",))
+    data = rows(4)  # the last has no image
+    trainer = make_trainer(tmp_path, data=data, method=SFT(), loss=loss, student=learner, batch_size=1, steps=4)
+    seen = Moved(learner)
+    trainer.add_callback(seen)
+    trainer.train()
+    assert sorted(seen.steps) == [False, True, True, True]
+
+
+class Moved(TrainerCallback):
+    """Notes of every step whether the projector is another one after it."""
+
+    def __init__(self, student):
+        self.parameters = student.part_parameters("projector")
+        self.steps = []
+        self._keep()
+
+    def _keep(self):
+        self.before = {name: p.detach().clone() for name, p in self.parameters.items()}
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.steps.append(any(not torch.equal(p, self.before[name]) for name, p in self.parameters.items()))
+        self._keep()
+
+
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("loss", ["fused", "plain"])
 def test_a_batch_without_answers_has_no_loss(tmp_path, name, loss):

@@ -129,6 +129,8 @@ class DistillationTrainer(EvaluatingTrainer):
         self._record(sums, own_inputs=any(reader is not inputs.student for reader in inputs.readers.values()))
         # DDP averages gradients over ranks; the division here is already global
         loss = sums.loss / num_items_in_batch * self.accelerator.num_processes
+        if not loss.requires_grad:  # only what looks at images learns, and no sample here has one
+            loss.requires_grad_()
         return (loss, sums) if return_outputs else loss
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> Tensor | int:
