@@ -120,7 +120,7 @@ def test_texts_are_never_markup_in_the_page(folder):
         (["data", "check", "nothing.jsonl"], 1, "nothing.jsonl: no such file or folder"),
         (["data", "check", "owner/name"], 1, "as a data set of the Hugging Face hub"),
         (["data", "check", "x", "--columns", "q"], 1, "--columns q: write our name, =, and the data's"),
-        (["data"], 2, "Expected one of {check, convert}"),
+        (["data"], 2, "Expected one of {check, convert, answer}"),
     ],
 )
 def test_mistakes_are_told(folder, monkeypatch, capsys, words, code, message):

@@ -77,7 +77,8 @@ def test_what_is_inside_belongs_to_the_same_samples(name):
     for site in SITES:
         assert len(found[0][site]) == len(SIZES)
         for alone, together in zip(found[0][site], found[1][site], strict=True):
-            torch.testing.assert_close(together, alone, rtol=0, atol=1e-10)
+            # eager attention takes its softmax in float32, whatever goes into it
+            torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["llava-clip-llama", "qwen3_vl", "internvl-qwen3"])

@@ -28,7 +28,7 @@ _ON_THE_HOST = (
     "trainer.py:training_step",
     "finite_watch.py:first_bad",
 )
-_LOGGING = ("trainer.py:log", "trainer.py:_maybe_log_save_evaluate", "trainer.py:<dictcomp>")
+_LOGGING = ("trainer.py:log", "trainer.py:_maybe_log_save_evaluate", "term_sums.py:means", "term_sums.py:<dictcomp>")
 #: The loader's beginning, and what runs while operations are counted.
 _ONCE = ("data_loader.py:__iter__", "operations.py:__torch_dispatch__")
 
