@@ -12,7 +12,7 @@ from switchkd.files import flush, naming_full_disks
 
 
 class AnswerFile:
-    """What is written into a hidden file beside `output` until all rows are there.
+    """A hidden file in the folder of `output`, renamed to it once all rows are written.
 
     Args:
         output: a new file, .jsonl, of LLaVA rows.

@@ -23,9 +23,9 @@ def check_bad_share(bad: Sequence[str], rows: int, allowed: float, *, at_least: 
 
     Args:
         bad: why, of each of them.
-        rows: how many were looked at.
+        rows: how many have been encoded.
         allowed: the share that is put up with.
-        at_least: as many are put up with as of so many rows, however few were looked at yet.
+        at_least: the number of rows that the share is taken of while fewer have been encoded.
         listed: where all of them are listed; empty where they are not.
     """
     if len(bad) <= allowed * max(rows, at_least) and len(bad) < max(rows, at_least):

@@ -1,4 +1,4 @@
-"""Rows that are read as they come, by `datasets`: no index is made of them, and each is looked at when it is its turn.
+"""Rows that are read as they come, by `datasets`: there is no index, and each row is encoded when it is drawn.
 
 Every file is a shard. Shards are shuffled, and rows with those that come near them; ranks and worker processes read different shards where
 there are enough, and different rows of all of them otherwise. The order depends on seed, epoch, ranks and workers alone.
@@ -109,7 +109,7 @@ class Drawn:
     batch: Batch | None
     worker: int
     position: Position
-    #: Rows that were looked at since it last said something.
+    #: Rows encoded since the last progress message.
     rows: int = 0
     #: Why some of them cannot be used.
     bad: tuple[str, ...] = ()

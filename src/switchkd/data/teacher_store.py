@@ -1,7 +1,7 @@
 """A teacher's answers on disk: what it says of every row, written once in shards and read while a student trains.
 
 A folder holds `cache.json` (what the answers were made with), `shards/` and, last, `index.arrow`: the key of every row and where its
-answers are. A shard, and the index, appear wholly or not at all. Every row has a checksum, which is looked at whenever it is read.
+answers are. A shard, and the index, appear wholly or not at all. Every row has a checksum, verified at every read.
 """
 
 import json
