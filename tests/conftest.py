@@ -33,8 +33,8 @@ os.environ["SWITCHKD_CACHE"] = _CACHE.name
 
 offline.guard()
 
-# The models here are tiny: threads would cost more than they bring, and one thread makes sums repeat.
-torch.set_num_threads(1)
+# The models here are tiny: threads would cost more than they bring. OMP_NUM_THREADS=2 tries what several threads change in sums.
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 # Under nohup and in the background of a shell signals are ignored, here and in what tests start; tests of signals mean them.
 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
