@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Empty this to install the newest versions instead of the tested ones:  make env CONSTRAINTS=
 CONSTRAINTS ?= -c constraints.txt
 
-.PHONY: env demo test test-slow test-gpu reliability check format package docs bench bench-gpu clean
+.PHONY: env demo test test-long test-slow test-gpu reliability check format package docs bench bench-gpu clean
 
 env: .venv/installed
 
@@ -27,14 +27,21 @@ CHROMIUM ?= $(shell command -v chromium chromium-headless-shell chromium-browser
 
 # More flags for pytest:  make test PYTEST_FLAGS="--durations=10"
 PYTEST_FLAGS ?=
+PYTEST = CHROMIUM=$(CHROMIUM) $(BIN)/python -m pytest -n auto
+DAILY := not gpu and not slow
+ifeq ($(CHROMIUM),)
+NO_PAGES = @echo 'there is no Chromium (name one in CHROMIUM): the tests marked browser are left out'
+DAILY += and not browser
+endif
 
 test: env
-ifeq ($(CHROMIUM),)
-	@echo 'there is no Chromium (name one in CHROMIUM): the tests marked browser are left out'
-	$(BIN)/python -m pytest -n auto -m 'not gpu and not slow and not browser' $(PYTEST_FLAGS)
-else
-	CHROMIUM=$(CHROMIUM) $(BIN)/python -m pytest -n auto -m 'not gpu and not slow' $(PYTEST_FLAGS)
-endif
+	$(NO_PAGES)
+	$(PYTEST) -m '$(DAILY) and not long' $(PYTEST_FLAGS)
+
+# Runs, processes and pages that take seconds each: as long again, and part of .ci/run
+test-long: env
+	$(NO_PAGES)
+	$(PYTEST) -m '$(DAILY) and long' $(PYTEST_FLAGS)
 
 # Minutes more: every recorded trajectory, every family's estimate of memory, the built package, a real language model (93 MB from PyPI)
 test-slow: env

@@ -33,6 +33,7 @@ def test_every_benchmark_explains_itself(importable, program, monkeypatch, capsy
     assert capsys.readouterr().out.startswith(f"usage: {program}")
 
 
+@pytest.mark.long
 def test_options_are_measured_on_the_step_that_is_trained(importable, monkeypatch):
     import options
 
@@ -188,6 +189,7 @@ def qwen_vl(step):
     return qwen_vl
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("lora", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_tiny_step_of_qwen_is_estimated_and_run(qwen_vl, monkeypatch, capsys, lora):
     flags = ["--device", "cpu", "--rows", "1", "--repetitions", "1", *(["--lora"] if lora else [])]

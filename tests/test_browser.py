@@ -6,6 +6,7 @@ from browser import PHONE, visit
 pytestmark = pytest.mark.browser
 
 
+@pytest.mark.long
 def test_requests_complaints_and_width_are_noticed(browser, tmp_path):
     (tmp_path / "quiet.html").write_text(
         "<!doctype html><title>t</title><img src='data:image/gif;base64,R0lGODlhAQABAAAAACw='>"

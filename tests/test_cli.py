@@ -177,6 +177,7 @@ SLOW = {
 }  # fmt: skip
 
 
+@pytest.mark.long
 def test_what_is_wrong_is_told_before_a_model_library_is_imported():
     """In one process, which none of them makes slow for the others."""
     cases = {"help": ["--help"], "help of a verb": ["train", "--help"]} | {case: WRONG[case][0] for case in WRONG}
@@ -231,6 +232,7 @@ def test_train_hands_the_recipe_with_its_overrides_to_the_pipeline(monkeypatch, 
     assert "runs/out/student" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_the_doctor_looks_at_a_pair_without_weights(student, tmp_path, capsys):
     other = tmp_path / "teacher"
     shutil.copytree(student, other)
@@ -392,6 +394,7 @@ def test_the_program_exits_with_two_for_a_typo_and_prints_no_traceback():
     assert result.stdout == ""
 
 
+@pytest.mark.long
 def test_the_program_prints_a_resolved_recipe():
     """And loads nothing that trains, for the memory of real models too."""
     code = (

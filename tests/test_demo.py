@@ -13,6 +13,8 @@ from switchkd import demonstration as demo
 from switchkd import world
 from switchkd.recipe.schema import load_recipe
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):

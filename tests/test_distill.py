@@ -65,6 +65,7 @@ def finished(files):
     return files / "run"
 
 
+@pytest.mark.long
 def test_a_run_says_what_runs_what_the_doctor_found_what_came_out_and_what_is_next(files, finished):
     told, table = ((files / name).read_text() for name in ("told.txt", "table.txt"))
     lines = told.splitlines()
@@ -134,6 +135,7 @@ def test_no_file_of_the_teacher_is_in_any_checkpoint(files, finished):
     assert not [path for path in finished.rglob("*") if "teacher" in path.name]
 
 
+@pytest.mark.long
 def test_the_student_answers_where_switchkd_cannot_be_imported(files, finished):
     command = [
         sys.executable,
@@ -163,6 +165,7 @@ def test_output_of_another_recipe_is_refused(files, finished):
         distill(load_recipe(files / "recipe.yaml", ["--train.output", str(files / "data")]))
 
 
+@pytest.mark.long
 # every method is compared in test_trainer_loss.py; here one of each kind
 @pytest.mark.parametrize(
     "method", ["switch_kd", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sft", "kd", "bild", "align_kd"))]
@@ -242,6 +245,7 @@ def test_kernels_for_a_gpu_are_refused_without_one(fresh):
             distill(load_recipe(here / "recipe.yaml", [*flags, *flag]))  # which leaves the folder to the next
 
 
+@pytest.mark.long
 def test_stages_hand_the_student_on_and_resume(fresh):
     here, flags = fresh
     recipe_file = here / "stages.yaml"
@@ -272,6 +276,7 @@ stages:
     assert all(torch.equal(last[name], again[name]) for name in last)
 
 
+@pytest.mark.long
 def test_lora_trains_adapters_and_saves_a_plain_student(fresh):
     here, flags = fresh
     lora = ["--student.lora.r", "4", "--student.lora.alpha", "8", "--train.learning_rate", "1e-2"]
@@ -305,6 +310,7 @@ def test_the_doctor_finds_nothing_wrong_with_a_sound_recipe(files):
     }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("who", ["teacher", "student"])
 def test_the_doctor_finds_a_blind_model(fresh, who):
     here, flags = fresh
@@ -339,6 +345,7 @@ def test_data_without_images_is_refused_for_the_switch(fresh):
     assert levels(examine(load_recipe(here / "recipe.yaml", [*flags, "--method.switch", "0"])))["images"] == "warning"
 
 
+@pytest.mark.long
 def test_bad_rows_above_the_limit_stop_the_run(fresh):
     here, flags = fresh
     (here / "data" / "images" / "train-5.png").write_bytes(b"not a picture")
@@ -349,6 +356,7 @@ def test_bad_rows_above_the_limit_stop_the_run(fresh):
     distill(load_recipe(here / "recipe.yaml", [*flags, "--data.max_bad_fraction", "0.1", "--train.max_steps", "1"]))
 
 
+@pytest.mark.long
 def test_zero_epochs_worth_of_rows_still_make_a_step(fresh):
     here, flags = fresh
     write_data(here / "data" / "train.json", 2)
@@ -365,6 +373,7 @@ def test_zero_epochs_worth_of_rows_still_make_a_step(fresh):
     assert state["global_step"] == 1
 
 
+@pytest.mark.long
 def test_a_run_that_was_stopped_is_not_taken_as_finished(fresh, monkeypatch):
     """One and a half epochs of three steps are five steps, not four."""
     here, flags = fresh
@@ -443,6 +452,7 @@ def encoded(tmp_path, monkeypatch):
     return count
 
 
+@pytest.mark.long
 def test_every_row_is_encoded_once_for_the_index_and_once_when_it_is_trained_on(fresh, encoded, monkeypatch, tmp_path):
     here, flags = fresh
     monkeypatch.setenv("SWITCHKD_CACHE", str(tmp_path / "cache"))

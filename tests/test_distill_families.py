@@ -15,6 +15,7 @@ from switchkd.recipe.schema import load_recipe
 LOADABLE = ["llava_next-llama", "idefics3", "paligemma2"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", LOADABLE)
 def test_a_recipe_runs(name, tmp_path):
     for folder, sizes in (("teacher", {"hidden": 32, "depth": 4, "seed": 1}), ("student", {"seed": 2})):

@@ -41,6 +41,7 @@ def opened_again(named, files):
     return evaluate(named.folder, files / "test.json")
 
 
+@pytest.mark.long
 def test_the_student_that_is_asked_at_the_end_is_the_one_in_memory(files, named, opened_again):
     log = (files / "named" / "train.log").read_text()
     assert "the student is asked as it is in memory" in log
@@ -80,6 +81,7 @@ def test_what_comes_back(files, named):
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("form", [list, Dataset.from_list], ids=["list", "Dataset"])
 def test_objects_in_memory_train_the_same_student_and_stay_as_they_are(files, named, form):
     student, teacher, processor = objects(files)
@@ -105,6 +107,7 @@ def test_objects_in_memory_train_the_same_student_and_stay_as_they_are(files, na
     assert (output / "1-train" / "checkpoint-2" / "manifest.json").stat().st_mtime_ns == stamp
 
 
+@pytest.mark.long
 def test_sections_say_more(files, tmp_path):
     made = distill(
         Student(str(files / "student"), lora=LoRA(r=2)),

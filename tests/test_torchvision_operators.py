@@ -26,6 +26,7 @@ def test_a_start_of_python_imports_no_torch():
     assert python(*lines, "print('torch' in sys.modules, sys.meta_path.count(them.DeclareOperators))") == ["False", "1"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("build", "theirs", "declared"),
     [
@@ -56,6 +57,7 @@ def test_operators_are_declared_only_where_they_are_missing(tmp_path, build, the
     assert python(*lines) == [declared]
 
 
+@pytest.mark.long
 @pytest.mark.skipif(importlib.util.find_spec("torchvision") is None, reason="torchvision is not here: `make env`")
 def test_processors_of_images_and_videos_import_in_processes_that_tests_start():
     lines = [

@@ -90,6 +90,7 @@ def test_a_picture_that_was_uploaded_is_answered_with_and_without_meta(serve):
     assert len(member.asked) == 6
 
 
+@pytest.mark.long
 def test_no_path_that_a_request_names_is_opened_and_none_is_told_from_another(serve, secret, tmp_path, monkeypatch):
     client, member, _ = serve()
     path = upload(client)
@@ -162,6 +163,7 @@ def test_what_is_no_picture_at_all_opens_nothing_either(serve, secret):
     assert member.asked == []
 
 
+@pytest.mark.long
 def test_what_a_request_says_of_the_conversation_and_of_numbers_is_not_believed(serve, secret):
     """Its state is the server's own, and numbers are those that the page offers."""
     client, member, _ = serve()
@@ -209,6 +211,7 @@ def test_no_function_of_the_page_hands_out_a_file(serve, secret):
     assert member.asked == []
 
 
+@pytest.mark.long
 def test_files_are_served_from_the_uploads_alone(serve, secret, tmp_path):
     client, _, _ = serve()
     path = upload(client)
@@ -274,6 +277,7 @@ def routes(page):
     return sorted(found)
 
 
+@pytest.mark.long
 def test_every_endpoint_that_the_page_does_not_need_is_not_there(serve):
     client, _, page = serve()
     answered = set()
@@ -377,6 +381,7 @@ def basic(text):
     return {"Authorization": "Basic " + base64.b64encode(text.encode()).decode()}
 
 
+@pytest.mark.long
 def test_a_page_for_other_computers_answers_nothing_without_the_password(serve):
     client, _, page = serve(host="127.0.0.1", password=PASSWORD)
     wrong = [{}, basic(":"), basic("user:"), basic("user:wrong"), basic(PASSWORD), basic(f"{PASSWORD}:"), basic(f"u:{PASSWORD} "),

@@ -278,6 +278,7 @@ KINDS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 SHORT = {("answering", signal.SIGTERM)}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("when", "kind"),
     [

@@ -57,6 +57,7 @@ def ask(page, picture, question):
     page.get_by_role("button", name="Ask").click()
 
 
+@pytest.mark.long
 def test_three_models_answer_and_show_where_they_look(browser, serve, picture, tmp_path):
     world.write_student(tmp_path / "student")
     teacher, student = str(world.teacher_path()), str(tmp_path / "student")
@@ -117,6 +118,7 @@ TEXTS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "texts", [pytest.param(name, marks=[] if name == "all at once" else pytest.mark.slow) for name in TEXTS]
 )
@@ -145,6 +147,7 @@ def test_hostile_names_answers_and_messages_stay_text(browser, serve, picture, c
         assert seen.elsewhere(address) == seen.complaints == []
 
 
+@pytest.mark.long
 def test_what_cannot_be_asked_is_a_message_on_the_page(browser, serve, tmp_path):
     files = {
         "bomb.png": (bomb, "image 'bomb.png' declares 8000 x 8000 = 64,000,000 pixels, limit 50,000,000"),
@@ -203,6 +206,7 @@ class Endless(Pretender):
             self.closed.set()
 
 
+@pytest.mark.long
 def test_an_answer_that_is_on_its_way_is_stopped_and_no_part_of_the_conversation(browser, serve, tmp_path):
     members = [Endless("one"), Pretender("two")]
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")

@@ -173,6 +173,7 @@ def test_the_index_leaves_the_global_random_state_alone(tmp_path, collator):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.long
 def test_each_row_is_encoded_once_and_never_again(tmp_path):
     encoder = Counting(tmp_path)
     path = written(tmp_path, 24)
@@ -291,6 +292,7 @@ def test_a_collators_fingerprint_is_of_its_readers_and_of_the_ids_that_are_compa
     assert len(set(made)) == len(made)
 
 
+@pytest.mark.long
 def test_a_killed_build_goes_on_behind_its_last_shard(tmp_path, monkeypatch):
     monkeypatch.setenv("SWITCHKD_CACHE", str(tmp_path / "cache"))
     path = written(tmp_path, 95)
@@ -310,6 +312,7 @@ def test_a_killed_build_goes_on_behind_its_last_shard(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("cache/index/*/shards"))
 
 
+@pytest.mark.long
 def test_of_two_processes_one_builds_and_the_other_reads(tmp_path):
     path = written(tmp_path, 24)
     processes = [started(build_script(path, 0.01)) for _ in range(2)]

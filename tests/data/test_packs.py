@@ -162,6 +162,7 @@ def test_packing_and_groups_of_one_length_are_two_answers_to_one_question(tmp_pa
         load_recipe(write_run(tmp_path), ["--data.packing", "true", "--train.group_by_length", "true"])
 
 
+@pytest.mark.long
 def test_a_run_sees_every_sample_once_an_epoch_also_when_it_is_resumed(tmp_path, monkeypatch):
     seen = []
     collate = PackCollator.__call__

@@ -53,6 +53,7 @@ def test_the_table_in_the_docs_is_what_the_templates_give():
     assert table() in (ROOT / "docs/families.md").read_text()
 
 
+@pytest.mark.long
 @settings(max_examples=25, deadline=None)
 @given(
     file=st.sampled_from(template_files() or [None]),

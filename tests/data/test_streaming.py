@@ -230,6 +230,7 @@ def recipe_file(factory):
     return _files[0]
 
 
+@pytest.mark.long
 def test_a_resumed_run_learns_from_the_rows_of_the_uninterrupted_one(tmp_path_factory, tmp_path, monkeypatch):
     recipe = load_recipe(recipe_file(tmp_path_factory), ["--method.name", "sft", "--data.streaming", "true"])
     fields = {"max_steps": 8, "save_steps": 5, "save_total_limit": None, "logging_steps": 1}

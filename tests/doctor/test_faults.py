@@ -146,6 +146,7 @@ def test_questions_that_are_learned(tmp_path):
     assert "where the assistant says '…Acat." in detail
 
 
+@pytest.mark.long
 def test_rows_that_are_answers_only(tmp_path):
     opened = open_tiny(tmp_path)
     lengths = opened.rows["length"]
@@ -316,6 +317,7 @@ def apart(tmp_path_factory):
     return load_recipe(recipe)
 
 
+@pytest.mark.long
 def test_a_pair_that_reads_apart_is_sound(apart):
     lines = {line.check.removeprefix("train: "): line for line in examine(apart).lines}
     assert not [line for line in lines.values() if line.level == "failed"]
@@ -364,6 +366,7 @@ def examined(folder):
     }
 
 
+@pytest.mark.long
 def test_the_demo_is_sound(demo):
     lines = examined(demo)
     del lines["data loader"]  # depends on what else the machine does
@@ -371,6 +374,7 @@ def test_the_demo_is_sound(demo):
     assert "normalisation" in lines
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["CLIP", "ImageNet"])
 def test_pixels_that_are_normalised_as_for_another_encoder(demo, name):
     for who in ("teacher", "student-init"):
@@ -391,6 +395,7 @@ def edit_teacher(demo, edit):
     save_file(weights, file, metadata={"format": "pt"})
 
 
+@pytest.mark.long
 def test_a_vision_encoder_whose_weights_were_never_loaded(demo):
     torch.manual_seed(0)
 
@@ -404,6 +409,7 @@ def test_a_vision_encoder_whose_weights_were_never_loaded(demo):
     assert "Are the weights of its vision encoder trained" in detail
 
 
+@pytest.mark.long
 def test_a_teacher_that_knows_nothing(demo):
     """Its embeddings belong to other tokens: as after a change of tokenizers."""
 
@@ -434,6 +440,7 @@ def test_a_frozen_vision_encoder(tmp_path):
     assert "is frozen" in detail
 
 
+@pytest.mark.long
 @some_families
 def test_a_vision_encoder_that_is_the_teachers(tmp_path, name):
     opened = open_tiny(tmp_path, name)
@@ -554,6 +561,7 @@ def in_half(opened):
     return replace(opened, run=replace(opened.run, recipe=recipe))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("half", [False, True])
 def test_every_check_runs_the_models_under_the_recipes_autocast(tmp_path, half):
     opened = in_half(open_tiny(tmp_path)) if half else open_tiny(tmp_path)

@@ -42,6 +42,7 @@ def test_every_family_is_looked_at():
 IN_EVERY_TEST = {"llava-siglip-qwen2", "llava_onevision", "qwen2_5_vl", "smolvlm", "gemma3"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[] if n in IN_EVERY_TEST else pytest.mark.slow) for n in PROCESSORS]
 )

@@ -1,5 +1,6 @@
 """The doctor, before and in a training, says which chat template is in use."""
 
+import pytest
 from run_files import write_run
 from tiny import tiny_processor
 
@@ -32,6 +33,7 @@ def test_a_checkpoints_own_template_is_fine_and_what_it_cannot_write_is_said():
     assert "no system here" in told.detail
 
 
+@pytest.mark.long
 def test_a_template_that_stands_in_is_a_warning_of_the_pair_and_on_the_card(tmp_path, capsys):
     recipe = write_run(tmp_path)
     (tmp_path / "student" / "chat_template.jinja").unlink()

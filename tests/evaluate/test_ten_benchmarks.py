@@ -71,6 +71,7 @@ def test_nonsense_earns_nothing_but_chance_where_the_official_parser_guesses(ask
     assert results.benchmarks["pope"].metrics["f1_official"] == pytest.approx(2 / 3)
 
 
+@pytest.mark.long
 def test_an_eleventh_benchmark_leaves_the_average_of_ten_as_it_was(ask):
     def wrong_in_ai2d(rows):
         return lambda right: next(rows)

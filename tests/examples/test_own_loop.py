@@ -16,6 +16,7 @@ def files(tmp_path):
     return [tmp_path / name for name in ("student", "teacher", "data.json", "out")]
 
 
+@pytest.mark.long
 def test_the_loss_falls_and_the_student_is_written(files):
     student, _, _, out = files
     losses = list(train(*files, epochs=6, batch_size=3, rate=2e-3))

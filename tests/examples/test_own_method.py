@@ -35,6 +35,7 @@ def test_the_fused_loss_takes_it_as_it_is():
     torch.testing.assert_close(fused.loss, plain.loss)
 
 
+@pytest.mark.long
 def test_a_recipe_names_it_and_a_student_comes_out(tmp_path, monkeypatch):
     monkeypatch.setitem(METHODS, TopKD.name, TopKD)  # and takes it away again
     recipe = write_run(tmp_path)

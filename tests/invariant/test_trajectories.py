@@ -28,6 +28,7 @@ def test_every_method_was_recorded():
 TOLERANCE = 1e-6 if torch.backends.cpu.get_cpu_capability() == RECORDED_ON else 1e-3
 
 
+@pytest.mark.long
 @same_versions
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in SHORT else pytest.mark.slow) for n in RECORDED])
 def test_the_trajectory_is_the_recorded_one(files, name, monkeypatch):

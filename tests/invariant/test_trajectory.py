@@ -7,6 +7,7 @@ from trajectories import same_versions
 from trajectory import FILE, trajectory
 
 
+@pytest.mark.long
 @same_versions
 def test_the_first_steps_of_the_command_line_are_the_pinned_ones(tmp_path):
     golden = json.loads(FILE.read_text())

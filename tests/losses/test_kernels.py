@@ -28,6 +28,7 @@ def run(case, environment, *before):
     assert process.stdout == "done\n"
 
 
+@pytest.mark.long
 def test_interpreted_kernels_give_what_torch_gives_in_few_launches():
     run("quick", {"TRITON_INTERPRET": "1"})
 

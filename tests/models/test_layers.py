@@ -92,6 +92,7 @@ def strict_dynamo():
     torch._dynamo.reset()
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")  # what torch warns itself of while it traces
 @pytest.mark.usefixtures("strict_dynamo")
 @pytest.mark.parametrize("recomputed", [pytest.param(False, marks=pytest.mark.slow), True])

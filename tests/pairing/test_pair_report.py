@@ -184,6 +184,7 @@ def fresh(files, tmp_path):
 FLAGS = ["--pair.min_aligned", "0.3", "--pair.fit_rows", "6"]
 
 
+@pytest.mark.long
 def test_a_pair_that_differs_in_everything_is_distilled(fresh, caplog):
     caplog.set_level(logging.INFO, "switchkd")
     recipe = load_recipe(fresh / "recipe.yaml", FLAGS)

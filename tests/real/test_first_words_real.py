@@ -45,6 +45,7 @@ def processors(tmp_path_factory):
     }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("student", "teacher"), [("qwen", "llava"), pytest.param("llava", "qwen", marks=pytest.mark.slow)]
 )

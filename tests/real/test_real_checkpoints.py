@@ -174,6 +174,7 @@ def check_video(model: Any, own: Any, saved: Any) -> None:
 SHORT = ("llava-1.5-7b-hf", "qwen2.5-vl-7b-instruct")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[] if name in SHORT else pytest.mark.slow) for name in CHECKPOINTS]
 )

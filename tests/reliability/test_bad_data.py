@@ -40,6 +40,7 @@ def spoil(file: Path, number: int, draw: random.Random) -> str:
     return way
 
 
+@pytest.mark.long
 def test_five_percent_of_bad_pictures(tmp_path, figure, whole):
     count = 1000 if whole else 40
     bad = count // 20
@@ -79,6 +80,7 @@ def test_a_truncated_json_lines_file_names_the_line(tmp_path, figure):
     figure("5. cut JSON lines", "20 files, cut in another line each", "20 of 20 named by file and line")
 
 
+@pytest.mark.long
 def test_not_finite_at_random_steps(tmp_path, figure, whole):
     wanted, draw, where = 20 if whole else 2, random.Random(6), Counter()
     with Nursery(write_recipe(tmp_path, max_steps=12, save_steps=3)) as nursery:
@@ -175,6 +177,7 @@ def open_bombs(tell: Callable[..., None], folder: str) -> None:
     tell("grown", (peak_kib() - before) / 1024)
 
 
+@pytest.mark.long
 def test_bombs_are_refused_before_they_are_decoded(tmp_path, figure):
     folder = tmp_path / "bombs"
     folder.mkdir()

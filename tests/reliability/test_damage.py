@@ -5,6 +5,7 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
+import pytest
 from killed_runs import STAGE, undisturbed, write_recipe
 from lives import Nursery
 
@@ -31,6 +32,7 @@ def damage(file: Path, draw: random.Random, kind: str) -> None:
 KINDS = ("flipped bit", "cut off", "missing", "block of zeros", "bytes added")
 
 
+@pytest.mark.long
 def test_damaged_checkpoints_are_noticed(tmp_path, figure, whole):
     draw, hit, wanted = random.Random(4), Counter(), 200 if whole else 10
     resumed = 0

@@ -60,6 +60,7 @@ def some_end(draw: random.Random, operations: int) -> End:
     return End(after_birth=draw.uniform(0.1, 3))
 
 
+@pytest.mark.long
 def test_killed_at_any_moment(nursery, reference, folder, figure, whole):
     wanted = (
         {"kills": 500, "mid-save": 200, "after an acknowledged save": 400}

@@ -21,6 +21,7 @@ def reference(nursery, tmp_path_factory):
     return undisturbed(nursery, tmp_path_factory.mktemp("undisturbed") / "run")
 
 
+@pytest.mark.long
 def test_power_that_fails_at_any_moment(nursery, reference, tmp_path, figure, whole):
     draw, hit = random.Random(3), Counter()
     wanted = 60 if whole else 4

@@ -104,6 +104,7 @@ HIT: Counter[str] = Counter()
 IN_EVERY_TEST = "switch_kd, accumulating"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "kind", [pytest.param(k, id=k.name, marks=[] if k.name == IN_EVERY_TEST else pytest.mark.slow) for k in KINDS]
 )

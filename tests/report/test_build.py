@@ -123,6 +123,7 @@ def test_a_pair_without_a_switch_is_still_compared(files, asked, monkeypatch):
     assert set(found.agreement) == {"student"}
 
 
+@pytest.mark.long
 def test_the_command_writes_the_page_and_the_cards(files, tmp_path, capsys):
     runs = tmp_path / "runs"
     for name in ("one", "two"):

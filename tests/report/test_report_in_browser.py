@@ -85,6 +85,7 @@ def hover(page) -> None:
                 page.mouse.move(box["x"] + box["width"] * share, box["y"] + box["height"] * 0.5)
 
 
+@pytest.mark.long
 def test_hostile_texts_stay_texts(browser, tmp_path):
     """In ids, kinds, questions, answers, recipe values, logged terms, models' names, arms, notes and paths."""
     assert len(PAYLOADS) >= 50
@@ -137,6 +138,7 @@ def test_hostile_texts_stay_texts(browser, tmp_path):
         assert payload in seen  # shown as it is
 
 
+@pytest.mark.long
 def test_hostile_arms_of_a_study_stay_texts(browser, tmp_path):
     texts = [" ".join([str(number), *PAYLOADS[number::24]]).replace("\ud83d", "") for number in range(24)]
     arms = {text: [40.0 + number, 50.0] for number, text in enumerate(texts)}
@@ -163,6 +165,7 @@ INKS = """() => ['.xtick text', '.gridlayer path', '.radial-grid path', '.angula
 })"""
 
 
+@pytest.mark.long
 def test_a_page_of_thousands_of_answers_is_filtered_dark_and_printed_light(browser, tmp_path):
     write_fake_run(tmp_path / "sft", "000000")
     write_fake_run(tmp_path / "switch-kd", "111111", method="switch_kd")
@@ -206,6 +209,7 @@ def test_a_page_of_thousands_of_answers_is_filtered_dark_and_printed_light(brows
     assert dark == ("rgb(20, 24, 29)", [ink, rule, rule, ink, curve])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("size", [LAPTOP, PHONE])
 def test_it_fits_the_screen_and_answers_clicks(browser, tmp_path, size):
     data = write_questions(tmp_path)

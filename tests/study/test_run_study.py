@@ -17,6 +17,9 @@ from switchkd.study.run_study import run_study
 driver = sys.modules["switchkd.study.run_study"]  # as an attribute of the package it is the function of that name
 
 
+pytestmark = pytest.mark.long
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")

@@ -39,6 +39,7 @@ train: {{output: {folder}/run, max_steps: 2, per_device_train_batch_size: 2, lea
     return folder
 
 
+@pytest.mark.long
 def test_a_command_measures_held_out_rows_and_keeps_the_best(first):
     stage = first / "run" / "1-train"
     lines = [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
@@ -54,6 +55,7 @@ def test_a_command_measures_held_out_rows_and_keeps_the_best(first):
     assert {path.name for path in stage.iterdir()} >= {"rows.json", "validation-rows.json"}
 
 
+@pytest.mark.long
 def test_student_and_maps_go_on_and_the_card_says_so(first):
     flags = ["--train.output", str(first / "second"), "--train.max-steps", "1", "--train.learning-rate", "1e-12"]
     assert main(["train", str(first / "recipe.yaml"), "--from", str(first / "run"), *flags]) == 0

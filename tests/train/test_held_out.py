@@ -180,6 +180,7 @@ def test_the_best_weights_are_those_at_the_end_where_that_is_wanted(tmp_path, lo
     assert not same(trainer.pair.student, tmp_path / "checkpoint-3")
 
 
+@pytest.mark.long
 def test_a_run_that_was_killed_has_the_same_best_and_the_same_patience(tmp_path, losses):
     losses += [5, 3, 4, 3.5, 3.2, 3.1, 3.05]
     straight = looking(tmp_path / "straight", 9, patience=4, save_steps=3)

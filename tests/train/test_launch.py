@@ -99,6 +99,7 @@ def test_doctor_and_training_refuse_before_anything_is_loaded(file, monkeypatch)
         distill(recipe)
 
 
+@pytest.mark.long
 def test_a_single_step_learns_at_the_full_rate_and_the_card_says_what_ran(tmp_path):
     file = write_run(tmp_path)
     text = file.read_text()

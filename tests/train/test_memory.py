@@ -62,6 +62,7 @@ def size(tensors):
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
+@pytest.mark.long
 def test_weights_gradients_and_optimizer_are_those_of_the_models(models):
     student, teacher = map(Pathway, models)
     for parts in (ALL, ("projector",), ("vision", "language")):
@@ -105,6 +106,7 @@ def test_activations_are_what_autograd_keeps_in_a_real_step(models):
     assert kept_of(found(models, recipe(), batch)) == pytest.approx(kept_by_a_real_step(*models, batch), rel=0.1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", FAMILIES)
 def test_activations_of_every_family_are_what_autograd_keeps(name):
     models, batch = [tiny(name, hidden=hidden, depth=2) for hidden in (16, 24)], batch_for(name)
@@ -113,6 +115,7 @@ def test_activations_of_every_family_are_what_autograd_keeps(name):
     assert memory.weights == sum(size(model.parameters()) + size(model.buffers()) for model in models)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_largest_batch_of_every_family_is_estimated(name):
     student, teacher = (BUILDS[name].config(hidden, 2) for hidden in (16, 24))
@@ -170,6 +173,7 @@ def test_what_lowers_memory_lowers_the_estimate_where_it_belongs(models):
     assert by_name.gradients < plain.gradients
 
 
+@pytest.mark.long
 def test_the_loss_holds_a_chunk_or_everything(models):
     answers = 320
     fused = found(models, recipe(), load(answers))
@@ -180,6 +184,7 @@ def test_the_loss_holds_a_chunk_or_everything(models):
     assert found(models, recipe(method=KD()), load(answers)).loss > fused.loss
 
 
+@pytest.mark.long
 def test_what_is_captured_inside_the_models_counts_and_terms_are_left_out_by_name(models):
     """Attention weights of the first layer are kept, for the backward pass too; terms on them are not in the estimate."""
     soft_targets_alone = AlignKD(attention=0, projected=0, focus=0)
@@ -192,6 +197,7 @@ def test_what_is_captured_inside_the_models_counts_and_terms_are_left_out_by_nam
     assert left_out(SwitchKD()) == ""
 
 
+@pytest.mark.long
 def test_a_bridge_is_counted(models):
     plain, bridged = found(models, recipe()), found(models, recipe(bridge="always"))
     assert bridged.weights == plain.weights + (64 * 64 + 64) * 4
@@ -201,6 +207,7 @@ def test_a_bridge_is_counted(models):
     assert found((student, models[1]), recipe()).switch > 0
 
 
+@pytest.mark.long
 def test_a_quantized_teacher_holds_fewer_bytes(models):
     plain = found(models, recipe())
     linear = sum(m.weight.numel() for m in models[1].model.language_model.modules() if isinstance(m, torch.nn.Linear))

@@ -130,6 +130,7 @@ def test_a_resumed_run_keeps_the_rates(tmp_path):
     assert {rate for _, rate, _ in groups[0]} == {1e-3, 1e-2, 2e-2}
 
 
+@pytest.mark.long
 def test_a_recipe_freezes_and_slows_parts(tmp_path):
     write_run(tmp_path)
     flags = [

@@ -81,6 +81,7 @@ def halved(tmp_path):
     return file
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("dtype", "bf16"),
     [
@@ -121,6 +122,7 @@ def assert_saved_as(run, dtype):
     assert load_pathway(student).model.dtype == dtype  # its checksums hold
 
 
+@pytest.mark.long
 def test_a_precision_that_the_recipe_names_is_the_students(halved):
     distill(load_recipe(halved, ["--student.dtype", "float32"]))
     run = halved.parent / "run"
@@ -129,6 +131,7 @@ def test_a_precision_that_the_recipe_names_is_the_students(halved):
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
+@pytest.mark.long
 def test_the_estimate_counts_what_is_widened(halved):
     sizes = []
     for parts in (["projector"], ["vision", "projector", "language"]):

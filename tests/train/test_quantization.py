@@ -91,6 +91,7 @@ QLORA = [
 ]
 
 
+@pytest.mark.long
 def test_qlora_trains_adapters_on_four_bits_and_saves_a_plain_student(files):
     recipe = load_recipe(files / "recipe.yaml", [*QLORA, "--train.max_steps", "2", "--train.save_steps", "1"])
     student = distill(recipe).folder

@@ -71,6 +71,7 @@ def answers_of_the_last(row, length):
     return [place - cut for place in row["answers"] if place > cut]
 
 
+@pytest.mark.long
 def test_a_run_resumed_in_its_second_epoch_sees_the_rows_of_the_uninterrupted_one(tmp_path):
     seen = []
 

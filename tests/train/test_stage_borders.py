@@ -15,6 +15,7 @@ from switchkd.recipe.schema import load_recipe
 SHORT = {"align_kd"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in SHORT else pytest.mark.slow) for n in METHODS])
 def test_a_run_killed_between_stages_ends_as_it_would_have(tmp_path, name):
     file = write_run(tmp_path)

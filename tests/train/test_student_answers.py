@@ -222,6 +222,7 @@ def logged(folder):
     return [{n: v for n, v in line.items() if n not in ("on_policy_time", "epoch")} for line in lines if "loss" in line]
 
 
+@pytest.mark.long
 def test_accumulation_is_the_same_step_and_a_resume_the_same_run(tmp_path):
     for name in ("whole", "parts", "killed"):
         (tmp_path / name).mkdir()
@@ -244,6 +245,7 @@ def test_accumulation_is_the_same_step_and_a_resume_the_same_run(tmp_path):
     assert torch.equal(killed.run.student.head.weight, opened.run.student.head.weight)
 
 
+@pytest.mark.long
 def test_a_method_with_terms_of_samples_alone_learns_them_over_the_student_s_text(tmp_path):
     opened = stage(tmp_path, AlignKD())
     train_stage(opened)

@@ -97,6 +97,7 @@ def step_of(context, loss="fused"):
 METHODS = {"kd": "kd", "bild": "bild", "align": {"name": "switch_kd", "switch": 0.0}, "switch": "switch_kd"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", METHODS)
 def test_a_step_with_the_cache_is_the_step_without_it(pair, name):
     cached = pair.context("switch" if name == "switch" else "head", METHODS[name])
@@ -222,6 +223,7 @@ class _PowerCutError(Exception):
     pass
 
 
+@pytest.mark.long
 def test_what_was_begun_is_finished_with_the_same_bytes(reopened, alike, tmp_path, monkeypatch):
     write, written = teacher_cache.write_shard, []
 

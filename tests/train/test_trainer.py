@@ -58,6 +58,7 @@ def test_accumulation_is_the_same_step(whole, tmp_path):
     assert_same_run(whole, tmp_path)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("batch_size", "accumulation"), [pytest.param(2, 1, marks=pytest.mark.slow), (1, 2)])
 def test_two_processes_are_the_same_step(whole, tmp_path, batch_size, accumulation):
     """Rows alone in a batch are without an image now and then, while those of the other rank have one."""
@@ -165,6 +166,7 @@ def test_the_first_loss_is_the_sum_of_the_terms_over_all_answer_tokens(whole, tm
     assert first["answer_tokens"] == ce.numel()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "method",
     [None, AlignKD(), SwitchKD(window=32, switch_warmup=0.75)],

@@ -53,6 +53,7 @@ def test_fused_and_plain_train_alike(method, tmp_path):
     assert len(set(fused[0][0]) - bookkeeping) == expected
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", RIVALS, ids=str)
 def test_accumulated_sample_terms_are_the_same_step(method, tmp_path):
     runs = []
@@ -97,6 +98,7 @@ def test_maps_that_no_sample_needs_get_a_gradient_of_zero(tmp_path):
     assert seen == [0, 0, 0, 0]
 
 
+@pytest.mark.long
 def test_accumulated_and_tied(tmp_path):
     runs = []
     for loss, batch_size, accumulation in (("fused", 4, 1), ("fused", 1, 4), ("plain", 4, 1)):
