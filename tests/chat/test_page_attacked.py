@@ -37,7 +37,7 @@ def serve(monkeypatch):
             any_port.bind(("127.0.0.1", 0))
             port = any_port.getsockname()[1]
         page.open(port, **options)
-        client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60)
+        client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=240)
         opened.extend([client, page])
         return client, member, page
 

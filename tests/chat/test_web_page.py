@@ -299,18 +299,18 @@ def test_every_signal_that_ends_the_page_leaves_no_upload(when, kind, tmp_path):
             else:
                 address = next(line for line in process.stderr if line.startswith("http")).split()[0]
                 files = {"files": ("a.png", (Path(__file__).parents[1] / "lib" / "browser.py").read_bytes())}
-                assert httpx.post(f"{address}gradio_api/upload", files=files, timeout=60).status_code == 200
+                assert httpx.post(f"{address}gradio_api/upload", files=files, timeout=240).status_code == 200
                 assert len(list(tmp_path.glob("switchkd-chat-*/*/a.png"))) == 1
             if when == "answering":
                 Image.new("RGB", (8, 8)).save(tmp_path / "b.png")
                 with (tmp_path / "b.png").open("rb") as file:
-                    sent = httpx.post(f"{address}gradio_api/upload", files={"files": file}, timeout=60).json()
+                    sent = httpx.post(f"{address}gradio_api/upload", files={"files": file}, timeout=240).json()
                 body = {
                     "data": [None, {"path": sent[0]}, None, None, None, "Is it?", 8, 0],
                     "fn_index": 0,
                     "session_hash": "s",
                 }
-                assert httpx.post(f"{address}gradio_api/queue/join", json=body, timeout=60).status_code == 200
+                assert httpx.post(f"{address}gradio_api/queue/join", json=body, timeout=240).status_code == 200
                 assert process.stdout.readline() == "asked\n"
             process.send_signal(kind)
             assert process.wait(120) == (128 + kind if when == "loading" else 0)

@@ -51,6 +51,7 @@ def running() -> Iterator[Browser]:
 def visit(browser: Browser, address: str, size: tuple[int, int] = LAPTOP) -> Iterator[Visit]:
     """Open `address` in a window of `size`, with nothing remembered from other visits."""
     context = browser.new_context(viewport={"width": size[0], "height": size[1]})
+    context.set_default_timeout(120_000)  # of a busy machine: where a page is slow, nothing is wrong with it
     visit = Visit(context.new_page())
     visit.page.on("request", lambda request: visit.asked.append(request.url))
     visit.page.on("pageerror", lambda error: visit.complaints.append(str(error)))
