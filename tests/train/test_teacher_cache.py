@@ -18,6 +18,7 @@ from switchkd.cli import main
 from switchkd.data import store_shards
 from switchkd.data.collate import Collator
 from switchkd.data.errors import DataError
+from switchkd.data.packing import PackCollator
 from switchkd.data.teacher_store import TeacherStore, describe
 from switchkd.models import Pathway
 from switchkd.models.teacher_head import TeacherHead
@@ -75,8 +76,8 @@ def reading(alike, recipe, scratch):
     return open_stage(run, recipe.resolved_stages()[0], scratch)
 
 
-def step_of(context, loss="fused"):
-    """Loss, terms and gradients of one step on all rows, and how often the teacher saw and spoke."""
+def step_of(context, loss="fused", batch=None):
+    """Loss, terms and gradients of one step, on all rows where no batch is given, and how often the teacher saw and spoke."""
     asked, teacher = {"see": 0, "say": 0}, context.pair.teacher
     for name in asked if teacher is not None else ():
         plain = getattr(Pathway, name)
@@ -88,7 +89,7 @@ def step_of(context, loss="fused"):
         setattr(teacher, name, counted)
     context.pair.student.zero_grad()
     context.step.loss = loss
-    sums = context.step(context.collator(list(context.rows)), dropped_mass=True)
+    sums = context.step(context.collator(list(context.rows)) if batch is None else batch, dropped_mass=True)
     sums.loss.backward()
     gradients = {name: p.grad.clone() for name, p in context.pair.student.named_parameters() if p.grad is not None}
     return sums, gradients, asked
@@ -120,6 +121,25 @@ def test_a_step_with_the_cache_is_the_step_without_it(pair, name):
             assert (asked, asked_live) == ({"see": 0, "say": 1}, {"see": 1, "say": 2})
         else:
             assert (cached.pair.teacher, asked_live) == (None, {"see": 1, "say": 1})
+
+
+@pytest.mark.parametrize("name", ["kd", "switch"])
+def test_packed_rows_read_the_cache_that_padded_ones_made(pair, name):
+    """Three samples in the first row and three in the second, against one sample in a row and the teacher itself."""
+    cached = pair.context("switch" if name == "switch" else "head", METHODS[name])
+    live = pair.context("live", METHODS[name])
+    if name == "switch":
+        live.pair.bridge = cached.pair.bridge
+    rows = list(cached.rows)
+    packed = PackCollator(cached.collator)([rows[:3], rows[3:]])
+    assert packed.student.offsets is not None
+    sums, gradients, _ = step_of(cached, batch=packed)
+    expected, expected_gradients, _ = step_of(live)
+    for term, value in expected.terms.items():
+        # the switch's is small, and made of differences of logits in float32
+        assert sums.terms[term].item() == pytest.approx(value.item(), rel=1e-5, abs=1e-6), term
+    for parameter, gradient in expected_gradients.items():
+        assert torch.allclose(gradients[parameter], gradient, rtol=1e-4, atol=1e-5), parameter
 
 
 def test_with_batches_of_the_same_rows_what_is_kept_is_what_the_teacher_says_to_the_bit(pair):
