@@ -139,7 +139,8 @@ def test_packed_rows_read_the_cache_that_padded_ones_made(pair, name):
         # the switch's is small, and made of differences of logits in float32
         assert sums.terms[term].item() == pytest.approx(value.item(), rel=1e-5, abs=1e-6), term
     for parameter, gradient in expected_gradients.items():
-        assert (gradients[parameter] - gradient).abs().max() <= 1e-4 * gradient.abs().max(), parameter
+        bound = 1e-4 * gradient.abs().max() + 1e-5  # the true gradient of a bias of keys is 0
+        assert (gradients[parameter] - gradient).abs().max() <= bound, parameter
 
 
 def test_with_batches_of_the_same_rows_what_is_kept_is_what_the_teacher_says_to_the_bit(pair):
