@@ -1,5 +1,6 @@
 """`switchkd data`."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from switchkd.commands.verb import Verb, load_recipe, model_libraries, parse_col
 if TYPE_CHECKING:
     from collections import Counter
 
+    from switchkd.data.llava_rows import Converted
     from switchkd.data.overview import Overview
 
 _DataName = Annotated[Positional[str], arg(metavar="DATA")]
@@ -99,22 +101,30 @@ class AnswerAnew:
     The same command goes on where it was ended. Rows that cannot be asked, or are not answered to the end, are left out and named.
 
     Example: switchkd data answer mine.json --teacher runs/teacher -o mine-answered.jsonl
+
+    Example: switchkd data answer mine.json --server http://localhost:8000/v1 --teacher OWNER/NAME -o mine-answered.jsonl
     """
 
     #: A file, a folder, a glob or a data set of the hub (docs/data.md); or a recipe, .yaml: what its `data.train` names, and its teacher.
     data: _DataName
     #: A new file, .jsonl.
     output: Annotated[Path, arg(aliases=["-o"], metavar="FILE.jsonl")]
-    #: A checkpoint directory, the folder of a run, or OWNER/NAME; a recipe's own if not given.
+    #: A checkpoint directory, the folder of a run, or OWNER/NAME; a recipe's own if not given. With --server: what the server calls it.
     teacher: str | None = None
+    #: Where the OpenAI API of a server begins (vLLM and others): the teacher answers there. A key is read from SWITCHKD_SERVER_KEY.
+    server: str | None = None
     #: Where image paths start; by default the data's folder.
     image_root: Path | None = None
     #: Columns that have names of their own: question=q answer=a image=img.
     columns: tuple[str, ...] = ()
-    #: Rows at a time.
+    #: Rows at a time; with --server requests at a time.
     batch_size: int = 32
     #: A row with a longer answer is left out.
     max_new_tokens: int = 512
+    #: Of the sampling at --server; 0: the likeliest tokens, as a teacher that is loaded here always answers.
+    temperature: float = 0.0
+    #: Of the sampling at --server, where it takes one.
+    seed: int | None = None
 
     def run(self) -> int:
         """Write the answers, and say what was left out."""
@@ -125,28 +135,60 @@ class AnswerAnew:
         names, teacher, image_root, columns = self._named()
         for name in names:
             require_data(name)
-        require_model(teacher)
-        with model_libraries():
-            from switchkd.data.formats import load_rows
-            from switchkd.evaluate.answer_data import answer_data, fingerprints
-            from switchkd.evaluate.generate import load
-
-        rows = load_rows(names, image_root, columns)
-        model, processor = load(teacher)
-        done = answer_data(
-            model,
-            processor,
-            rows,
-            self.output,
-            made_from=fingerprints(model, rows),
-            batch_size=self.batch_size,
-            max_new_tokens=self.max_new_tokens,
-        )
+        if self.server is None:
+            done = self._answer_here(names, teacher, image_root, columns)
+        else:
+            done = self._answer_there(self.server, names, teacher, image_root, columns)
         for problem in done.left_out[:5]:
             warn(f"left out: {problem}")
         tell = warn if done.left_out else say
         tell(f"{done.rows:,} rows with the answers of {teacher} in {self.output}, {len(done.left_out):,} left out")
         return 0
+
+    def _answer_here(
+        self, names: list[str], teacher: str, image_root: Path | None, columns: dict[str, str]
+    ) -> "Converted":
+        if self.temperature or self.seed is not None:
+            raise ValueError(
+                "--temperature and --seed are for --server: a teacher that is loaded here decodes greedily"
+            )
+        require_model(teacher)
+        with model_libraries():
+            from switchkd.data.formats import load_rows
+            from switchkd.evaluate.answer_data import answer_data, rows_digest, weights_digest
+            from switchkd.evaluate.generate import load
+
+        rows = load_rows(names, image_root, columns)
+        model, processor = load(teacher)
+        return answer_data(
+            model,
+            processor,
+            rows,
+            self.output,
+            made_from={"teacher": weights_digest(model), "rows": rows_digest(rows)},
+            batch_size=self.batch_size,
+            max_new_tokens=self.max_new_tokens,
+        )
+
+    def _answer_there(
+        self, url: str, names: list[str], teacher: str, image_root: Path | None, columns: dict[str, str]
+    ) -> "Converted":
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"--temperature must be finite and not negative, got {self.temperature}")
+        with model_libraries():
+            from switchkd.data.formats import load_rows
+            from switchkd.evaluate.answer_data import answer_data_by_server
+            from switchkd.evaluate.answer_server import AnswerServer
+
+        server = AnswerServer(
+            url,
+            teacher,
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            seed=self.seed,
+            at_once=self.batch_size,
+        )
+        return answer_data_by_server(server, load_rows(names, image_root, columns), self.output)
 
     def _named(self) -> tuple[list[str], str, Path | None, dict[str, str]]:
         """The data, the teacher, where images are, and names of columns."""
@@ -154,7 +196,8 @@ class AnswerAnew:
         if not self.data.endswith((".yaml", ".yml")):
             if teacher is None:
                 raise ValueError(
-                    "data answer needs --teacher, who answers: a checkpoint directory, the folder of a run, or OWNER/NAME"
+                    "data answer needs --teacher, who answers: a checkpoint directory, the folder of a run, or OWNER/NAME; with --server, "
+                    "what the server calls its model"
                 )
             return [self.data], teacher, image_root, columns
         from switchkd.recipe.schema import data_names

@@ -1,9 +1,13 @@
 """Data whose answers a model writes anew: sequence-level distillation, as data."""
 
+import asyncio
 import hashlib
 import json
+from collections import deque
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from datasets import Dataset
@@ -14,18 +18,30 @@ from switchkd.data.answer_file import AnswerFile
 from switchkd.data.errors import SampleError
 from switchkd.data.llava_rows import Converted
 from switchkd.data.rewriting import Row, before, said
-from switchkd.evaluate.generate import answers, reading_problems
+from switchkd.evaluate.generate import Answer, answers, reading_problems
+
+if TYPE_CHECKING:
+    from switchkd.evaluate.answer_server import AnswerServer
+
+#: Rows that wait for a server, or for the one before them, for each request that is under way: a slow answer must not hold up others.
+_WAITING = 4
 
 
-def fingerprints(model: PreTrainedModel, rows: Dataset) -> dict[str, str]:
-    """Digests of the weights that answer and of what they are asked: what answers depend on."""
-    weights, asked = hashlib.blake2b(digest_size=8), hashlib.blake2b(digest_size=8)
+def weights_digest(model: PreTrainedModel) -> str:
+    """Of the weights that answer."""
+    weights = hashlib.blake2b(digest_size=8)
     for name, tensor in sorted(model.state_dict().items()):
         weights.update(name.encode())
         weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return weights.hexdigest()
+
+
+def rows_digest(rows: Dataset) -> str:
+    """How many rows, and a digest of what they ask."""
+    asked = hashlib.blake2b(digest_size=8)
     for row in rows.select_columns(["id", "source", "messages"]):
         asked.update(json.dumps(row, sort_keys=True).encode(errors="surrogatepass"))
-    return {"teacher": weights.hexdigest(), "rows": f"{len(rows)} rows ({asked.hexdigest()})"}
+    return f"{len(rows)} rows ({asked.hexdigest()})"
 
 
 def answer_data(
@@ -65,6 +81,83 @@ def answer_data(
         file.close()
 
 
+def answer_data_by_server(server: "AnswerServer", rows: Dataset, output: Path) -> Converted:
+    """As `answer_data`, with a server's model: rows are asked as many at once as the server takes, and written in their order.
+
+    Raises:
+        DataError: as there.
+        ServerError: the server cannot be asked. The rows that were answered before stay for a further start.
+    """
+    made_from = {
+        "teacher": f"{server.model}, asked at a server",
+        "rows": rows_digest(rows),
+        **{name: str(value) for name, value in server.settings.items()},
+    }
+    file = AnswerFile(output, made_from)
+    try:
+        asyncio.run(_write_served(server, rows, file))
+        return file.finish()
+    finally:
+        file.close()
+
+
+async def _write_served(server: "AnswerServer", rows: Dataset, file: AnswerFile) -> None:
+    free = asyncio.Semaphore(server.at_once)
+
+    async def answered(place: int) -> Row | str:
+        async with free:
+            return await _served(server, rows[place])
+
+    coming = iter(range(file.taken, len(rows)))
+    window: deque[asyncio.Task[Row | str]] = deque()
+    done: list[Row | str] = []
+    async with server:
+        try:
+            left = range(file.taken, len(rows))
+            for _ in progress(left, "Answering", len(left)):
+                more = islice(coming, _WAITING * server.at_once - len(window))
+                window.extend(asyncio.create_task(answered(place)) for place in more)
+                done.append(await window.popleft())
+                # while nothing was answered, what was refused may be the server's fault: a further start asks it again
+                if server.answers and not (window and window[0].done()):
+                    file.write(done)
+                    done = []
+            file.write(done)
+        finally:
+            for task in window:
+                task.cancel()
+            await asyncio.gather(*window, return_exceptions=True)
+
+
+async def _served(server: "AnswerServer", row: Row) -> Row | str:
+    """The row with the server's answers, or why it is left out."""
+    if row["problem"]:
+        return str(row["problem"])
+    new = {**row, "messages": list(row["messages"])}
+    places = _answer_places(row)
+    for place in places:
+        asked = before(new, place)
+        try:
+            given = _as_message(row, await server.answer(asked), server.max_new_tokens)
+        except SampleError as error:
+            return f"sample {row['id']!a}: {error}"
+        if isinstance(given, str):
+            return given
+        new["messages"][place] = given
+    return new if places else f"sample {row['id']!a}: asks nothing"
+
+
+def _answer_places(row: Row) -> list[int]:
+    return [place for place, message in enumerate(row["messages"]) if message["role"] == "assistant"]
+
+
+def _as_message(row: Row, answer: Answer, max_new_tokens: int) -> Row | str:
+    """An answer as a message, or why it is none."""
+    if answer.truncated:
+        return f"sample {row['id']!a}: an answer had not ended after {max_new_tokens} tokens"
+    return said(answer.text) if answer.text else f"sample {row['id']!a}: an answer is empty"
+
+
 def _answered(
     model: PreTrainedModel, processor: ProcessorMixin, rows: list[Row], max_new_tokens: int
 ) -> Iterator[Row | str]:
@@ -72,9 +165,7 @@ def _answered(
     done: dict[int, Row | str] = {}
     for number, row in enumerate(rows):
         done[number] = row["problem"] or {**row, "messages": list(row["messages"])}
-    places = [
-        [place for place, message in enumerate(row["messages"]) if message["role"] == "assistant"] for row in rows
-    ]
+    places = [_answer_places(row) for row in rows]
     for turn in range(max(map(len, places))):
         asked = {
             number: before(row, places[number][turn])
@@ -105,8 +196,5 @@ def _ask(
         good = {number: row for number, row in asked.items() if number not in bad}
         return {**bad, **_ask(model, processor, good, max_new_tokens)}
     for (number, row), answer in zip(asked.items(), given, strict=True):
-        if answer.truncated:
-            results[number] = f"sample {row['id']!a}: an answer had not ended after {max_new_tokens} tokens"
-        else:
-            results[number] = said(answer.text) if answer.text else f"sample {row['id']!a}: an answer is empty"
+        results[number] = _as_message(row, answer, max_new_tokens)
     return results

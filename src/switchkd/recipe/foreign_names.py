@@ -4,6 +4,11 @@ From the arguments of transformers, TRL, ms-swift and LLaMA-Factory, and the sym
 (`section.field`); each of them is held to be there by a test.
 """
 
+_NO_SERVER = (
+    "nothing here: a server does not have the weights of a student that learns, which `on_policy` needs; answers of a fixed model come "
+    "from `switchkd data answer --server`"
+)
+
 FOREIGN: dict[str, str] = {
     # models
     "model_name_or_path": "`student.path`, and `teacher.path` for the teacher",
@@ -56,6 +61,7 @@ FOREIGN: dict[str, str] = {
     "loss_type": "`method.name`",
     "lmbda": "`on_policy.share`",
     "max_completion_length": "`on_policy.max_new_tokens`",
+    **dict.fromkeys(("use_vllm", "vllm_mode", "vllm_server_base_url", "vllm_server_host"), _NO_SERVER),
     # data
     "dataset": "`data.train`",
     "datasets": "`data.train`, which may be a list",
