@@ -19,10 +19,11 @@ def qwen2(hidden: int, inner: int, layers: int, heads: int, kv: int, vocabulary:
     }
 
 
-def qwen2_5_vl(*sizes: int, tied: bool) -> PretrainedConfig:
+def qwen2_5_vl(*sizes: int, tied: bool, vision_inner: int = 3420) -> PretrainedConfig:
     """Qwen/Qwen2.5-VL-*-Instruct."""
     text = qwen2(*sizes, tied=tied) | {"rope_parameters": {"rope_type": "default", "mrope_section": [16, 24, 24]}}
-    vision = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": sizes[0]}
+    vision = {"depth": 32, "hidden_size": 1280, "intermediate_size": vision_inner, "num_heads": 16}
+    vision |= {"out_hidden_size": sizes[0]}
     return hf.Qwen2_5_VLConfig(
         text_config=text, vision_config=vision, image_token_id=151655, video_token_id=151656, tie_word_embeddings=tied
     )
@@ -106,6 +107,10 @@ def gemma3(hidden: int, inner: int, layers: int, heads: int, kv: int) -> Pretrai
 
 #: Name on the hub, or in recipes → how to make its config, and its number of parameters in billions as its page says.
 PUBLISHED: dict[str, tuple[Callable[[], PretrainedConfig], float | None]] = {
+    "Qwen/Qwen2.5-VL-72B-Instruct": (
+        lambda: qwen2_5_vl(8192, 29568, 80, 64, 8, 152064, tied=False, vision_inner=3456),
+        73.4,
+    ),
     "Qwen/Qwen2.5-VL-7B-Instruct": (lambda: qwen2_5_vl(3584, 18944, 28, 28, 4, 152064, tied=False), 8.29),
     "Qwen/Qwen2.5-VL-3B-Instruct": (lambda: qwen2_5_vl(2048, 11008, 36, 16, 2, 151936, tied=True), 3.75),
     "Qwen/Qwen3-VL-4B-Instruct": (lambda: qwen3_vl(2560, 9728, 36, 32, 8), 4.44),
