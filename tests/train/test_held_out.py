@@ -9,12 +9,16 @@ import torch
 from cases import open_tiny
 from ranks import run_on_two_ranks
 from steps import collate, make_trainer, read_metrics, rows, train
+from tiny import tiny_processor
+from tiny_models import tiny_llava
 from transformers import AutoModelForImageTextToText, EarlyStoppingCallback, TrainerCallback, TrainerState
 
 from switchkd.batch import TEACHER
 from switchkd.data.errors import DataError
 from switchkd.doctor.check_held_out import held_out as held_out_check
 from switchkd.doctor.samples import Examined
+from switchkd.evaluate.generate import Answer
+from switchkd.evaluate.questions import Question, text_of
 from switchkd.losses import cross_entropy, dbild
 from switchkd.methods import SFT
 from switchkd.recipe.schema import Data, WeightedData, build_recipe
@@ -230,11 +234,14 @@ def opened_with_held_out(folder, **train):
 
 
 def test_a_stage_measures_exact_match_keeps_its_best_and_knows_a_second_time(tmp_path, monkeypatch, capsys):
-    answers = iter(["A cat.", "no", "a cat", "", "", ""])  # two of three, then none
+    rounds = []
 
     def answer(model, processor, asked, *, max_new_tokens):
         assert max_new_tokens == 32
-        return [type("Answer", (), {"text": next(answers)}) for _ in asked]
+        rounds.append(len(asked))
+        said = {question.text: question.expected for question in opened.held_out.questions} if sum(rounds) <= 3 else {}
+        texts = [text_of(sample["messages"][-1]) for sample in asked]
+        return [Answer(said.get(text, ""), False) for text in texts]  # all of them, then none
 
     monkeypatch.setattr("switchkd.train.held_out.answers", answer)
     opened = opened_with_held_out(tmp_path, metric_for_best_model="exact_match", load_best_model_at_end=True)
@@ -263,6 +270,23 @@ def test_a_student_answers_held_out_questions_by_itself(tmp_path):
     assert Counter(question.sample for question in held_out.questions) == {0: 2, 1: 2, 2: 1}
     percent = held_out.exact_match_percent(opened.run.student.model, opened.run.processor, 2)
     assert percent in {0.0, 20.0, 40.0, 60.0, 80.0, 100.0}
+
+
+def test_held_out_questions_are_asked_in_batches_of_about_one_length_and_nothing_is_shown(monkeypatch, capsys):
+    lengths = (9, 3, 8, 2, 7)
+    asked = tuple(Question(str(place), place, 0, "?" * length, "yes", None) for place, length in enumerate(lengths))
+    batches = []
+
+    def answer(model, processor, samples, *, max_new_tokens):
+        batches.append([len(sample["messages"][-1]["content"][0]["text"]) for sample in samples])
+        return [Answer("Yes." if sample["id"] in "02" else "no", False) for sample in samples]
+
+    monkeypatch.setattr("switchkd.train.held_out.answers", answer)
+    texts = [{"id": q.id, "images": [], "messages": [{"role": "user", "content": [{"type": "text", "text": q.text}]}]}
+             for q in asked]  # fmt: skip
+    assert HeldOut(texts, asked).exact_match_percent(tiny_llava(), tiny_processor(), 2) == 40
+    assert batches == [[9, 8], [7, 3], [2]]
+    assert capsys.readouterr().err == ""
 
 
 def test_rows_that_are_also_trained_on_are_counted_whatever_they_are_called(tmp_path):

@@ -6,11 +6,10 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedModel, ProcessorMixin
 
-from switchkd.agree import over_hosts
 from switchkd.batch import sample_id
+from switchkd.evaluate.batches import ask_batches, by_length
 from switchkd.evaluate.generate import answers
 from switchkd.evaluate.questions import Question, prompt, questions
-from switchkd.processes import processes
 from switchkd.results.metrics import exact
 
 #: Answers to held-out questions end after so many tokens: they are asked again and again.
@@ -34,16 +33,18 @@ class HeldOut:
 
     def exact_match_percent(self, model: PreTrainedModel, processor: ProcessorMixin, batch_size: int) -> float:
         """Of the questions, shared out among all processes, the share that is answered exactly, greedily decoded."""
-        state = processes()
-        own = self.questions[state.process_index :: state.num_processes]
-        right = 0
-        for begin in range(0, len(own), batch_size):
-            batch = own[begin : begin + batch_size]
+
+        def right(places: list[int]) -> int:
+            batch = [self.questions[place] for place in places]
             asked = [prompt(self.rows[question.sample], question.turn) for question in batch]
             given = answers(model, processor, asked, max_new_tokens=ANSWER_TOKENS)
-            for question, answer in zip(batch, given, strict=True):
-                right += int(exact(question.accepted or (question.expected,), answer.text))
-        return 100 * over_hosts([right], "sum")[0] / len(self.questions)
+            return sum(
+                int(exact(question.accepted or (question.expected,), answer.text))
+                for question, answer in zip(batch, given, strict=True)
+            )
+
+        batches = by_length([question.length for question in self.questions], batch_size)
+        return 100 * sum(ask_batches(batches, right, None, shared=True)) / len(self.questions)
 
 
 def count_shared(train: Dataset, held_out: Dataset) -> tuple[int, list[str]]:
