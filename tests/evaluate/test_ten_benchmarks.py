@@ -1,14 +1,19 @@
 """The benchmarks through lmms-eval, with an oracle in the model's place: perfect answers earn full marks, nonsense nothing."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from ranks import run_on_two_ranks
+from run_files import write_model
 from ten_rows import TYPED, perfect, write
 from tiny import IMAGE_SIZE, tiny_processor
 from tiny_models import tiny_llava
 
+from switchkd.evaluate import batches
 from switchkd.evaluate.benchmarks import BENCHMARKS, pope
 from switchkd.evaluate.benchmarks import ask_benchmarks as run
 from switchkd.evaluate.benchmarks.ask_benchmarks import evaluate_benchmarks
@@ -235,3 +240,47 @@ def test_what_the_results_say(ask, tmp_path, parts):
     assert BenchmarkResults.load(tmp_path / "out" / "b.json").given == ()
     again, _ = ask(lambda right: "A", ["pope"])
     assert again.benchmarks["pope"].data_fingerprint == results.benchmarks["pope"].data_fingerprint
+
+
+def test_two_processes_ask_each_batch_once_and_have_the_results_of_one(ask, monkeypatch, tmp_path):
+    alone, _ = ask(lambda right: right, ["scienceqa", "pope"], batch_size=3)
+    state = SimpleNamespace(process_index=0, num_processes=2, is_main_process=True)
+
+    def in_every_process(work):
+        made = []
+        for state.process_index in (1, 0):
+            made.insert(0, work())
+        return made
+
+    for module in (batches, run):
+        monkeypatch.setattr(module, "processes", lambda: state)
+    monkeypatch.setattr(batches, "in_every_process", in_every_process)
+    monkeypatch.setattr(run, "in_every_process", lambda work: [work()] * 2)  # scored by both
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    shared, seen = ask(lambda right: right, ["scienceqa", "pope"], batch_size=3, share=True, output=tmp_path / "b.json")
+    assert len(seen) == len({row["id"] for row in seen}) == 8
+    assert shared.given == alone.given
+    assert {name: replace(result, seconds=0) for name, result in shared.benchmarks.items()} == {
+        name: replace(result, seconds=0) for name, result in alone.benchmarks.items()
+    }
+    assert (os.environ["WORLD_SIZE"], os.environ["RANK"]) == ("2", "0")
+    state.is_main_process = False
+    ask(lambda right: right, ["pope"], share=True, output=tmp_path / "other.json")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b.answers.jsonl", "b.json"]
+
+
+@pytest.mark.slow
+def test_two_ranks_have_the_results_of_one_process(folder, tmp_path):
+    write_model(tmp_path / "student", seed=2)
+    names = ["scienceqa", "pope", "mme"]
+    run_on_two_ranks("benchmarks_on_two_ranks.py", tmp_path / "student", folder, tmp_path / "out", *names)
+    alone = evaluate_benchmarks(tmp_path / "student", names, data=folder, batch_size=2, max_new_tokens=3)
+    shared = BenchmarkResults.load(tmp_path / "out" / "results.json")
+    assert shared.given == alone.given
+    for name in names:
+        assert replace(shared.benchmarks[name], seconds=0) == replace(alone.benchmarks[name], seconds=0)
+    asked = [int((tmp_path / "out" / f"asked-{rank}").read_text()) for rank in (0, 1)]
+    assert sum(asked) == len(alone.given)
+    assert min(asked) > 0
+    assert [(tmp_path / "out" / f"given-{rank}").read_text() for rank in (0, 1)] == [repr(alone.given)] * 2

@@ -132,11 +132,14 @@ class Evaluate(Verb):
             from rich.console import Console
 
             from switchkd.evaluate.benchmarks.ask_benchmarks import evaluate_benchmarks
+            from switchkd.processes import processes
             from switchkd.results.benchmark_results import answers_path, table
 
         output = self._output("benchmarks")
         sizes: Any = {"batch_size": self.batch_size, "max_new_tokens": self.max_new_tokens}
-        results = evaluate_benchmarks(self.model, listed, data=self.data, output=output, **sizes)
+        results = evaluate_benchmarks(self.model, listed, data=self.data, output=output, share=True, **sizes)
+        if not processes().is_main_process:
+            return 0
         if self.json:
             print(output.read_text(encoding="utf-8"), end="")
         else:

@@ -1,7 +1,7 @@
 """Batched greedy generation from a Hugging Face model: the same question always gets the same answer."""
 
 import json
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,6 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from switchkd.console import progress
 from switchkd.data.errors import SampleError
 from switchkd.data.reader import LONGEST, Reader
 from switchkd.models import load_pathway
@@ -280,9 +279,3 @@ class _FiniteLogits(LogitsProcessor):
                     "there is no answer: weights of the model are not finite, or its numbers overflow in "
                     "this precision. Look at its weights, or choose an earlier checkpoint"
                 )
-
-
-def with_progress(batches: Iterable[Any], what: str) -> Iterator[Any]:
-    """Yield `batches`, and show on stderr how many are done."""
-    assert isinstance(batches, Sized)
-    return progress(batches, what, len(batches))

@@ -6,21 +6,20 @@ repeated for seconds, and samples would be read, with their images, three times.
 # lmms-eval ships no types
 # mypy: disallow-subclassing-any=False
 
-import contextlib
 import hashlib
 import json
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lmms_eval
 from datasets import DatasetDict
 from PIL import ImageFile
 
+from switchkd.evaluate.batches import ask_batches
 from switchkd.evaluate.benchmarks.benchmark import Benchmark, Doc
 from switchkd.evaluate.benchmarks.benchmark_samples import Samples
-from switchkd.evaluate.generate import Answer, with_progress
+from switchkd.evaluate.generate import Answer
 from switchkd.results.benchmark_results import Given
 
 _TRUNCATED = ImageFile.LOAD_TRUNCATED_IMAGES
@@ -87,15 +86,26 @@ class Task(ConfigurableMessagesTask):
         }
 
 
+class _Asked(NamedTuple):
+    """An answer, and a digest of what was asked."""
+
+    given: Given
+    digest: bytes
+
+
 class Model(lmms):
-    """Any model that answers samples, as lmms-eval calls it. Whatever `answers` raises is passed on.
+    """Any model that answers samples, as lmms-eval calls it: asked as soon as it is made, each process its share.
 
     Args:
         task: what is asked.
         answers: given samples and the most tokens of an answer, one answer for each sample.
         batch_size: samples at a time.
         max_new_tokens: longer answers are cut; by default what the task says.
-        keep: is given every answer as soon as it is made.
+        keep: is given every answer of this process as soon as it is made.
+        share: every process of the run makes one, asks its share, and has all answers.
+
+    Raises:
+        Exception: whatever `answers` raises, in whichever process.
     """
 
     is_simple = False
@@ -107,50 +117,49 @@ class Model(lmms):
         batch_size: int,
         max_new_tokens: int | None,
         keep: Callable[[list[Given]], None],
+        *,
+        share: bool,
     ) -> None:
         super().__init__()
         self.task = task
         self.answers = answers
-        self.batch_size = batch_size
         self.keep = keep
         settings = task.config.generation_kwargs
         self.max_new_tokens = max_new_tokens or settings.get("max_new_tokens") or task.benchmark.max_new_tokens
         self.stops: list[str] = settings["until"]
+        count = len(task.samples)
+        batches = [list(range(begin, min(begin + batch_size, count))) for begin in range(0, count, batch_size)]
+        answered = ask_batches(batches, self._ask, task.benchmark.title, shared=share)
+        asked = [one for batch in answered for one in batch]
         #: What was asked and answered, in order.
-        self.given: list[Given] = []
-        self._digest = hashlib.sha256()
-        self._stderr = sys.stderr  # for the progress, while what lmms-eval prints is kept from the terminal
+        self.given = [one.given for one in asked]
+        #: SHA-256 of what was asked: prompts and the bytes of every image.
+        self.fingerprint = hashlib.sha256(b"".join(one.digest for one in asked)).hexdigest()
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """An answer to each request, up to the first of the task's stops."""
-        numbers = [request.doc_id for request in requests]
-        batches = [numbers[i : i + self.batch_size] for i in range(0, len(numbers), self.batch_size)]
-        with contextlib.redirect_stderr(self._stderr):
-            for batch in with_progress(batches, self.task.benchmark.title):
-                samples = [self.task.conversation(number) for number in batch]
-                given = self.answers(samples, self.max_new_tokens)
-                if len(given) != len(samples):
-                    raise RuntimeError(f"{len(samples)} questions were asked and {len(given)} answers came back")
-                for sample, answer in zip(samples, given, strict=True):
-                    self._note(sample, answer)
-        return [given.answer for given in self.given]
+        """The answer to each request."""
+        return [self.given[request.doc_id].answer for request in requests]
 
-    def _note(self, sample: dict[str, Any], answer: Answer) -> None:
+    def _ask(self, numbers: list[int]) -> list[_Asked]:
+        samples = [self.task.conversation(number) for number in numbers]
+        given = self.answers(samples, self.max_new_tokens)
+        if len(given) != len(samples):
+            raise RuntimeError(f"{len(samples)} questions were asked and {len(given)} answers came back")
+        asked = [self._noted(sample, answer) for sample, answer in zip(samples, given, strict=True)]
+        self.keep([one.given for one in asked])
+        return asked
+
+    def _noted(self, sample: dict[str, Any], answer: Answer) -> _Asked:
+        """The answer up to the first of the task's stops."""
         text = answer.text.strip()
         for stop in self.stops:
             text = text.split(stop)[0]
         parts = sample["messages"][0]["content"]
         prompt = "".join("<image>" if part["type"] == "image" else part["text"] for part in parts)
-        self.given.append(Given(self.task.benchmark.name, sample["id"], prompt, text.strip(), answer.truncated))
-        self.keep(self.given[-1:])
-        self._digest.update(hashlib.sha256(json.dumps(parts).encode()).digest())
-        for image in sample["images"]:
-            self._digest.update(hashlib.sha256(image["bytes"]).digest())
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of what was asked: prompts and the bytes of every image."""
-        return self._digest.hexdigest()
+        digests = [hashlib.sha256(json.dumps(parts).encode()).digest()]
+        digests += [hashlib.sha256(image["bytes"]).digest() for image in sample["images"]]
+        given = Given(self.task.benchmark.name, sample["id"], prompt, text.strip(), answer.truncated)
+        return _Asked(given, b"".join(digests))
 
     def clean(self) -> None:
         """Nothing: the model answers the next benchmark too."""

@@ -3,8 +3,9 @@
 import contextlib
 import io
 import logging
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel, ProcessorMixin
 
+from switchkd.agree import in_every_process
 from switchkd.evaluate.benchmarks import BENCHMARKS
 from switchkd.evaluate.benchmarks.benchmark_samples import load as load_samples
 from switchkd.evaluate.generate import Answer, answers, given_or_loaded, greedy, set_aside
 from switchkd.evaluate.kept_answers import kept_answers
+from switchkd.processes import processes
 from switchkd.results.benchmark_results import BenchmarkResult, BenchmarkResults, Given, answers_path
 from switchkd.results.ten_way_mean import percent, ten_way_mean
 from switchkd.versions import versions
@@ -37,6 +40,7 @@ def evaluate_benchmarks(
     batch_size: int = 32,
     max_new_tokens: int | None = None,
     output: Path | None = None,
+    share: bool = False,
 ) -> BenchmarkResults:
     """The scores of `model` on benchmarks, greedily decoded, through lmms-eval.
 
@@ -49,6 +53,8 @@ def evaluate_benchmarks(
         batch_size: questions at a time.
         max_new_tokens: an answer is cut after so many, and counted as truncated; by default what each benchmark's task says.
         output: where to write the results JSON; the answers get a file of the same name, `.answers.jsonl`.
+        share: every process of the run (`torchrun`, `accelerate launch`) calls this with the same arguments and asks its share of the
+            batches; all of them return the whole results, and the main one writes them.
 
     Raises:
         ValueError: data that cannot be used, in whole or in one sample; a model that cannot be used.
@@ -60,6 +66,7 @@ def evaluate_benchmarks(
         raise ValueError(f"batch_size and max_new_tokens must be at least 1, got {batch_size} and {max_new_tokens}")
     if output is not None and Path(output).suffix != ".json":
         raise ValueError(f"{output}: results are written as JSON, so the name must end in .json")
+    tells = not share or processes().is_main_process
     output = None if output is None else Path(output)
     begin = time.perf_counter()
     with kept_answers(output, None if output is None else answers_path(output)) as keep:
@@ -68,10 +75,12 @@ def evaluate_benchmarks(
         scores: dict[str, BenchmarkResult] = {}
         given: list[Given] = []
         for task in tasks:
-            scores[task.benchmark.name], answered = _run(task, loaded, processor, batch_size, max_new_tokens, keep)
+            scores[task.benchmark.name], answered = _run(
+                task, loaded, processor, batch_size, max_new_tokens, keep, share=share
+            )
             given += answered
         results = _results(loaded, processor, name, scores, given, batch_size, time.perf_counter() - begin)
-        if output is not None:
+        if output is not None and tells:
             results.save(output)
     return results
 
@@ -132,17 +141,19 @@ def _run(
     batch_size: int,
     max_new_tokens: int | None,
     keep: Callable[[list[Any]], None],
+    *,
+    share: bool,
 ) -> tuple[BenchmarkResult, list[Given]]:
-    """Ask one benchmark, and have it scored."""
+    """Ask one benchmark, and have it scored; each process that has asked its share scores all of it."""
     from switchkd.evaluate.benchmarks.adapter import Model
 
     def ask(samples: list[dict[str, Any]], length: int) -> list[Answer]:
         return answers(model, processor, samples, max_new_tokens=length)
 
     benchmark = task.benchmark
-    asked = Model(task, ask, batch_size, max_new_tokens, keep)
     begin = time.perf_counter()
-    metrics = _scored(task, asked)
+    asked = Model(task, ask, batch_size, max_new_tokens, keep, share=share)
+    metrics = in_every_process(lambda: _scored(task, asked))[0] if share else _scored(task, asked)
     seconds = time.perf_counter() - begin
     if benchmark.metric not in metrics:
         raise RuntimeError(f"{benchmark.title}: lmms-eval gave {', '.join(metrics)}, and no {benchmark.metric}")
@@ -150,7 +161,7 @@ def _run(
     light = task.dataset[task.config.test_split]
     max_score = benchmark.max_score({name: light[name] for name in benchmark.columns})
     cut = sum(answer.truncated for answer in asked.given)
-    if cut:
+    if cut and (not share or processes().is_main_process):
         logger.warning(
             "%s: %d of %d answers were cut at max_new_tokens=%d",
             benchmark.title, cut, len(asked.given), asked.max_new_tokens,
@@ -185,7 +196,7 @@ def _scored(task: "Task", model: "Model") -> dict[str, float]:
 
     printed = io.StringIO()
     settings = SimpleNamespace(process_with_media=False, output_path=None)
-    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+    with _alone(), contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
         everything = simple_evaluate(
             model=model,
             tasks=[task],
@@ -206,3 +217,13 @@ def _scored(task: "Task", model: "Model") -> dict[str, float]:
         for name, metric in names.items()
         if isinstance(values.get(name), int | float)
     }
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """lmms-eval would deal out what it scores among the processes that a launcher has started, and each of them has all answers."""
+    saved = {name: os.environ.pop(name, None) for name in ("WORLD_SIZE", "RANK")}
+    try:
+        yield
+    finally:
+        os.environ.update({name: value for name, value in saved.items() if value is not None})
