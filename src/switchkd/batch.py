@@ -1,7 +1,7 @@
 """What the models read: the inputs of one model, and a batch of the student's and its teachers'."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from switchkd.names import TEACHER as TEACHER
+from switchkd.names import Kind
 
 _Tree = TypeVar("_Tree")
 #: What a family's image or video processor makes, by the names of the model's arguments.
@@ -34,8 +35,9 @@ class Inputs(NamedTuple):
     targets: Int[Tensor, " answers"]
     #: Whose answers they are, from 0.
     sample: Int[Tensor, " answers"]
-    #: All pictures of the batch in the order of their placeholders; a kind that no sample has is absent.
-    media: dict[Literal["image", "video"], Media]
+    #: All pictures and videos of the batch, each kind in the order of its placeholders; a kind that no sample has is absent. Frames that a
+    #: model takes as images are among these.
+    media: dict[Kind, Media]
     #: What positions and attention masks of some language models depend on, by the names of the model's arguments.
     types: dict[str, Int[Tensor, "batch sequence"]]
     #: Position of each token in its sample, 0 in the padding; None where rows are padded, whose tokens the model counts.
@@ -45,8 +47,13 @@ class Inputs(NamedTuple):
 
     @property
     def images(self) -> Media | None:
-        """What V looks at; None where no sample has an image."""
+        """The pictures; None where no sample has any."""
         return self.media.get("image")
+
+    @property
+    def shown(self) -> Media | None:
+        """All that V looks at, pictures and videos, which no model calls by one name; None where no sample has any."""
+        return {name: tensor for one in self.media.values() for name, tensor in one.items()} or None
 
     def is_text(self) -> Bool[Tensor, "batch sequence"]:
         """Where there is a token, and no padding."""

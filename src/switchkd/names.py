@@ -4,6 +4,8 @@ from typing import ClassVar, Literal
 
 #: The name of the one teacher that a recipe has.
 TEACHER = "teacher"
+#: What a row shows, besides text.
+Kind = Literal["image", "video"]
 #: The pathways whose distributions a method can ask for.
 Route = Literal["student", "teacher", "switch"]
 #: forward: KL(p_T ‖ p_X), the expectation is the teacher's. reverse: KL(p_X ‖ p_T), the learner's.

@@ -51,7 +51,7 @@ def messages_row(**more):
 
 
 def expected_row(folder, **more):
-    row = {"id": "x", "images": [{"bytes": None, "path": str(folder / "images" / "a.png")}]}
+    row = {"id": "x", "images": [{"bytes": None, "path": str(folder / "images" / "a.png")}], "videos": []}
     return row | {"messages": CANONICAL, "kinds": [None], "accepted": [], "metric": None, "problem": None} | more
 
 
@@ -169,8 +169,11 @@ BAD_ROWS = {
         [{"messages": [{"role": "assistant", "content": [{"type": "image"}]}]}],
         "assistant turn has a part of type 'image'",
     ),
-    "video": ([{"messages": [{"role": "user", "content": [{"type": "video"}]}]}], "part of type 'video'"),
-    "video beside": ([llava("Hi", video="a.mp4")], "has `video`, which is not read; only images are supported"),
+    "video": (
+        [{"messages": [{"role": "user", "content": [{"type": "video"}]}]}],
+        r"1 video marks \(<video>\) but 0 videos",
+    ),
+    "video without a mark": ([llava("Hi", video="a.mp4")], r"0 video marks \(<video>\) but 1 videos"),
     "image of another type": ([llava(image=7)], "an image must be a path, bytes"),
     "image twice": ([llava(image="a.png", images=["a.png"])], "both `image` and `images`"),
     "kinds and answers": ([llava("Hi", kinds=["a", "b"])], "2 kinds but 1 answers"),

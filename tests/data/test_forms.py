@@ -437,7 +437,7 @@ def test_nothing_but_pictures_json_and_text_of_an_archive_is_decoded(folder, cap
     assert comparable(rows) == expected(folder, *SAME)
     (line,) = [record.getMessage() for record in caplog.records if "not read" in record.getMessage()]
     assert all(f"`{ending}` (2)" in line for ending, _ in more)
-    with pytest.raises(DataError, match="has `mp4`, which is not read; only images"):
+    with pytest.raises(DataError, match="has `mp4`, which is not read; videos, as files"):
         load_rows(archive(folder, "v.tar", ROWS[:1], [("mp4", b"x")]))
 
 

@@ -86,7 +86,8 @@ TALK = talk("<image>\nWhat?", image="a.png")
 vqa = {"question": Q, "answer": A, "image": "a.png"}
 two = {"images": ["a.png", "b.png"]}
 NO_IMAGE = r"a question holds {}, and the row has no image: name its picture under `image`.*backticks"
-NO_VIDEO = r"a question holds {}, and only images are supported: leave the row out, or give frames as images"
+NO_VIDEO = r"a question holds {}, and the row has no video: name it under `video`, or several under `videos`; mark each"
+NO_SOUND = r"a question holds {}, and sound is not carried to the models: leave the row out, or put it in backticks"
 NOT_EACH = r"mark pictures with {}, which does not say where each of its {} images stands: write <image> once for each"
 
 #: What a row would lose (1, 2, 5a of the table above) → the row, and words of its error.
@@ -103,7 +104,9 @@ ERRORS = {
     "a list of pictures": (talk(image_paths=["a.png"]), PICTURE.format("image_paths")),
     "a picture by its value": (talk(screenshot="shots/a.JPG"), PICTURE.format("screenshot")),
     "metadata.jsonl": (talk("<image>\nWhat?", file_name="a.png"), PICTURE.format("file_name")),
-    **{name: (talk(**{name: "a.mp4"}), f"has `{name}`, which is not read; only images") for name in ("video", "videos", "audio")},
+    **{name: (talk(**{name: "a.mp4"}), f"has `{name}`, which is not read; videos, as") for name in ("video_path", "clip", "mp4")},
+    **{name: (talk(**{name: "a.mp4"}), "0 video marks .<video>. but 1 videos") for name in ("video", "videos")},
+    "audio": (talk(audio="a.wav"), "has `audio`, which is not read; sound is not carried"),
     **{name: (talk(**{name: [{"type": "function"}]}), f"has `{name}`, which is not read; tools") for name in ("tools", "functions")},
     **{name: (talk(**{name: "A dog."}), f"has `{name}`, which is not read; pref") for name in ("rejected", "rejected_messages")},
     "a system under another name": (talk(system_prompt="A"), "`system_prompt`, which is not read; name it `system`"),
@@ -167,7 +170,7 @@ ERRORS = {
     "history that is no pairs": ({"query": Q, "response": A, "history": ["a"]}, "each of `history`"),
     "texts without an answer": ({"texts": [{"user": Q}]}, "content of a assistant turn must be text|content of an"),
     "a second picture under a key of its own": (vqa | {"image_2": "b.png"}, "`image_2`, which is not read: list all pictures"),
-    "frames": (vqa | {"frames": ["a.mp4"]}, "`frames`, which is not read; only images"),
+    "frames": (vqa | {"frames": ["a.mp4"]}, "`frames`, which is not read; videos, as files"),
     "a system by a short name": (vqa | {"sys": "Be brief."}, "`sys`, which is not read; name it `system`"),
     "a system of a developer": (vqa | {"developer_message": "Be brief."}, "name it `system`"),
     "a mask of the loss": (TALK | {"loss_mask": [0]}, "`loss_mask`, which is not read; a turn may be left out"),
@@ -185,7 +188,10 @@ ERRORS = {
         f"{mark} without an image, in a part": (parts({"type": "text", "text": f"{mark}A"}, images=()), NO_IMAGE.format(re.escape(mark)))
         for mark in MARKS
     },
-    **{f"{mark}": (talk(f"{mark}\nWhat?"), NO_VIDEO.format(re.escape(mark))) for mark in OTHER_MEDIA},
+    **{
+        f"{mark}": (talk(f"{mark}\nWhat?"), (NO_SOUND if "audio" in mark else NO_VIDEO).format(re.escape(mark)))
+        for mark in OTHER_MEDIA
+    },
     "<video> and a picture": (talk("<image><video>", image="a.png"), NO_VIDEO.format("<video>")),
     "<video> in a column": (vqa | {"question": "What happens in <video>?"}, NO_VIDEO.format("<video>")),
     "<video> in a part": (parts({"type": "image"}, {"type": "image"}, {"type": "text", "text": "<video>"}), NO_VIDEO.format("<video>")),

@@ -146,7 +146,10 @@ def tiny_for(
 
     config = BUILDS[name].config(hidden, depth)
     config.text_config.vocab_size = len(processor.tokenizer)
-    config.image_token_id = choose_format(processor).image_token_id
+    chosen = choose_format(processor)
+    config.image_token_id = chosen.image_token_id
+    if chosen.video_token_id is not None:
+        config.video_token_id = chosen.video_token_id
     torch.manual_seed(seed)
     model = hf.AutoModelForImageTextToText.from_config(config)
     with torch.no_grad():

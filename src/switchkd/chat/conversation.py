@@ -11,9 +11,10 @@ from rich.prompt import Prompt
 from rich.text import Text
 from transformers import PreTrainedModel, ProcessorMixin
 
-from switchkd.data.errors import SampleError
+from switchkd.data.errors import MissingDecoderError, SampleError
 from switchkd.data.images import open_image
-from switchkd.evaluate.generate import answers
+from switchkd.data.videos import open_videos
+from switchkd.evaluate.generate import answers, reader
 
 
 class Conversation:
@@ -24,20 +25,27 @@ class Conversation:
         self.processor = processor
         self.max_new_tokens = max_new_tokens
         self.images: list[dict[str, Any]] = []
+        self.videos: list[dict[str, Any]] = []
         self.messages: list[dict[str, Any]] = []
 
-    def show(self, paths: Sequence[Path]) -> None:
-        """Begin anew with these images, in this order.
+    def show(self, paths: Sequence[Path], videos: Sequence[Path] = ()) -> None:
+        """Begin anew with these images and, behind them, videos, in this order.
 
         Raises:
-            SampleError: no such file, not an image, or too large; the conversation stays as it was.
+            SampleError: no such file, no image or video, too large, or a video for a model that reads none; nothing has changed then.
+            MissingDecoderError: the package that decodes videos is not installed.
         """
         images = [
             {"bytes": None, "path": os.path.realpath(path)} for path in paths
         ]  # the user's own links may be followed
         for image in images:
             open_image(image)
-        self.images, self.messages = images, []
+        films = [{"bytes": None, "path": os.path.realpath(path), "frames": []} for path in videos]
+        reads = reader(self.model, self.processor)
+        if films and reads.format.no_videos:
+            raise SampleError(f"this model cannot be shown a video: {reads.format.no_videos}")
+        open_videos(films, sampling=reads.sampling)
+        self.images, self.videos, self.messages = images, films, []
 
     def ask(self, question: str) -> str:
         """The answer, greedily decoded, without control characters.
@@ -48,9 +56,10 @@ class Conversation:
         """
         content: list[dict[str, Any]] = [{"type": "text", "text": question}]
         if not self.messages:
-            content = [{"type": "image", "text": None} for _ in self.images] + content
+            shown = [*("image" for _ in self.images), *("video" for _ in self.videos)]
+            content = [{"type": kind, "text": None} for kind in shown] + content
         messages = [*self.messages, {"role": "user", "content": content}]
-        row = {"id": "chat", "images": self.images, "messages": messages}
+        row = {"id": "chat", "images": self.images, "videos": self.videos, "messages": messages}
         (answer,) = answers(self.model, self.processor, [row], max_new_tokens=self.max_new_tokens)
         self.messages = [*messages, {"role": "assistant", "content": [{"type": "text", "text": answer.text}]}]
         # A model's text must not steer the terminal.
@@ -61,9 +70,9 @@ def talk(conversation: Conversation) -> None:
     """Ask and answer until `/quit` or the end of the input. Every question follows up on those before it."""
     console = Console()
     console.print(
-        "Ask about the image, or about several together. /image FILE shows another one and begins anew, /quit ends."
+        "Ask about what is shown. /image FILE shows another image and begins anew, /video FILE a video, /quit ends."
     )
-    if not conversation.images:
+    if not (conversation.images or conversation.videos):
         console.print("There is no image yet.")
     while True:
         try:
@@ -76,9 +85,12 @@ def talk(conversation: Conversation) -> None:
             if typed.startswith("/image"):
                 conversation.show([Path(typed.removeprefix("/image").strip()).expanduser()])
                 console.print("The model sees this image now.")
+            elif typed.startswith("/video"):
+                conversation.show([], [Path(typed.removeprefix("/video").strip()).expanduser()])
+                console.print("The model sees this video now.")
             elif typed.startswith("/"):
-                console.print(Text(f"{typed}: unknown; there are /image FILE and /quit"))
+                console.print(Text(f"{typed}: unknown; there are /image FILE, /video FILE and /quit"))
             elif typed:
                 console.print(Text.assemble(("model", "bold"), ": ", conversation.ask(typed)))
-        except SampleError as error:
+        except (SampleError, MissingDecoderError) as error:
             console.print(Text(str(error), style="red"))

@@ -21,7 +21,7 @@ PASSWORD, PASSWORD_LENGTH = "SWITCHKD_CHAT_PASSWORD", 12
 
 @dataclass(frozen=True)
 class Chat(Verb):
-    """Ask a model about an image, in the terminal (/image FILE shows it another one, /quit ends), or several on a page in the browser.
+    """Ask a model about an image or a video, in the terminal (/image and /video FILE show others, /quit ends), or several on a page.
 
     Example: switchkd chat runs/demo/switch-kd/student --image runs/demo/data/images/test/00000.png
 
@@ -34,6 +34,8 @@ class Chat(Verb):
     models: Annotated[Positional[tuple[str, ...]], arg(metavar="[NAME=]MODEL ...")]
     #: The image to talk about; several, shown to the model together, as --image A --image B (not with --web).
     image: UseAppendAction[tuple[Path, ...]] = ()
+    #: The video to talk about, a file or a folder of its frames; several as --video A --video B (not with --web).
+    video: UseAppendAction[tuple[Path, ...]] = ()
     #: Ask only this, print the answer and end; with --web: what the page begins with.
     question: str | None = None
     #: Longer answers are cut.
@@ -50,6 +52,8 @@ class Chat(Verb):
         if not self.models:
             return fail("chat with which model? Name a checkpoint directory, or a model on the Hugging Face hub", 2)
         if self.web:
+            if self.video:
+                return fail("the page shows no videos: ask about one in the terminal, without --web", 2)
             if len(self.image) > 1:
                 return fail(f"the page begins with one image, not with {len(self.image)}: give one --image", 2)
             return self._serve()
@@ -61,7 +65,7 @@ class Chat(Verb):
             return fail("--port is that of the page: add --web", 2)
         if self.host is not None:
             return fail("--host is that of the page: add --web", 2)
-        require_paths(self.image)
+        require_paths([*self.image, *self.video])
         (model,) = by_name(self.models).values()
         require_model(model)
         with model_libraries():
@@ -69,7 +73,7 @@ class Chat(Verb):
             from switchkd.evaluate.generate import load
 
         conversation = Conversation(*load(model), max_new_tokens=self.max_new_tokens)
-        conversation.show(self.image)
+        conversation.show(self.image, self.video)
         if self.question is None:
             talk(conversation)
         else:

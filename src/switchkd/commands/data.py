@@ -228,7 +228,8 @@ class Data(Verb):
 def as_values(seen: "Overview") -> dict[str, object]:
     """The same as plain values."""
     counts = {
-        name: getattr(seen, name) for name in ("rows", "bad", "answers", "learned", "files", "embedded", "problems")
+        name: getattr(seen, name)
+        for name in ("rows", "bad", "answers", "learned", "files", "embedded", "videos", "problems")
     }
     return counts | {"sources": {name: vars(noted) for name, noted in seen.sources.items()}}
 
@@ -237,7 +238,8 @@ def describe(seen: "Overview") -> list[str]:
     """What is understood of data, in lines."""
     lines = [
         f"{seen.rows:,} rows, {seen.rows - seen.bad:,} of them can be used",
-        f"{seen.answers:,} answers, {seen.learned:,} of them are learned; pictures: {seen.files:,} in files, {seen.embedded:,} inside",
+        f"{seen.answers:,} answers, {seen.learned:,} of them are learned; pictures: {seen.files:,} in files, {seen.embedded:,} inside"
+        + (f"; videos: {seen.videos:,}" if seen.videos else ""),
     ]
     for name, noted in seen.sources.items():
         lines.append(

@@ -18,10 +18,12 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from switchkd import rendering
-from switchkd.data.answer_spans import Message, Render, Rendering, Span, find_answered, find_asked
+from switchkd.data.answer_spans import Message, Render, find_answered, find_asked
 from switchkd.data.answer_tokens import AnswerToken, answer_covers, answer_mask
 from switchkd.data.errors import DataError, SampleError, TemplateLimitError
+from switchkd.data.placeholders import expand, no_videos
 from switchkd.models.families import family_of_processor
+from switchkd.names import Kind
 
 #: Unicode noncharacters: they never occur in text that is meant for exchange.
 _NONCHARACTERS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
@@ -37,13 +39,14 @@ class Tokens:
     """A tokenised conversation: `is_answer[i]` says whether `input_ids[i]` belongs to an answer or closes one.
 
     `covers[i]` is what it covers of that answer, None where that is nothing but space.
-    The last image, with the marks that belong to it, ends before token `images_end`.
+    The last image or video, which of the two `last` says, ends before token `images_end`, with the marks that belong to it.
     """
 
     input_ids: list[int]
     is_answer: list[bool]
     covers: list[AnswerToken | None]
     images_end: int = 0
+    last: Kind = "image"
     #: What the tokenizer does not know, in the order of the text.
     unknown: tuple[str, ...] = ()
 
@@ -84,16 +87,25 @@ class ChatFormat:
         self.image_token = image_token
         #: What stands for each visual token; another one in Gemma 3 and InternVL.
         self.image_token_id = int(processor.image_token_ids[0] or image_ids[0])
-        self._visual_token = str(tokenizer.convert_ids_to_tokens(self.image_token_id))
+        self.visual_token = str(tokenizer.convert_ids_to_tokens(self.image_token_id))
+        #: Why there are no videos; None where the processor reads them.
+        self.no_videos = no_videos(processor)
+        #: What a template writes for a video.
+        self.video_token: str | None = None if self.no_videos else str(getattr(processor, "video_token", ""))
+        #: What stands for each visual token of a video; None where its frames enter as images.
+        self.video_token_id: int | None = None
+        if self._family is not None and self._family.video_inputs and self.video_token is not None:
+            self.video_token_id = self.tokenizer.convert_tokens_to_ids(self.video_token)
         special = {token.content: index for index, token in added.items() if token.special}
         if tokenizer.eos_token is not None:
             special[tokenizer.eos_token] = tokenizer.eos_token_id
-        special |= {image_token: image_ids[0], self._visual_token: self.image_token_id}
+        special |= {image_token: image_ids[0], self.visual_token: self.image_token_id}
         #: Ids that typed text must never become.
         self._special_ids = set(special.values())
         #: What stands for characters that the tokenizer does not know: that is text, although the token counts as a special one.
         self._unknown_id: int | None = tokenizer.unk_token_id
-        self._special = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
+        marks = {*special, *([self.video_token] if self.video_token else [])}  # which need not be a token
+        self._special = re.compile("|".join(map(re.escape, sorted(marks, key=len, reverse=True))))
         begins = tokenizer("").input_ids[:1]
         self._bos_ids: list[int] = begins if begins == [tokenizer.bos_token_id] else []
 
@@ -146,11 +158,14 @@ class ChatFormat:
         self,
         messages: list[Message],
         placeholders: list[str],
+        videos: list[str] | None = None,
         *,
         tools: list[dict[str, Any]] | None = None,
         generation_prompt: bool = False,
     ) -> Tokens:
         """Render canonical `messages`, put one of `placeholders` (what the processor writes for it) for each image, tokenise.
+
+        `videos` is the same for each video.
 
         A conversation begins with what asks for its last answer, token for token. The token that closes an answer counts as part of it.
         An answer whose message has `learned` false is no answer, and neither is a token that stands for unknown characters.
@@ -169,7 +184,11 @@ class ChatFormat:
             found = find_answered(render, broken, hole, self.closing, self.ending)
         if any("reasoning_content" in message for message in broken):
             _check_reasoning(render, broken, found.text, asked=generation_prompt)
-        found, images_end = _expand(found, self.image_token, placeholders)
+        written: dict[Kind, tuple[str | None, list[str]]] = {
+            "image": (self.image_token, placeholders),
+            "video": (self.video_token, videos or []),
+        }
+        found, images_end, last = expand(found, written)
         input_ids, offsets = self._encode(found.text, mark, found.prompt)
         is_unknown = [
             index == self._unknown_id and found.text[start:end].strip() != self.tokenizer.unk_token and start < end
@@ -183,7 +202,7 @@ class ChatFormat:
         covers = answer_covers(found, mark, offsets, is_answer, closes)
         before_end = [index for index, (start, _) in enumerate(offsets, start=1) if start < images_end]
         unknown = tuple(found.text[slice(*offset)].strip() for offset in compress(offsets, is_unknown))
-        return Tokens(input_ids, is_answer, covers, before_end[-1] if images_end else 0, unknown)
+        return Tokens(input_ids, is_answer, covers, before_end[-1] if images_end else 0, last, unknown)
 
     def render(self, messages: list[Message], asked: bool, tools: list[dict[str, Any]] | None = None) -> str:
         """What the template writes, as the processor hands it to the tokenizer, with one image token for each image."""
@@ -210,7 +229,7 @@ class ChatFormat:
             rest = {_FIELDS.get(key, key): value for key, value in message.items() if value is not None}
             for name in ("content", "learned"):
                 rest.pop(name, None)
-            parts = [{"type": "image"} if part["type"] == "image" else dict(part) for part in message["content"]]
+            parts = [{"type": part["type"]} if part["type"] != "text" else dict(part) for part in message["content"]]
             for run in _runs(parts):  # searched as one: tokens may be typed in two parts
                 cuts = [match.start() + 1 for match in self._special.finditer("".join(part["text"] for part in run))]
                 begin = 0
@@ -219,8 +238,22 @@ class ChatFormat:
                     places = [0, *(cut - begin for cut in cuts if begin <= cut < end), len(part["text"])]
                     pieces = [part["text"][first:last] for first, last in pairwise(places)]
                     part["text"], begin = mark.join(pieces), end
+            parts = [self._video_part if part["type"] == "video" else part for part in parts]
             broken.append({**_in_strings(rest, self._break(mark)), "content": parts})
         return broken
+
+    @cached_property
+    def _video_part(self) -> dict[str, Any]:
+        """A video as the template takes it: as the text of its token where the template itself writes none, as SmolVLM's."""
+        asked = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "What happens?"}]}
+        try:
+            if self.video_token is None or self.render([asked], True).count(self.video_token) == 1:
+                return {"type": "video"}
+        except TemplateLimitError:
+            raise
+        except DataError:  # it refuses such parts
+            pass
+        return {"type": "text", "text": self.video_token}
 
     def _break(self, mark: str) -> Any:
         return lambda text: self._special.sub(lambda match: match[0][0] + mark + match[0][1:], text)
@@ -286,7 +319,7 @@ class ChatFormat:
         """
         messages = PROBES[probe]
         images = sum(part["type"] == "image" for message in messages for part in message["content"])
-        placeholders = [self._visual_token] * images
+        placeholders = [self.visual_token] * images
         text = find_answered(self.render, messages, _NONCHARACTERS[0], self.closing, self.ending).text
         if _WRITTEN_OUT.search(text):
             raise DataError("the chat template writes the parts of a message out as data: it is one for text alone")
@@ -352,25 +385,6 @@ def _in_strings(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, dict):
         return {key: _in_strings(item, change) for key, item in value.items()}
     return [_in_strings(item, change) for item in value] if isinstance(value, list) else value
-
-
-def _expand(found: Rendering, image_token: str, placeholders: list[str]) -> tuple[Rendering, int]:
-    """Write the placeholders in the text and move all places along; also where the last placeholder ends."""
-    first, *rest = found.text.split(image_token)
-    if len(rest) != len(placeholders):
-        raise SampleError(f"the rendered conversation has {len(rest)} image marks for {len(placeholders)} images")
-    ends = [match.end() for match in re.finditer(re.escape(image_token), found.text)]
-    gained = [len(placeholder) - len(image_token) for placeholder in placeholders]
-
-    def moved(position: int) -> int:
-        return position + sum(gain for gain, end in zip(gained, ends, strict=True) if end <= position)
-
-    expanded = first + "".join(placeholder + piece for placeholder, piece in zip(placeholders, rest, strict=True))
-    spans = [
-        Span(moved(span.start), moved(span.end), span.text and (moved(span.text[0]), moved(span.text[1])))
-        for span in found.spans
-    ]
-    return Rendering(expanded, moved(found.prompt), spans), moved(ends[-1]) if ends else 0
 
 
 def _check_reasoning(render: Render, messages: list[Message], text: str, *, asked: bool) -> None:

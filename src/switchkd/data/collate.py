@@ -12,6 +12,7 @@ import torch
 from switchkd.batch import Aligned, Batch, Stored
 from switchkd.data.index import Measured
 from switchkd.data.reader import Encoded, Reader
+from switchkd.data.row_videos import videos_of
 from switchkd.data.stored_answers import joined, part_of
 from switchkd.data.teacher_store import TeacherStore
 
@@ -112,7 +113,7 @@ class Collator:
             readings[name] = teacher.read(row, student)
             student = readings[name].student
         # rows of an index bring their key
-        key = row.get("key") or f"{row['id']}@{_digest([row['messages'], str(row['images']), self.fingerprint])}"
+        key = row.get("key") or f"{row['id']}@{_digest([row['messages'], _shown(row), self.fingerprint])}"
         return EncodedSample(key, student, readings)
 
     def measure(self, row: dict[str, Any]) -> Measured:
@@ -134,6 +135,10 @@ class Collator:
             answers_by_words=[by_words.count(kind) for kind in range(3)],
             compared_by_words=[[by_words[number] for number in compared].count(kind) for kind in range(3)],
         )
+
+
+def _shown(row: dict[str, Any]) -> str:
+    return str([row["images"], *videos_of(row)] if videos_of(row) else row["images"])
 
 
 def _by_words(row: dict[str, Any], student: Encoded) -> list[int]:

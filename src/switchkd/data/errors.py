@@ -18,6 +18,18 @@ class TemplateLimitError(DataError):
     """A chat template took more time or memory than any conversation needs: nothing is tried in its place."""
 
 
+class MissingDecoderError(DataError):
+    """Videos cannot be decoded here, whatever the row says: a package is missing."""
+
+
+class UnequalVideosError(DataError):
+    """Videos of rows cannot be asked about in one batch, because a model takes as many frames of each; one after the other they can."""
+
+
+#: What is the fault of no row: it ends what goes through rows.
+NO_FAULT_OF_THE_ROW = (TemplateLimitError, MissingDecoderError)
+
+
 def check_bad_share(bad: Sequence[str], rows: int, allowed: float, *, at_least: int = 0, listed: str = "") -> None:
     """Raise DataError where too many rows cannot be used.
 

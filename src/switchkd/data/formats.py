@@ -21,17 +21,19 @@ from switchkd.data.containers import RawRow
 from switchkd.data.errors import DataError, SampleError
 from switchkd.data.forms import Row, check_columns, renamed
 from switchkd.data.row_form import Noted, canonical_row, row_id, writable
+from switchkd.data.row_videos import embedded_bytes
 from switchkd.data.sources import Data, Rows, Source, find_sources
 
-#: The canonical row. `source` says in which file it stands, and where; `kinds` has one entry per assistant turn; `accepted`
-#: has all answers that are right, where there are more than that of the turn, and `metric` how it is scored; `problem` says why a row
-#: cannot be used (None: nothing found while reading) and is reported by `index.build_index`. Of a message, `reasoning` is what an answer
-#: was thought of before it (null: nothing), and `learned` whether it carries the loss.
+#: The canonical row. `source` says in which file it stands, and where; a video is a file, a folder of frames or its `frames`; `kinds` has
+#: one entry per assistant turn; `accepted` has all answers that are right, where there are more than that of the turn, and `metric` how it
+#: is scored; `problem` says why a row cannot be used (None: nothing found while reading) and is reported by `index.build_index`. Of a
+#: message, `reasoning` is what an answer was thought of before it (null: nothing), and `learned` whether it carries the loss.
 FEATURES = Features(
     {
         "id": Value("string"),
         "source": Value("string"),
         "images": List(Image(decode=False)),
+        "videos": List({"bytes": Value("binary"), "path": Value("string"), "frames": List(Image(decode=False))}),
         "messages": List(
             {
                 "role": Value("string"),
@@ -47,7 +49,7 @@ FEATURES = Features(
     }
 )
 #: To be raised when this module makes other rows of the same file: what is in the cache counts no longer.
-_VERSION = 6
+_VERSION = 7
 #: Rows that are written at a time, fewer where they carry their images.
 _CHUNK_ROWS, _CHUNK_BYTES = 1_000, 64 << 20
 
@@ -183,7 +185,15 @@ class SourceRows:
                 row["problem"] = writable(f"{where} (id {name!a}): {row['problem']}")
         except SampleError as error:
             problem = writable(f"{where} (id {name!a}): {error}")
-            row |= {"images": [], "messages": [], "kinds": [], "accepted": [], "metric": None, "problem": problem}
+            row |= {
+                "images": [],
+                "videos": [],
+                "messages": [],
+                "kinds": [],
+                "accepted": [],
+                "metric": None,
+                "problem": problem,
+            }
         return row
 
 
@@ -201,7 +211,7 @@ def _tables(reading: Reading) -> Iterator[pa.Table]:
     pending_bytes = 0
     for row in progress(reading.rows(), "reading rows", None):
         pending.append(row)
-        pending_bytes += sum(len(image["bytes"] or b"") for image in row["images"])
+        pending_bytes += embedded_bytes(row)
         if len(pending) == _CHUNK_ROWS or pending_bytes >= _CHUNK_BYTES:
             yield pa.Table.from_pylist(pending, FEATURES.arrow_schema)
             pending_bytes, pending = 0, []

@@ -11,17 +11,18 @@ Row = dict[str, Any]
 
 #: What can be read from columns of other names (`data.columns`).
 COLUMNS = (
-    "id", "question", "answer", "image", "images", "system", "kind", "kinds", "messages", "conversations", "accepted", "metric",
+    "id", "question", "answer", "image", "images", "video", "videos", "system", "kind", "kinds", "messages", "conversations", "accepted",
+    "metric",
 )  # fmt: skip
 #: What may stand next to the turns in every form.
-_BESIDE = ("id", "image", "images", "system", "kind", "kinds", "accepted", "metric")
+_BESIDE = ("id", "image", "images", "video", "videos", "system", "kind", "kinds", "accepted", "metric")
 #: Lists of turns, as LLaVA and ShareGPT write them, and as OpenAI does.
 _LISTS = ("conversations", "messages")
 #: One question and one answer: VQA, ms-swift, TRL, alpaca. Of each a row has one.
 _QUESTIONS = ("question", "query", "prompt", "instruction")
 _ANSWERS = ("answer", "response", "completion", "output")
 #: Lists that a table of text can only hold as JSON.
-_LIST_COLUMNS = (*_LISTS, "texts", "images", "history", "kinds", "accepted")
+_LIST_COLUMNS = (*_LISTS, "texts", "images", "videos", "history", "kinds", "accepted")
 
 
 def check_columns(columns: Mapping[str, str]) -> None:
@@ -40,7 +41,7 @@ class Talk(NamedTuple):
     #: What its list of turns is called; in messages.
     name: str
     turns: list[Any]
-    #: id, image, images, system, kind, kinds, accepted, metric: where the row has them.
+    #: id, image, images, video, videos, system, kind, kinds, accepted, metric: where the row has them.
     columns: Row
     #: Every other key.
     rest: Row

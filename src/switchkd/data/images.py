@@ -24,8 +24,8 @@ IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 _URL = re.compile(r"\s*([a-z]:|[a-z][a-z0-9+.-]*:/|(file|data|blob|https?|ftp|pipe|javascript|mailto):)", re.IGNORECASE)
 
 
-def image_path(root: Path, name: str) -> Path:
-    """Where the image called `name` in a data file lies: below `root`, whatever the data file says. Opens nothing.
+def image_path(root: Path, name: str, what: str = "image") -> Path:
+    """Where the image called `name`, or the video (`what`), in a data file lies: below `root`, whatever the data file says. Opens nothing.
 
     Raises `SampleError` for a path that is empty, absolute and not below `root`, or a URL, that names a parent folder or a drive, that
     holds backslashes or control characters, or that leads out of `root` through a symbolic link. Percent-encoded and
@@ -35,14 +35,14 @@ def image_path(root: Path, name: str) -> Path:
     spellings = {name, unquote(name), unquote(unquote(name))}
     for form in {unicodedata.normalize("NFKC", spelling) for spelling in spellings}:
         if problem := _path_problem(form):
-            raise SampleError(f"image path {_shown(name)} {problem}; write it relative to the image folder {root}")
+            raise SampleError(f"{what} path {shown_name(name)} {problem}; write it relative to the image folder {root}")
     try:
         real_root = os.path.realpath(root)
         real = os.path.realpath(os.path.join(real_root, name))
     except (OSError, ValueError) as error:
-        raise SampleError(f"image path {_shown(name)} cannot be resolved: {error}") from error
+        raise SampleError(f"{what} path {shown_name(name)} cannot be resolved: {error}") from error
     if real == real_root or os.path.commonpath([real, real_root]) != real_root:
-        raise SampleError(f"image path {_shown(name)} leads out of the image folder {root}")
+        raise SampleError(f"{what} path {shown_name(name)} leads out of the image folder {root}")
     return Path(real)
 
 
@@ -54,7 +54,7 @@ def _below(root: Path, name: str) -> str:
     return name
 
 
-def _shown(name: str) -> str:
+def shown_name(name: str) -> str:
     """`name` in a form that is safe and short enough for a log."""
     return ascii(name if len(name) <= 200 else name[:200] + "…")
 
@@ -109,7 +109,7 @@ def open_images(
     for number, image in enumerate(images, start=1):
         name = _name(image, number, len(images), source)
         try:
-            with _file(image, name) as file, warnings.catch_warnings():
+            with checked_file(image, name) as file, warnings.catch_warnings():
                 # Pillow warns near its own limit; `max_pixels` is checked below.
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
                 with Image.open(file, formats=IMAGE_FORMATS) as picture:
@@ -134,7 +134,7 @@ def open_images(
 
 def _name(image: dict[str, Any], number: int, count: int, source: str | None) -> str:
     if image.get("path") is not None:
-        name = f"image {_shown(str(image['path']))}"
+        name = f"image {shown_name(str(image['path']))}"
     else:
         name = "embedded image" + (f" {number} of {count}" if count > 1 else "")
     return name + (f" ({source})" if source and image.get("bytes") is not None else "")
@@ -144,18 +144,18 @@ def open_picture_file(image: dict[str, Any]) -> BytesIO | BufferedReader:
     """The file of `{"bytes": ..., "path": ...}` as it is, not decoded; errors as `open_images`, and OSError."""
     name = _name(image, 1, 1, None)
     try:
-        return _file(image, name)
+        return checked_file(image, name)
     except FileNotFoundError as error:
         raise SampleError(f"{name} is missing") from error
 
 
-def _file(image: dict[str, Any], name: str) -> BytesIO | BufferedReader:
-    """The image's content, opened once: what is checked is what is read."""
+def checked_file(image: dict[str, Any], name: str) -> BytesIO | BufferedReader:
+    """The content of `{"bytes": ..., "path": ...}`, opened once: what is checked is what is read. `name` is for errors."""
     content, path = image.get("bytes"), image.get("path")
     if content is not None:
         return BytesIO(content)
     if path is None:
-        raise SampleError("image has neither bytes nor a path")
+        raise SampleError(f"{name} has neither bytes nor a path")
     # a pipe must not be waited for
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     status = os.fstat(descriptor)

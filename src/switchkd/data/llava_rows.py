@@ -15,6 +15,7 @@ from switchkd.data.formats import Reading
 from switchkd.data.forms import Row
 from switchkd.data.image_marks import IMAGE_MARK, Marks
 from switchkd.data.images import IMAGE_FORMATS, open_picture_file
+from switchkd.data.row_videos import videos_of
 from switchkd.data.sources import Data
 
 _SPEAKERS = {"user": "human", "assistant": "gpt", "system": "system"}
@@ -84,6 +85,10 @@ def llava_line(row: Row, folder: Path, pictures: Path, done: Converted) -> dict[
     """
     if row["problem"]:
         raise SampleError(row["problem"])
+    if videos_of(row):
+        raise SampleError(
+            f"has {len(videos_of(row))} videos, which are not written here: keep this row in its own file"
+        )
     turns = [_turn(message, has_images=bool(row["images"])) for message in row["messages"]]
     names = [
         _picture(image, folder, pictures / f"{done.rows:08}-{number}", done)

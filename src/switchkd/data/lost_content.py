@@ -56,8 +56,12 @@ _WORDS = {"true": 1.0, "yes": 1.0, "false": 0.0, "no": 0.0}
 _PICTURE_NAME = re.compile(r"\.(png|jpe?g|webp|bmp|gif|tiff?|ppm)$", re.IGNORECASE)
 #: Names of keys that hold what is not carried to the models, without case and punctuation, and what to do.
 _CONTENT_KEYS = {
-    re.compile(r"(video|audio)(file|s)?(path|name|url|uri|file)?s?|frames?|clips?|mp|mov|avi|mkv|webm|wav|flac|ogg"): (
-        "only images are supported, so leave the row out or give frames as images"
+    re.compile(r"video(file|s)?(path|name|url|uri|file)?s?|frames?|clips?|mp|mov|avi|mkv|webm"): (
+        "videos, as files or as lists of their frames, are read from `video` or `videos` of the row alone: name it so, or say "
+        "data.columns: {video: …}"
+    ),
+    re.compile(r"audio(file|s)?(path|name|url|uri|file)?s?|wav|flac|ogg"): (
+        "sound is not carried to the models: leave the row out"
     ),
     re.compile(r"(systems?|sys|developer)(prompt|message|instruction)?s?"): "name it `system`",
     re.compile(

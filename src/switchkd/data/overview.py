@@ -9,6 +9,7 @@ from switchkd.data.formats import Reading
 from switchkd.data.forms import Row
 from switchkd.data.images import open_picture_file
 from switchkd.data.row_form import Noted
+from switchkd.data.row_videos import video_files, videos_of
 from switchkd.data.sources import Data
 
 #: Problems that are kept.
@@ -25,6 +26,8 @@ class Overview:
     #: Pictures in files, and inside of the data.
     files: int = 0
     embedded: int = 0
+    #: Videos, wherever they are.
+    videos: int = 0
     #: Answers, and how many of them are learned.
     answers: int = 0
     learned: int = 0
@@ -59,6 +62,7 @@ def look_over(
         seen.learned += sum(message["learned"] for message in answers)
         seen.embedded += sum(image["bytes"] is not None for image in row["images"])
         seen.files += sum(image["bytes"] is None for image in row["images"])
+        seen.videos += len(videos_of(row))
         if (problem := row["problem"] or _picture_problem(row)) is not None:
             seen.bad += 1
             if len(seen.problems) < _SHOWN:
@@ -70,7 +74,8 @@ def look_over(
 
 
 def _picture_problem(row: Row) -> str | None:
-    for image in row["images"]:
+    files = [{"bytes": None, "path": file} for video in videos_of(row) for file in video_files(video)]
+    for image in [*row["images"], *(frame for video in videos_of(row) for frame in video["frames"]), *files]:
         try:
             open_picture_file(image).close()
         except (SampleError, OSError) as error:

@@ -18,12 +18,17 @@ from switchkd.batch import Inputs, Media
 from switchkd.data.answer_tokens import AnswerToken
 from switchkd.data.chat_format import ChatFormat, Tokens
 from switchkd.data.embedding_rows import check_ids, check_used_ids
-from switchkd.data.errors import DataError, SampleError, TemplateLimitError
+from switchkd.data.errors import NO_FAULT_OF_THE_ROW, DataError, SampleError, UnequalVideosError
 from switchkd.data.fingerprint import digest_of, reading_parts
 from switchkd.data.images import MAX_PIXELS, open_images
+from switchkd.data.media_processing import joined, of_row, read_pictures, read_video
 from switchkd.data.resizing import resized_pixels
+from switchkd.data.row_videos import videos_of
 from switchkd.data.template_choice import choose_format
-from switchkd.models.families import family_of_processor
+from switchkd.data.video_sampling import VideoSampling, sampling_of
+from switchkd.data.videos import open_videos
+from switchkd.models.families import Family, family_of_processor
+from switchkd.names import Kind
 
 logger = logging.getLogger(__name__)
 
@@ -33,9 +38,6 @@ LONGEST = 32_768
 _HARMLESS_CHARACTERS = 10_000
 #: Parts of a fingerprint that are named one by one.
 _NAMED = ("library", "template", "limits")
-#: What a processor makes of text; all else that it makes is the images'.
-_TEXT = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels")
-
 
 #: The first word that was warned of: in a script that a tokenizer lacks, every sample has new ones.
 _named_unknown: list[str] = []
@@ -54,7 +56,8 @@ class Encoded:
     whole_length: int
     #: Token types, by the names of the model's arguments.
     types: dict[str, list[int]]
-    images: Media
+    #: What V looks at, by its kind.
+    media: dict[Kind, Media]
 
 
 class Reader:
@@ -65,8 +68,9 @@ class Reader:
     Args:
         processor: the model's.
         template: which chat template: see `choose_format`.
-        max_length: tokens of a sample, its visual tokens included: of a longer one, the last answers are cut, images never.
-        max_pixels: an image with more is refused before it is decoded.
+        max_length: tokens of a sample, its visual tokens included: of a longer one, the last answers are cut, images and videos never.
+        max_pixels: an image with more is refused before it is decoded; see `open_videos` for videos.
+        sampling: which frames of a video are seen; if not given, as the processor's settings say.
         rows: of the model's embeddings, where the model is known; a row with an id beyond them cannot be used.
         multiple: a batch is as wide as its longest sample, rounded up to a multiple of this.
 
@@ -81,6 +85,7 @@ class Reader:
         template: str = "own",
         max_length: int = LONGEST,
         max_pixels: int = MAX_PIXELS,
+        sampling: VideoSampling | None = None,
         rows: int | None = None,
         multiple: int = 1,
     ) -> None:
@@ -88,6 +93,7 @@ class Reader:
         self.multiple = multiple
         self.max_length = max_length
         self.max_pixels = max_pixels
+        self.sampling = sampling or sampling_of(getattr(processor, "video_processor", None))
         self.format = choose_format(processor, template)
         _padding_id(processor, self.format)
         self.rows = rows
@@ -103,7 +109,7 @@ class Reader:
         highest: int = max(tokenizer.get_vocab().values())
         if self.rows is None or highest < self.rows:
             return highest + 1
-        placeholders, _ = self._processed([Image.new("RGB", (64, 64))])
+        placeholders, _ = read_pictures(self.processor, self.format.image_token, [Image.new("RGB", (64, 64))])
         check_used_ids(self.format, self.rows, placeholders[0])
         return self.rows
 
@@ -122,7 +128,11 @@ class Reader:
 
     @property
     def _parts(self) -> dict[str, Any]:
-        limits = {"max_length": self.max_length, "max_pixels": self.max_pixels}
+        limits: dict[str, Any] = {"max_length": self.max_length, "max_pixels": self.max_pixels}
+        if self.format.video_token is not None:
+            limits["frames"] = (
+                f"{self.sampling.fps:g} of a second, {self.sampling.min_frames} to {self.sampling.max_frames}"
+            )
         if self.rows is not None and self.ids == self.rows < len(self.format.tokenizer):
             limits["rows"] = self.rows
         return reading_parts(self.processor, self.format.template, **limits)
@@ -139,10 +149,10 @@ class Reader:
                 raise SampleError("has an empty answer")
             if answers and all(message.get("learned") is False for message in answers):
                 raise SampleError("has no answer token: all its answers are marked as not to be learned")
-            tokens, images = self._read(row)
-            return self._cut(tokens, images)
-        except TemplateLimitError:
-            raise  # not the row's fault
+            tokens, media = self._read(row)
+            return self._cut(tokens, media)
+        except NO_FAULT_OF_THE_ROW:
+            raise
         except DataError as error:
             raise SampleError(f"sample {row['id']!a}: {error}") from error
 
@@ -155,30 +165,39 @@ class Reader:
 
         Raises:
             SampleError: naming the row, for one whose last message is not the user's, or that cannot be used.
+            UnequalVideosError: the model takes as many frames of each video of a batch, and these have not.
         """
-        asked, images = [], []
+        asked, media = [], []
+        frames: set[int | None] = set()
         for row in rows:
             try:
                 if not row["messages"] or row["messages"][-1]["role"] != "user":
                     raise SampleError("cannot be asked: its last message is not the user's")
-                tokens, of_row = self._read(row, generation_prompt=True)
-            except TemplateLimitError:
+                tokens, of_one = self._read(row, generation_prompt=True)
+                of_each = _frames_of_each(of_one)
+            except NO_FAULT_OF_THE_ROW:
                 raise
             except DataError as error:
                 raise SampleError(f"sample {row['id']!a}: {error}") from error
             asked.append(tokens)
-            images.append(of_row)
+            frames.add(of_each)
+            media.append(of_one)
         types = [self._types(tokens.input_ids, tokens.is_answer) for tokens in asked]
         padding = _padding_id(self.processor, self.format)
+        if len(counts := sorted(count for count in frames if count is not None)) > 1:
+            raise UnequalVideosError(
+                f"the model takes as many frames of each video of a batch, and these have {', '.join(map(str, counts))}: see as many of "
+                "each with data.video.max_frames"
+            )
         return {
             "input_ids": _padded([tokens.input_ids for tokens in asked], padding, "left"),
             "attention_mask": _padded([[1] * len(tokens.input_ids) for tokens in asked], 0, "left"),
-            **{name: _padded([of_row[name] for of_row in types], 0, "left") for name in types[0]},
-            **_joined(images),
+            **{name: _padded([of_one[name] for of_one in types], 0, "left") for name in types[0]},
+            **{name: tensor for one in _by_kind(media).values() for name, tensor in one.items()},
         }
 
-    def _read(self, row: dict[str, Any], *, generation_prompt: bool = False) -> tuple[Tokens, Media]:
-        """Open a row's images, process them, and tokenise its messages around what the processor writes for them."""
+    def _read(self, row: dict[str, Any], *, generation_prompt: bool = False) -> tuple[Tokens, dict[Kind, Media]]:
+        """Open a row's images and videos, process them, and tokenise its messages around what the processor writes for them."""
         if row.get("problem"):
             raise SampleError(row["problem"])
         self._check_size(row["messages"])
@@ -188,34 +207,34 @@ class Reader:
             resized=partial(resized_pixels, getattr(self.processor, "image_processor", None)),
             source=row.get("source"),
         )
-        placeholders, images = self._processed(pictures) if pictures else ([], {})
-        tokens = self.format.tokenize(row["messages"], placeholders, generation_prompt=generation_prompt)
+        of_pictures: tuple[list[str], Media] = ([], {})
+        if pictures:
+            of_pictures = read_pictures(self.processor, self.format.image_token, pictures)
+        of_videos = self._videos(row)
+        tokens = self.format.tokenize(
+            row["messages"], of_pictures[0], [text for text, _ in of_videos], generation_prompt=generation_prompt
+        )
         if self.rows is not None:
             check_ids(self.format, tokens.input_ids, self.rows)
         if tokens.unknown:
             self._name_unknown(tokens)
-        return tokens, images
+        kinds = [part["type"] for message in row["messages"] for part in message["content"] if part["type"] != "text"]
+        return tokens, of_row(self._family, kinds, of_pictures, of_videos, self.format.visual_token)
 
-    def _processed(self, pictures: list[Image.Image]) -> tuple[list[str], Media]:
-        """What the processor writes for each picture, and what it makes of them."""
-        call: Any = self.processor
-        try:
-            processed = call(
-                text=[self.format.image_token * len(pictures)],
-                images=[pictures],
-                text_kwargs={"return_tensors": None},
-                images_kwargs={"return_tensors": "pt"},
-                return_text_replacement_offsets=True,
-            )
-        except ValueError as error:  # too small, too long and narrow, …
-            raise SampleError(f"{type(self.processor).__name__} cannot process its images: {error}") from error
-        except RuntimeError as error:
-            if "allocate memory" in str(error):  # torch has no error of its own for that on a CPU
-                raise MemoryError(str(error)) from error
-            raise
-        placeholders = [place["replacement"] for place in processed["text_replacement_offsets"][0]]
-        images = {name: made for name, made in processed.items() if isinstance(made, Tensor) and name not in _TEXT}
-        return placeholders, images
+    @property
+    def _family(self) -> type[Family] | None:
+        return family_of_processor(self.processor)
+
+    def _videos(self, row: dict[str, Any]) -> list[tuple[str, Media]]:
+        """What the processor writes for each video of a row, and makes of it."""
+        videos = videos_of(row)
+        if not videos:
+            return []
+        token = self.format.video_token
+        if token is None:
+            raise SampleError(f"has {len(videos)} videos, and {self.format.no_videos}")
+        opened = open_videos(videos, sampling=self.sampling, max_pixels=self.max_pixels, source=row.get("source"))
+        return [read_video(self.processor, token, video) for video in opened]
 
     def _name_unknown(self, tokens: Tokens) -> None:
         """Say which word the tokenizer does not know: once, and in an error where all that is learned is the end of an answer."""
@@ -249,13 +268,13 @@ class Reader:
                 f"{self._most_characters:,}; shorten it or raise max_length"
             )
 
-    def _cut(self, tokens: Tokens, images: Media) -> Encoded:
-        """Apply `max_length`: at the end only, never inside or before an image."""
+    def _cut(self, tokens: Tokens, media: dict[Kind, Media]) -> Encoded:
+        """Apply `max_length`: at the end only, never inside or before an image or a video."""
         count = len(tokens.input_ids)
         if tokens.images_end > self.max_length:
             raise SampleError(
-                f"has {count} tokens and its last image ends at token {tokens.images_end}, but max_length is "
-                f"{self.max_length}; raise max_length to {count}, or use fewer or smaller images in a row"
+                f"has {count} tokens and its last {tokens.last} ends at token {tokens.images_end}, but max_length is "
+                f"{self.max_length}; raise max_length to {count}, or use fewer or smaller images, or fewer frames (data.video), in a row"
             )
         input_ids, is_answer = tokens.input_ids[: self.max_length], tokens.is_answer[: self.max_length]
         answers = [index for index, answer in enumerate(is_answer) if answer and index]
@@ -268,12 +287,13 @@ class Reader:
                 f"{self.max_length}; raise max_length to {count}, or shorten the question"
             )
         covers = tokens.covers[: self.max_length]
-        return Encoded(input_ids, answers, covers, count, self._types(input_ids, is_answer), images)
+        return Encoded(input_ids, answers, covers, count, self._types(input_ids, is_answer), media)
 
     def _types(self, input_ids: list[int], is_answer: list[bool]) -> dict[str, list[int]]:
         """The token types that the processor's model reads; none for most."""
-        family = family_of_processor(self.processor)
-        return family.token_types(input_ids, is_answer, self.format.image_token_id) if family else {}
+        if self._family is None:
+            return {}
+        return self._family.token_types(input_ids, is_answer, self.format.image_token_id, self.format.video_token_id)
 
 
 def join(samples: list[Encoded], padding: int, packs: Sequence[int] | None = None, *, multiple: int = 1) -> Inputs:
@@ -295,14 +315,13 @@ def join(samples: list[Encoded], padding: int, packs: Sequence[int] | None = Non
         return _padded([list(chain(*islice(left, count))) for count in counts], filler, "right", width)
 
     places = [(number, column) for number, sample in enumerate(samples) for column in sample.answers]
-    images = _joined([sample.images for sample in samples])
     return Inputs(
         tokens=filled(padding, (sample.tokens for sample in samples)),
         lengths=torch.tensor(lengths),
         predicts=torch.tensor([begins[number] + column - 1 for number, column in places], dtype=torch.long),
         targets=torch.tensor([samples[number].tokens[column] for number, column in places], dtype=torch.long),
         sample=torch.tensor([number for number, _ in places], dtype=torch.long),
-        media={"image": images} if images else {},
+        media=_by_kind([sample.media for sample in samples]),
         types={name: filled(0, [sample.types[name] for sample in samples]) for name in samples[0].types},
         positions=None if packs is None else filled(0, (list(range(length)) for length in lengths)),
         offsets=None if packs is None else torch.tensor(begins),
@@ -317,18 +336,30 @@ def _padded(
     return torch.tensor([f + row if side == "left" else row + f for row, f in zip(rows, fill, strict=True)])
 
 
-def _joined(samples: list[Media]) -> Media:
-    """What the samples' images make, one after another; filled up with zeros where tiles or pixels differ in number."""
-    joined = {}
-    for name in dict.fromkeys(name for media in samples for name in media):
-        tensors = [media[name] for media in samples if name in media]
-        shape = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
-        joined[name] = tensors[0].new_zeros(sum(map(len, tensors)), *shape)
-        begin = 0
-        for tensor in tensors:
-            joined[name][(slice(begin, begin + len(tensor)), *map(slice, tensor.shape[1:]))] = tensor
-            begin += len(tensor)
-    return joined
+def _frames_of_each(media: dict[Kind, Media]) -> int | None:
+    """How many frames each video of a row has, where videos are [videos, frames, …]; plain models take as many of each.
+
+    Raises:
+        SampleError: they differ, and shorter ones are filled up.
+    """
+    pixels = media["video"]["pixel_values_videos"] if "video" in media else None
+    if pixels is None or pixels.ndim < 5:
+        return None
+    if not pixels.flatten(2).any(dim=-1).all():
+        raise SampleError(
+            "cannot be asked: the model takes as many frames of each of its videos, and they differ; see as many with data.video.max_frames"
+        )
+    return int(pixels.shape[1])
+
+
+def _by_kind(samples: list[dict[Kind, Media]]) -> dict[Kind, Media]:
+    """What the samples show, all of a kind together."""
+    kinds: tuple[Kind, ...] = ("image", "video")
+    return {
+        kind: joined([one[kind] for one in samples if kind in one])
+        for kind in kinds
+        if any(kind in one for one in samples)
+    }
 
 
 def _text(message: dict[str, Any]) -> str:

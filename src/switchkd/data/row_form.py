@@ -5,7 +5,7 @@ there must be as many marks as images. Where no question holds one, marks of oth
 parts of list content (where `{"type": "image"}` is the mark), in answers, in system turns and in backticks it is text. In
 the question of a row without images it is the trace of an image that was lost: such a row is bad. One line break after a
 mark is layout, which the chat template writes by itself. A row that has its question in a column need not mark its images:
-they stand before the first question.
+they stand before the first question. `<video>` is the same for videos, which stand behind the images where nothing is marked.
 """
 
 import base64
@@ -22,13 +22,17 @@ from PIL import Image
 
 from switchkd.data.errors import DataError, SampleError
 from switchkd.data.forms import Row, answer_texts, read_form
-from switchkd.data.image_marks import IMAGE_MARK, Part
+from switchkd.data.image_marks import IMAGE_MARK, VIDEO_MARK, Part
 from switchkd.data.images import image_path
 from switchkd.data.lost_content import refuse_lost_of_row
-from switchkd.data.turns import carries_images, marks_of, read_turn
+from switchkd.data.row_videos import video, video_list
+from switchkd.data.turns import carries, marks_of, read_turn
+from switchkd.names import Kind
 
 _log = logging.getLogger(__name__)
 
+#: What marks each kind of media in a question.
+_MARKS: dict[Kind, str] = {"image": IMAGE_MARK, "video": VIDEO_MARK}
 #: Modes that PNG keeps; TIFF keeps the others.
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 
@@ -88,17 +92,24 @@ def canonical_row(raw: Any, root: Path, noted: Noted, columns: Mapping[str, str]
         raise SampleError(f"a row must be an object, not {type(raw).__name__}")
     talk = read_form(raw, columns)
     images = _image_list(talk.columns)
-    inside = carries_images(talk.turns)
-    if inside and images:
+    videos = video_list(talk.columns, _image)
+    inside = {kind: carries(talk.turns, kind) for kind in _MARKS}
+    if inside["image"] and images:
         raise SampleError("has pictures in its turns and others under `image` or `images`; keep one")
-    has_images = bool(images) or inside
-    refuse_lost_of_row(talk.rest, has_images=has_images, one_question=talk.pictures_first, unread=noted.unread)
-    marks = marks_of(talk.turns, len(images)) if has_images else None
+    if inside["video"] and videos:
+        raise SampleError("has videos in its turns and others under `video` or `videos`; keep one")
+    has_images, has_videos = bool(images) or inside["image"], bool(videos) or inside["video"]
+    has_media = has_images or has_videos
+    refuse_lost_of_row(talk.rest, has_images=has_media, one_question=talk.pictures_first, unread=noted.unread)
+    marks = marks_of(talk.turns, len(images), has_images=has_images, has_videos=has_videos) if has_media else None
     turns = [read_turn(turn, talk.name, marks, noted.unread) for turn in talk.turns]
-    if talk.pictures_first and not inside:
-        _put_first(images, turns)
+    if talk.pictures_first and not any(inside.values()):
+        _put_first([Part(None)] * len(images) + [Part(None, kind="video")] * len(videos), turns)
     places = [part for _, parts in turns for part in parts if part.text is None]
-    images = [_image(place.image) for place in places] if inside else _in_order(images, places)
+    shown = [place for place in places if place.kind == "image"]
+    images = [_image(place.carried) for place in shown] if inside["image"] else _in_order(images, shown, "image")
+    shown = [place for place in places if place.kind == "video"]
+    videos = [video(place.carried, _image) for place in shown] if inside["video"] else _in_order(videos, shown, "video")
     messages = _with_system(
         talk.columns.get("system"), [turn | {"content": [p.canonical for p in parts]} for turn, parts in turns]
     )
@@ -108,11 +119,12 @@ def canonical_row(raw: Any, root: Path, noted: Noted, columns: Mapping[str, str]
     if metric is not None and not isinstance(metric, str):
         raise SampleError(f"`metric` must be the name of a metric, not {metric!a:.60}")
     _check_text(messages, [*kinds, *accepted, metric])
-    problem = _resolve(images, root, anywhere)
+    problem = _resolve(images, videos, root, anywhere)
     noted.forms[talk.form] += 1
     noted.read.update(key for key in raw if key not in talk.rest)
     return {
         "images": images,
+        "videos": videos,
         "messages": messages,
         "kinds": kinds,
         "accepted": accepted,
@@ -121,27 +133,27 @@ def canonical_row(raw: Any, root: Path, noted: Noted, columns: Mapping[str, str]
     }
 
 
-def _put_first(images: list[Row], turns: list[tuple[Row, list[Part]]]) -> None:
-    """Mark the images before the first question, where there is no mark."""
+def _put_first(marks: list[Part], turns: list[tuple[Row, list[Part]]]) -> None:
+    """Mark the images and videos before the first question, where there is no mark."""
     asked = next((parts for turn, parts in turns if turn["role"] == "user"), None)
     if asked is None or any(part.text is None for _, parts in turns for part in parts):
         return
-    asked[:0] = [Part(None)] * len(images)
+    asked[:0] = marks
     if not asked or (asked == [Part("")]):
         raise SampleError("has neither a question nor a picture to ask about")
 
 
-def _in_order(images: list[Row], marks: list[Part]) -> list[Row]:
-    """The images in the order of their marks."""
+def _in_order(images: list[Row], marks: list[Part], kind: Kind) -> list[Row]:
+    """The images, or the videos, in the order of their marks."""
     if len(marks) != len(images):
-        raise SampleError(f"{len(marks)} image marks ({IMAGE_MARK}) but {len(images)} images; they must be equal")
+        raise SampleError(f"{len(marks)} {kind} marks ({_MARKS[kind]}) but {len(images)} {kind}s; they must be equal")
     indices = [mark.index for mark in marks]
     if all(index is None for index in indices):
         return images
     order = [index for index in indices if index is not None]
     if sorted(order) != list(range(len(images))):
         raise SampleError(
-            f"its image parts have the indices {indices}, and there are {len(images)} images, from 0, each marked once"
+            f"its {kind} parts have the indices {indices}, and there are {len(images)} {kind}s, from 0, each marked once"
         )
     return [images[index] for index in order]
 
@@ -225,21 +237,29 @@ def _check_text(messages: list[Row], kinds: list[str | None]) -> None:
         raise SampleError("text or kind holds half a Unicode character: write it whole, or leave it out") from error
 
 
-def _resolve(images: list[Row], root: Path, anywhere: bool) -> str | None:
+def _resolve(images: list[Row], videos: list[Row], root: Path, anywhere: bool) -> str | None:
     """Make the paths absolute; of one that is refused the reason is returned, and it is not kept."""
+    problem = _resolved(images, root, anywhere, "image")
+    problem = problem or _resolved([one for one in videos if not one["frames"]], root, anywhere, "video")
+    for one in videos:
+        problem = problem or _resolved(one["frames"], root, anywhere, "frame")
+    return problem
+
+
+def _resolved(images: list[Row], root: Path, anywhere: bool, what: str) -> str | None:
     problem = None
     for position, image in enumerate(images):
         if image["bytes"] is not None:
             image["path"] = None  # only a name from elsewhere
             continue
         try:
-            if image["path"].startswith("data:"):
+            if image["path"].startswith("data:") and what != "video":
                 image["bytes"], image["path"] = _decoded_url(image["path"]), None
             else:
                 below = Path("/") if anywhere and image["path"].startswith("/") else root
-                image["path"] = str(image_path(below, image["path"]))
+                image["path"] = str(image_path(below, image["path"], what))
         except SampleError as error:
-            image["path"], problem = None, problem or f"image {position + 1} of {len(images)}: {error}"
+            image["path"], problem = None, problem or f"{what} {position + 1} of {len(images)}: {error}"
     return problem
 
 

@@ -57,7 +57,7 @@ def choose_format(processor: ProcessorMixin, template: str = "own") -> ChatForma
             "data.template: FILE"
         )
     name, text = ours
-    chosen, reason = _usable(processor, text.replace("<image>", known.image_token), name, problem)
+    chosen, reason = _usable(processor, _written(text, known), name, problem)
     if chosen is None:
         raise DataError(
             f"the processor's chat template cannot be used ({problem}), and neither can ours, {name}: {reason}"
@@ -66,6 +66,12 @@ def choose_format(processor: ProcessorMixin, template: str = "own") -> ChatForma
         chosen.problem = f"{problem}; {_first_difference(processor, own, chosen)}"
     _warn_once(f"using the {name} chat template of switchkd in place of the processor's own ({chosen.problem})")
     return chosen
+
+
+def _written(template: str, known: ChatFormat) -> str:
+    """One of ours with the processor's own tokens."""
+    with_images = template.replace("<image>", known.image_token)
+    return with_images if known.video_token is None else with_images.replace("<video>", known.video_token)
 
 
 def use_format(processor: ProcessorMixin, chat: ChatFormat) -> None:

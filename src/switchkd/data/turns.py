@@ -1,12 +1,14 @@
 """One turn of a row as people write it → a message without its content, and the parts of its content."""
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 from switchkd.data.errors import SampleError
 from switchkd.data.forms import Row
 from switchkd.data.image_marks import Marks, Part, find_marks, refuse_lost_marks
 from switchkd.data.lost_content import LEARNED, refuse_lost_of_turn, says_something
+from switchkd.names import Kind
 
 #: The names of the roles, by what a turn calls who speaks; those that messages name, first.
 _NAMES = {"from": ("human", "gpt", "system"), "role": ("user", "assistant", "system")}
@@ -18,24 +20,32 @@ _ROLES = {
     "system": "system",
     "developer": "system",
 }
-_TEXT_PARTS, _IMAGE_PARTS = ("text", "input_text", "output_text"), ("image", "image_url", "input_image")
-#: Under which keys a part may carry its picture.
-_PICTURES = ("image", "image_url", "url", "path", "bytes", "base64")
+_TEXT_PARTS = ("text", "input_text", "output_text")
+#: How parts call what they show.
+_SHOWN: dict[Kind, tuple[str, ...]] = {
+    "image": ("image", "image_url", "input_image"),
+    "video": ("video", "video_url", "input_video"),
+}
+#: Under which keys a part may carry its picture or its video.
+_CARRIED: dict[Kind, tuple[str, ...]] = {
+    "image": ("image", "image_url", "url", "path", "bytes", "base64"),
+    "video": ("video", "video_url", "url", "path", "bytes"),
+}
 
 
-def carries_images(turns: list[Any]) -> bool:
-    """Whether a part of a turn carries its picture itself."""
+def carries(turns: list[Any], kind: Kind) -> bool:
+    """Whether a part of a turn carries its picture, or its video, itself."""
     contents = [turn.get(name) for turn in turns if isinstance(turn, dict) for name in ("content", "value")]
     return any(
-        _kind(part) in _IMAGE_PARTS and any(says_something(part.get(name)) for name in _PICTURES)
+        _kind(part) in _SHOWN[kind] and any(says_something(part.get(name)) for name in _CARRIED[kind])
         for content in contents
         if isinstance(content, list)
         for part in content
     )
 
 
-def marks_of(turns: list[Any], images: int) -> Marks:
-    """How the questions mark the row's `images` pictures: where parts do, what texts hold is text.
+def marks_of(turns: list[Any], images: int, *, has_images: bool, has_videos: bool) -> Marks:
+    """How the questions mark the row's `images` pictures, and its videos: where parts do, what texts hold is text.
 
     Raises:
         SampleError: as `find_marks`.
@@ -46,9 +56,13 @@ def marks_of(turns: list[Any], images: int) -> Marks:
         if isinstance(turn, dict) and _ROLES.get(str(turn.get("role", turn.get("from")))) == "user"
     ]
     contents = [turn.get(name) for turn in asked for name in ("content", "value")]
-    if any(_kind(part) in _IMAGE_PARTS for content in contents if isinstance(content, list) for part in content):
-        return Marks()
-    return find_marks([content for content in contents if isinstance(content, str)], images)
+    shown = {_kind(part) for content in contents if isinstance(content, list) for part in content if _is_named(part)}
+    if not has_images:
+        return Marks(None, videos=has_videos)
+    if not shown.isdisjoint(_SHOWN["image"]):
+        return Marks(videos=has_videos)
+    marks = find_marks([content for content in contents if isinstance(content, str)], images)
+    return replace(marks, videos=has_videos)
 
 
 def read_turn(turn: Any, key: str, marks: Marks | None, unread: Counter[str]) -> tuple[Row, list[Part]]:
@@ -57,7 +71,7 @@ def read_turn(turn: Any, key: str, marks: Marks | None, unread: Counter[str]) ->
     Args:
         turn: as it was written.
         key: what its list is called.
-        marks: of the row's pictures; None where it has none.
+        marks: of the row's pictures and videos; None where it has neither.
         unread: see `refuse_lost_of_turn`.
 
     Raises:
@@ -113,7 +127,11 @@ def _parts(role: str, content: Any, marks: Marks | None, key: str, unread: Count
         raise SampleError(f"the content of a {role} turn must be text or a list of parts, not {type(content).__name__}")
     if role == "user":
         for part in parts:
-            refuse_lost_marks(part.text or "", has_images=marks is not None)
+            refuse_lost_marks(
+                part.text or "",
+                has_images=marks is not None and marks.pattern is not None,
+                has_videos=marks is not None and marks.videos,
+            )
     return parts
 
 
@@ -122,7 +140,11 @@ def _kind(written: Any) -> Any:
     if not isinstance(written, dict):
         return None
     kind = written.get("type")
-    return next((name for name in ("text", "image") if name in written), None) if kind is None else kind
+    return next((name for name in ("text", "image", "video") if name in written), None) if kind is None else kind
+
+
+def _is_named(written: Any) -> bool:
+    return isinstance(_kind(written), str)
 
 
 def _part(role: str, written: Any, key: str, unread: Counter[str]) -> Part:
@@ -130,23 +152,24 @@ def _part(role: str, written: Any, key: str, unread: Counter[str]) -> Part:
     if kind in _TEXT_PARTS and isinstance(written.get("text"), str):
         _refuse_more(written, ("type", "text"), key, unread)
         return Part(written["text"])
-    if kind not in _IMAGE_PARTS or role != "user":
+    shown = next((shown for shown, names in _SHOWN.items() if kind in names), None)
+    if shown is None or role != "user":
         raise SampleError(
-            f"a {role} turn has a part of type {kind!a}; supported are text parts with `text`, and image parts in user turns"
+            f"a {role} turn has a part of type {kind!a}; supported are text parts with `text`, and image and video parts in user turns"
         )
-    carried = [name for name in _PICTURES if says_something(written.get(name))]
+    carried = [name for name in _CARRIED[shown] if says_something(written.get(name))]
     if len(carried) > 1:
-        raise SampleError(f"an image part carries `{carried[0]}` and `{carried[1]}`; keep one")
+        raise SampleError(f"a part of type {kind!a} carries `{carried[0]}` and `{carried[1]}`; keep one")
     _refuse_more(written, ("type", "index", "detail", *carried), key, unread)
     index = written.get("index")
     if index is not None and (not isinstance(index, int) or isinstance(index, bool) or index < 0):
-        raise SampleError(f"an image part has `index` {index!a}; it counts the row's `images` from 0")
-    image = written[carried[0]] if carried else None
-    if isinstance(image, dict) and "url" in image:  # as OpenAI writes it
-        image = image["url"]
+        raise SampleError(f"a part of type {kind!a} has `index` {index!a}; it counts the row's `{shown}s` from 0")
+    content = written[carried[0]] if carried else None
+    if isinstance(content, dict) and "url" in content:  # as OpenAI writes it
+        content = content["url"]
     if carried == ["base64"]:
-        image = f"data:image/unknown;base64,{image}"
-    return Part(None, index, image)
+        content = f"data:image/unknown;base64,{content}"
+    return Part(None, index, content, shown)
 
 
 def _refuse_more(written: Row, read: tuple[str, ...], key: str, unread: Counter[str]) -> None:
@@ -154,6 +177,6 @@ def _refuse_more(written: Row, read: tuple[str, ...], key: str, unread: Counter[
     for name, value in written.items():
         if name in read or not says_something(value):
             continue
-        if name in (*_PICTURES, "text", "video", "audio", "index"):
+        if name in (*_CARRIED["image"], *_CARRIED["video"], "text", "audio", "index"):
             raise SampleError(f"a part of type {_kind(written)!a} carries `{name}` too; make two parts of it")
         unread[f"{key}.content.{name}"] += 1

@@ -24,6 +24,7 @@ from torch.utils.data import Dataset as TorchDataset
 from switchkd.console import progress
 from switchkd.data.cache_folder import cache_folder
 from switchkd.data.errors import DataError, SampleError
+from switchkd.data.row_videos import shown_number, video_files, videos_of
 from switchkd.files import whole_file
 from switchkd.lock import Lock
 
@@ -75,6 +76,7 @@ class Verdict(NamedTuple):
     tokens: int
     answers_by_words: Sequence[int]
     compared_by_words: Sequence[int]
+    #: Of images and videos.
     image_count: int
     reason: str | None
 
@@ -200,7 +202,7 @@ class _Measurements(TorchDataset[Verdict]):
             self.rows = pickle.loads(paths)
 
     def _verdict(self, row: dict[str, Any]) -> Verdict:
-        key, images = row_key(row, self.encoder.fingerprint), len(row["images"])
+        key, images = row_key(row, self.encoder.fingerprint), shown_number(row)
         try:
             return Verdict(key, *self.encoder.measure(row), images, None)
         except SampleError as error:
@@ -212,7 +214,8 @@ class _Measurements(TorchDataset[Verdict]):
 def row_key(row: dict[str, Any], fingerprint: str) -> str:
     """What tells a row from all others, and from itself with another content, read by another encoder: its id and a digest."""
     images = [_image_identity(image) for image in row["images"]]
-    content = json.dumps([row["messages"], row["kinds"], images])
+    videos = [_video_identity(video) for video in videos_of(row)]
+    content = json.dumps([row["messages"], row["kinds"], images, *([videos] if videos else [])])
     return f"{row['id']}@{_digest(content, fingerprint, size=8)}"
 
 
@@ -225,6 +228,12 @@ def _image_identity(image: dict[str, Any]) -> list[Any]:
     except (OSError, TypeError):  # TypeError: a refused path is not kept
         return [image["path"]]
     return [image["path"], status.st_size, status.st_mtime_ns]
+
+
+def _video_identity(video: dict[str, Any]) -> list[Any]:
+    """A video is that of its file, or of all its frames."""
+    frames = [{"bytes": None, "path": file} for file in video_files(video)] or [video]
+    return [_image_identity(frame) for frame in video["frames"] or frames]
 
 
 def _fingerprint(rows: Dataset) -> str:

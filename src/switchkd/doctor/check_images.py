@@ -32,8 +32,8 @@ _ERRORS, _NATS = 3, 0.02
 
 
 def tokens_and_features(examined: Examined) -> Iterator[Finding]:
-    """In the longest row with images, there are as many image tokens as features to put in their place."""
-    if not examined.has_images:
+    """In the longest row with images, or with videos, there are as many of their tokens as features to put in their place."""
+    if not (examined.has_images or examined.has_videos):
         return
     name_of_row = f"row {examined.rows[0]['id']!a}"
     for name, pathway, inputs in examined.models(examined.batch(examined.samples[:1])):
@@ -41,15 +41,15 @@ def tokens_and_features(examined: Examined) -> Iterator[Finding]:
         if problem := _wrong_size(inputs, geometry.image_size):
             yield Finding("failed", f"{name}'s image tokens", f"{name_of_row}: {problem}")
             continue
-        tokens = int((inputs.tokens == geometry.image_token_id).sum())
+        tokens = int(pathway.family.is_visual(inputs.tokens).sum())
         with torch.no_grad(), examined.autocast():
             if (seen := pathway.see(inputs)) is None:
                 detail = f"{name_of_row} has images, but they do not reach the vision encoder"
                 yield Finding("failed", f"{name}'s image tokens", detail)
                 continue
-            assert inputs.images is not None
-            projected: Any = pathway.family.project(pathway.model, seen, inputs.images).pooler_output
-        features = sum(part.numel() // part.shape[-1] for part in projected)
+            assert inputs.shown is not None
+            projected = pathway.family.project(pathway.model, seen, inputs.shown)
+        features = sum(len(pathway.family.tokens_of(one)) for one in projected.values())
         detail = (
             f"{name_of_row} has {tokens} image tokens and {features} features in its {inputs.tokens.shape[1]} tokens"
         )
@@ -76,6 +76,9 @@ def _wrong_size(inputs: Inputs, side: int | None) -> str | None:
 
 def effects(examined: Examined) -> Iterator[Finding]:
     """The answers of both models depend on the pixels, and the teacher's are better with the right image than with another or none."""
+    if examined.has_videos:
+        yield from _video_effects(examined)
+        return
     if not examined.has_images:
         level: Level = "failed" if "switch" in examined.context.method.needs else "warning"
         detail = f"none in the first {SEARCHED} rows: the vision encoder has nothing to learn from"
@@ -93,6 +96,27 @@ def effects(examined: Examined) -> Iterator[Finding]:
         if own.name == "teacher" and finding.level == "ok":
             yield from _knowledge(examined, losses[0])
             yield from _normalisation(examined, own, losses[0])
+
+
+def _video_effects(examined: Examined) -> Iterator[Finding]:
+    """The answers of both models depend on the frames: they are others for their negatives."""
+    for model in examined.models(examined.batch()):
+        media = {
+            kind: {name: -one if name.startswith("pixel_values") else one for name, one in of_kind.items()}
+            for kind, of_kind in model.inputs.media.items()
+        }
+        own, other = (
+            examined.answer_losses(model.pathway, inputs)
+            for inputs in (model.inputs, model.inputs._replace(media=media))
+        )
+        effect = (own - other).abs().max().item()
+        detail = f"nats per answer token: {own.mean():.4f} with its videos, {other.mean():.4f} with their negatives"
+        if effect < _NO_EFFECT:
+            yield Finding(
+                "failed", f"{model.name} sees videos", f"{detail}: the frames change nothing, so the model is blind"
+            )
+        else:
+            yield Finding("ok", f"{model.name} sees videos", detail)
 
 
 def _images_of(examined: Examined, model: Model) -> Any:

@@ -13,6 +13,7 @@ from torch import Tensor
 from switchkd.batch import TEACHER, Batch, Inputs
 from switchkd.data.collate import EncodedSample
 from switchkd.data.images import open_image
+from switchkd.data.row_videos import videos_of
 from switchkd.losses import cross_entropy
 from switchkd.models import Pathway
 from switchkd.train.context import StageContext
@@ -43,9 +44,11 @@ class Examined:
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
-        """Rows with images, or the first ones where there are none; the longest one is the first."""
+        """Rows with images, else with videos, else the first ones; the longest one is the first."""
         head = self.context.rows[:SEARCHED]
-        numbers = [n for n, images in enumerate(head["image_count"]) if images] or list(range(len(head["length"])))
+        shown = [n for n, count in enumerate(head["image_count"]) if count]
+        pictures = [n for n in shown if head["images"][n]]
+        numbers = pictures or shown or list(range(len(head["length"])))
         longest = max(numbers, key=lambda number: head["length"][number])
         chosen = [longest, *(number for number in numbers if number != longest)][:SAMPLES]
         return [self.context.rows[number] for number in chosen]
@@ -54,6 +57,11 @@ class Examined:
     def has_images(self) -> bool:
         """Whether the samples have images."""
         return bool(self.rows[0]["images"])
+
+    @property
+    def has_videos(self) -> bool:
+        """Whether the samples have videos and no images."""
+        return not self.has_images and bool(videos_of(self.rows[0]))
 
     @cached_property
     def samples(self) -> list[EncodedSample]:

@@ -77,7 +77,7 @@ def grids(pathway: Pathway, inputs: Inputs) -> list[tuple[int, int]]:
 
 def _visual_tokens(pathway: Pathway, inputs: Inputs) -> list[int]:
     """How many each sample has."""
-    return list((inputs.tokens == pathway.family.image_token_id).sum(dim=1).tolist())
+    return list(pathway.family.is_visual(inputs.tokens).sum(dim=1).tolist())
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from switchkd.data.errors import SampleError
+from switchkd.data.errors import SampleError, UnequalVideosError
 from switchkd.data.reader import LONGEST, Reader
 from switchkd.models import load_pathway
 from switchkd.models.opening import load_processor
@@ -169,9 +169,17 @@ def answers(
         ValueError: a sample that cannot be asked, or a model and a processor without a token that ends an answer.
         FloatingPointError: a logit that an answer was chosen by is not finite.
     """
+    reads = read or reader(model, processor)
+    try:
+        prompts = reads.prompts(samples)
+    except UnequalVideosError:
+        if choose is not None:  # what chooses is made for this batch
+            raise
+        each = [answers(model, processor, [one], max_new_tokens=max_new_tokens, read=reads) for one in samples]
+        return [answer for (answer,) in each]
     batch = {
-        name: tensor.to(model.device, model.dtype if tensor.is_floating_point() else None)
-        for name, tensor in (read or reader(model, processor)).prompts(samples).items()
+        name: tensor.to(model.device, model.dtype if tensor.is_floating_point() and name.startswith("pixel") else None)
+        for name, tensor in prompts.items()
     }
     config = greedy(model, max_new_tokens)
     streaming: dict[str, Any] = {}

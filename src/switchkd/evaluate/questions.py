@@ -10,6 +10,7 @@ from typing import Any
 from datasets import Dataset
 
 from switchkd.data.errors import DataError
+from switchkd.data.row_videos import video_files, videos_of
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Question:
     #: All answers that are right, where there are more than `expected`; and how the row says they are scored.
     accepted: tuple[str, ...] = ()
     metric: str | None = None
-    #: Of its sample, all of which it is asked with.
+    #: Of its sample, videos included, all of which it is asked with.
     pictures: int = 0
 
     @property
@@ -53,7 +54,9 @@ def questions(samples: Dataset) -> tuple[list[Question], list[Bad]]:
     asked: list[Question] = []
     bad: list[Bad] = []
     names: set[str] = set()
-    for number, sample in enumerate(samples.remove_columns("images")):
+    for number, sample in enumerate(
+        samples.remove_columns([name for name in ("images", "videos") if name in samples.column_names])
+    ):
         try:
             of_sample = _of_sample(sample, number)
         except DataError as error:
@@ -85,7 +88,7 @@ def _of_sample(sample: dict[str, Any], number: int) -> list[Question]:
     turns = [index for index, message in enumerate(sample["messages"]) if message["role"] == "assistant"]
     if not turns:
         raise DataError(f"sample {sample['id']!a}: has no answer to compare with")
-    pictures = sum(part["type"] == "image" for message in sample["messages"] for part in message["content"])
+    pictures = sum(part["type"] != "text" for message in sample["messages"] for part in message["content"])
     asked = []
     for position, (turn, kind) in enumerate(zip(turns, sample["kinds"], strict=True), start=1):
         if turn == 0 or sample["messages"][turn - 1]["role"] != "user":
@@ -106,27 +109,36 @@ def text_of(message: dict[str, Any]) -> str:
 
 
 def prompt(sample: dict[str, Any], turn: int) -> dict[str, Any]:
-    """The sample with the message `turn` alone (behind a system message, if it begins with one) and all of the sample's images.
+    """The sample with the message `turn` alone (behind a system message, if it begins with one) and all of the sample's images and videos.
 
-    The images keep their places where the message holds all of them, and come first where it does not: a later
-    question about the same images.
+    They keep their places where the message holds all of them, and come first where it does not: a later question about the same.
     """
     asked = sample["messages"][turn]
-    if sum(part["type"] == "image" for part in asked["content"]) != len(sample["images"]):
-        images = [{"type": "image", "text": None} for _ in sample["images"]]
-        asked = {"role": "user", "content": images + [part for part in asked["content"] if part["type"] != "image"]}
+    shown = {"image": len(sample["images"]), "video": len(videos_of(sample))}
+    if any(sum(part["type"] == kind for part in asked["content"]) != count for kind, count in shown.items()):
+        first = [{"type": kind, "text": None} for kind, count in shown.items() for _ in range(count)]
+        asked = {"role": "user", "content": first + [part for part in asked["content"] if part["type"] == "text"]}
     system = [message for message in sample["messages"][:1] if message["role"] == "system"]
     return {**sample, "messages": [*system, asked]}
 
 
 def about(sample: dict[str, Any]) -> str:
-    """The same for samples with the same pictures; of one without pictures its id."""
-    if not sample["images"]:
+    """The same for samples with the same pictures and videos; of one without any its id."""
+    shown = _shown(sample)
+    if not shown:
         return str(sample["id"])
     digest = hashlib.sha256()
-    for image in sample["images"]:
+    for image in shown:
         digest.update(hashlib.sha256(_content(image)).digest())
     return digest.hexdigest()[:32]
+
+
+def _shown(sample: dict[str, Any]) -> list[dict[str, Any]]:
+    """All files of a sample, inside the data or not: pictures, videos and frames of videos."""
+    shown = list(sample["images"])
+    for video in videos_of(sample):
+        shown += video["frames"] or [{"bytes": None, "path": file} for file in video_files(video)] or [video]
+    return shown
 
 
 def _content(image: dict[str, Any]) -> bytes:
@@ -135,7 +147,7 @@ def _content(image: dict[str, Any]) -> bytes:
 
 
 def fingerprint(samples: Sequence[dict[str, Any]] | Dataset, left_out: Sequence[str] = ()) -> str:
-    """SHA-256 of what is asked: ids, messages, kinds and the bytes of every image; not of paths or the file's format.
+    """SHA-256 of what is asked: ids, messages, kinds and the bytes of every image and video; not of paths or the file's format.
 
     Args:
         samples: what is asked.
@@ -147,7 +159,7 @@ def fingerprint(samples: Sequence[dict[str, Any]] | Dataset, left_out: Sequence[
         scored = [sample[name] for name in ("accepted", "metric") if sample[name]]
         text = json.dumps([sample["id"], said, sample["kinds"], *scored], sort_keys=True)
         digest.update(hashlib.sha256(text.encode()).digest())
-        for image in sample["images"]:
+        for image in _shown(sample):
             digest.update(hashlib.sha256(_content(image)).digest())
     for name in left_out:
         digest.update(hashlib.sha256(name.encode()).digest())

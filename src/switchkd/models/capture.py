@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from switchkd.names import Place
+from switchkd.names import Kind, Place
 
 if TYPE_CHECKING:  # recipes name places through their methods, and import no torch
     from jaxtyping import Bool, Float
@@ -43,21 +43,30 @@ class Capture:
         """These tokens of every sample."""
         import torch
 
-        tokens, image_token = self.inputs.tokens, self.pathway.family.image_token_id
+        tokens = self.inputs.tokens
+        visual = self.pathway.family.is_visual(tokens)
         if where == "visual":
-            return tokens == image_token
+            return visual
         mask = torch.zeros_like(tokens, dtype=torch.bool)
         if where == "answers":
             mask.flatten()[self.inputs.predicts] = True
             return mask
         samples = self.inputs.samples()
-        text = (samples >= 0) & (tokens != image_token)
+        text = (samples >= 0) & ~visual
         mask[:, :-1] = text[:, :-1] & text[:, 1:] & (samples[:, :-1] == samples[:, 1:])
         return mask
 
     def counts(self, where: Where) -> list[int]:
         """How many of these tokens each sample has."""
-        samples = self.inputs.samples()[self.positions(where)]
+        return self._of_samples(self.positions(where))
+
+    def visual_counts(self) -> dict[Kind, list[int]]:
+        """How many visual tokens of each kind each sample has."""
+        ids = self.pathway.family.visual_token_ids
+        return {kind: self._of_samples(self.inputs.tokens == ids[kind]) for kind in self.inputs.media}
+
+    def _of_samples(self, positions: Bool[Tensor, "batch sequence"]) -> list[int]:
+        samples = self.inputs.samples()[positions]
         return list(samples.bincount(minlength=len(self.inputs.lengths)).tolist())
 
 
@@ -93,7 +102,7 @@ def _on_entering(pathway: Pathway, note: Callable[[Any], None]) -> Iterable[Remo
     """Note P(V(x)) as it enters the language model."""
 
     def entering(module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        note((keywords["mm_encoder_outputs"] or {}).get("image"))
+        note(keywords["mm_encoder_outputs"])
 
     return [pathway.model.model.register_forward_pre_hook(entering, with_kwargs=True)]
 
@@ -117,13 +126,16 @@ class Vision(Site):
 
     def of_samples(self, capture: Capture) -> list[Float[Tensor, "tokens width"]]:
         """None of a sample without an image."""
-        family, projected, media = capture.pathway.family, capture.noted[self], capture.inputs.images
-        tokens = capture.counts("visual")
-        if capture.features is None or projected is None or media is None:  # or a blank one, which belongs to no sample
+        family, projected, media = capture.pathway.family, capture.noted[self], capture.inputs.media
+        if capture.features is None or projected is None or not media:  # or a blank one, which belongs to no sample
             empty = capture.pathway.head.weight.new_zeros(0, family.geometry.feature_width)
-            return [empty for _ in tokens]
-        pictures = family.pictures_of_samples(media, projected, tokens)
-        return family.features_of_samples(capture.features, media, pictures)
+            return [empty for _ in capture.counts("visual")]
+        tokens, parts = capture.visual_counts(), {}
+        lengths = [family.feature_count(one) for one in media.values()]
+        for (kind, one), features in zip(media.items(), capture.features.split(lengths), strict=True):
+            pictures = family.pictures_of_samples(one, projected[kind], tokens[kind])
+            parts[kind] = family.features_of_samples(features, one, pictures)
+        return _together(parts)
 
 
 @dataclass(frozen=True)
@@ -136,10 +148,12 @@ class Projected(Site):
 
     def of_samples(self, capture: Capture) -> list[Float[Tensor, "tokens width"]]:
         """None of a sample without an image."""
-        tokens, projected = capture.counts("visual"), capture.noted[self]
-        if projected is None:
-            return [capture.pathway.head.weight.new_zeros(0, capture.pathway.sizes.width) for _ in tokens]
-        return list(capture.pathway.family.tokens_of(projected).split(tokens))
+        projected = capture.noted[self]
+        if not projected:
+            width = capture.pathway.sizes.width
+            return [capture.pathway.head.weight.new_zeros(0, width) for _ in capture.counts("visual")]
+        tokens, family = capture.visual_counts(), capture.pathway.family
+        return _together({kind: list(family.tokens_of(one).split(tokens[kind])) for kind, one in projected.items()})
 
 
 @dataclass(frozen=True)
@@ -218,6 +232,15 @@ class Attention(Site):
             weights[row][:, queries[row] & (samples[row] == number)][:, :, keys[row] & (samples[row] == number)]
             for number, row in enumerate(capture.inputs.rows().tolist())
         ]
+
+
+def _together(parts: dict[Kind, list[Tensor]]) -> list[Tensor]:
+    """What each sample has of every kind: images, and behind them videos."""
+    import torch
+
+    return [
+        torch.cat(of_sample) if len(of_sample) > 1 else of_sample[0] for of_sample in zip(*parts.values(), strict=True)
+    ]
 
 
 def _check_depth(site: Site, layer: float) -> None:

@@ -35,7 +35,7 @@ def packed_arguments(pathway: "Pathway", inputs: Inputs) -> dict[str, Any]:
     given = {
         "input_ids": inputs.tokens,
         "position_ids": pathway.family.packed_positions(pathway.model, inputs),
-        **pathway.family.language_inputs(inputs.images, inputs.types),
+        **pathway.family.language_inputs(inputs.shown, inputs.types),
     }
     if not pathway.attention.startswith("flash_attention"):
         return given

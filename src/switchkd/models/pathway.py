@@ -40,17 +40,17 @@ class Pathway(nn.Module):
         self._attention = self.attention
 
     def see(self, inputs: Inputs) -> Features | None:
-        """V(x), what the projector receives; None for inputs without images."""
+        """V(x), what the projector receives of images and, behind them, of videos; None for inputs without any."""
         media = self.media(inputs)
         return None if media is None else self.family.see(self.model, media)
 
     def media(self, inputs: Inputs) -> Media | None:
-        """What V looks at. Where no sample has an image it is nothing, or, on several ranks, a blank image.
+        """What V looks at. Where no sample shows anything it is nothing, or, on several ranks, a blank image.
 
         The other ranks may have images: every rank must then run the same layers, or sharded ones wait for each other for ever.
         """
-        if inputs.images is not None or not _several_ranks():
-            return inputs.images
+        if inputs.media or not _several_ranks():
+            return inputs.shown
         return {name: tensor.to(inputs.tokens.device) for name, tensor in self.family.blank().items()}
 
     def say(self, features: Features | None, inputs: Inputs) -> Float[Tensor, "answers hidden"]:
@@ -61,10 +61,10 @@ class Pathway(nn.Module):
         """
         media = self.media(inputs)
         projected = None if features is None or media is None else self.family.project(self.model, features, media)
-        own = projected if inputs.images is not None else None
+        own = projected if inputs.media else None
         with _without_effect(self.model.get_input_embeddings(), projected if own is None else None):
             outputs = self.model.model(
-                mm_encoder_outputs=None if own is None else {"image": own},
+                mm_encoder_outputs=own,
                 use_cache=False,
                 **self._text(inputs),
             )
@@ -76,7 +76,7 @@ class Pathway(nn.Module):
         if inputs.offsets is not None:
             return packed_arguments(self, inputs)
         mask = inputs.is_text().long() if self.family.padding_mask else None
-        more = self.family.language_inputs(inputs.images, inputs.types)
+        more = self.family.language_inputs(inputs.shown, inputs.types)
         return {"input_ids": inputs.tokens, "attention_mask": mask, **more}
 
     def logits(self, hidden: Float[Tensor, "positions hidden"]) -> Float[Tensor, "positions rows"]:

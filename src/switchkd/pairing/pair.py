@@ -232,7 +232,7 @@ class Pair(nn.Module):
         assert self.teacher is not None
         for batch in batches:
             pathways = ((self.student, batch.student), (self.teacher, batch.readers[TEACHER]))
-            seen = [(pathway, pathway.see(inputs), inputs.images) for pathway, inputs in pathways]
+            seen = [(pathway, pathway.see(inputs), inputs.shown) for pathway, inputs in pathways]
             grids = [
                 pathway.family.to_grids(features, media)
                 for pathway, features, media in seen

@@ -29,6 +29,26 @@ Named = str | WeightedData | tuple[str | WeightedData, ...]
 
 
 @dataclass(frozen=True)
+class Video:
+    """Frames evenly over a video. What is not given is what the student's processor says, else 2 of a second and at most 32."""
+
+    #: Frames of a second. Frames that are given as a list count as taken at this rate, and all are seen.
+    fps: float | None = None
+    #: Of one video, however long it is.
+    max_frames: int | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        require(
+            self.fps is None or 0 < self.fps <= 1000, f"fps must be above 0 and at most 1000, or none, got {self.fps}"
+        )
+        require(
+            self.max_frames is None or self.max_frames >= 1,
+            f"max_frames must be at least 1, or none, got {self.max_frames}",
+        )
+
+
+@dataclass(frozen=True)
 class Data:
     """Training rows, in any of the forms and files of docs/data.md; detected."""
 
@@ -56,8 +76,10 @@ class Data:
     streaming: bool = False
     #: With `streaming`: so many rows are held by each process that reads, and drawn from at random.
     shuffle_buffer: int = 1_000
-    #: An image with more pixels is refused before it is decoded.
+    #: An image with more pixels is refused before it is decoded. The frames that are seen of a row's videos may have four times as many.
     max_pixels: int = MAX_PIXELS
+    #: Which frames of a video are seen; the same for student and teacher, and saved with the student.
+    video: Video = field(default_factory=Video)
     #: The run stops when more than this share of the rows cannot be used.
     max_bad_fraction: float = MAX_BAD_FRACTION
 

@@ -94,7 +94,7 @@ def _inputs(sizes: _Sizes, rows: int, packs: list[int] | None) -> Inputs:
     length = sizes.length // samples
     tokens, answers = [image] * count + [word] * (length - count), list(range(max(count, 1), length))
     types = family.token_types(tokens, [place >= count for place in range(length)], image)
-    sample = Encoded(tokens, answers, [None] * length, length, types, sizes.images)
+    sample = Encoded(tokens, answers, [None] * length, length, types, {"image": sizes.images})
     inputs: Inputs = real(lambda: join([sample] * (rows * samples), word, packs))
     return inputs
 
@@ -108,7 +108,8 @@ def _image(pathway: Pathway, make: Callable[[], Media]) -> tuple[Media, int]:
     device, family = pathway.head.weight.device, pathway.family
     images: Media = real(lambda: {name: tensor.to(device) for name, tensor in make().items()})
     with torch.no_grad():
-        return images, len(family.tokens_of(family.project(pathway.model, family.see(pathway.model, images), images)))
+        projected = family.project(pathway.model, family.see(pathway.model, images), images)
+        return images, len(family.tokens_of(projected["image"]))
 
 
 def real(make: Callable[[], Any]) -> Any:

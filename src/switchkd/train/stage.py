@@ -18,6 +18,7 @@ from switchkd.data.packing import Packs
 from switchkd.data.reader import Reader
 from switchkd.data.streaming import RowStream
 from switchkd.data.template_choice import use_format
+from switchkd.data.video_sampling import sampling_of, use_sampling
 from switchkd.data.weighing import weigh
 from switchkd.methods import Need
 from switchkd.models import Pathway, load_pathway
@@ -98,14 +99,18 @@ def open_run(recipe: Recipe, *, use_cache: bool = True) -> RunContext:
     models = [student.model.config]
     if recipe.teacher is not None and _has_teacher(recipe):
         models.append(load_config(located(recipe.teacher)))
+    frames = getattr(processor, "video_processor", None)
     limits: dict[str, Any] = {
         "max_length": row_length(recipe.data, *models),
         "max_pixels": recipe.data.max_pixels,
+        "sampling": sampling_of(frames, recipe.data.video.fps, recipe.data.video.max_frames),
         "multiple": GPU_MULTIPLE if device.type == "cuda" else 1,
     }
     reader = Reader(processor, template=recipe.data.template, rows=student.head.rows, **limits)
     _log.info("the student reads %s ids; chat template: %s", f"{reader.ids:,}", reader.format.described)
-    use_format(processor, reader.format)  # the student is asked as it was trained
+    use_format(processor, reader.format)  # the student is asked as it was trained, and sees as many frames
+    if frames is not None:
+        use_sampling(frames, recipe.data.video.fps, recipe.data.video.max_frames)
     _stop_at(student, reader.format.closing_id)
     report = (
         report_on_pair(recipe, processor) if _has_teacher(recipe) else None

@@ -137,7 +137,7 @@ class DistillationTrainer(EvaluatingTrainer):
         """The answer tokens of the global batch: of all ranks and all accumulation steps."""
         learned = [batch.student for batch in batch_samples if len(batch.student.targets)]
         count = sum(len(inputs.targets) for inputs in learned)
-        images = sum(inputs.images is not None for inputs in learned)
+        images = sum(bool(inputs.media) for inputs in learned)
         lengths = [length for inputs in learned for length in inputs.lengths.tolist()]  # still on the CPU
         counts: list[int] = [count, images, sum(lengths), len(lengths)]
         if self.accelerator.num_processes > 1:

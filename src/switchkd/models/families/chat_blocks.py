@@ -1,28 +1,32 @@
-"""What several families' chat templates are made of. `<image>` stands for the processor's image token."""
+"""What several families' chat templates are made of. `<image>` stands for the processor's image token, `<video>` for its video token."""
 
 import json
 
 _OTHER_PART = """{{- raise_exception("a message has a part of type '" ~ part['type'] ~ "': this template writes text and images") -}}"""
 
 
-def content(image: str, *, trimmed: bool = False) -> str:
-    """The text of a message, with `image` in the place of each image."""
+def content(image: str, *, trimmed: bool = False, videos: bool = False) -> str:
+    """The text of a message, with `image` in the place of each image; with `videos`, the same of each video."""
     trim = " | trim" if trimmed else ""
+    video = f"{{%- elif part['type'] == 'video' -%}}{{{{ '{image.replace('<image>', '<video>')}' }}}}" if videos else ""
     return f"""{{%- if message['content'] is string -%}}{{{{ message['content']{trim} }}}}{{%- else -%}}
 {{%- for part in message['content'] -%}}{{%- if part['type'] == 'image' -%}}{{{{ '{image}' }}}}
-{{%- elif part['type'] == 'text' -%}}{{{{ part['text']{trim} }}}}{{%- else -%}}{_OTHER_PART}{{%- endif -%}}
+{{%- elif part['type'] == 'text' -%}}{{{{ part['text']{trim} }}}}{video}{{%- else -%}}{_OTHER_PART}{{%- endif -%}}
 {{%- endfor -%}}
 {{%- endif -%}}"""
 
 
-#: ChatML, for LLaVA with a Qwen2 language model and for InternVL.
-CHATML = """{%- for message in messages -%}
+def _chatml(content: str) -> str:
+    return """{%- for message in messages -%}
 {{- '<|im_start|>' + message['role'] + '\\n' -}}
 CONTENT{{- '<|im_end|>\\n' -}}
 {%- endfor -%}
-{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}""".replace(
-    "CONTENT", content("<image>\\n")
-)
+{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}""".replace("CONTENT", content)
+
+
+#: ChatML, for LLaVA with a Qwen2 language model; and for models that read videos, such as InternVL.
+CHATML = _chatml(content("<image>\\n"))
+CHATML_WITH_VIDEOS = _chatml(content("<image>\\n", videos=True))
 
 
 def as_text(image: str | None) -> str:

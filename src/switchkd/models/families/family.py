@@ -3,17 +3,18 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from itertools import accumulate, pairwise
 from typing import Any, ClassVar, TypeAlias, cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from switchkd.batch import Inputs, Media
+from switchkd.names import Kind
 from switchkd.signals import Sizes
 
 #: V(x): what the projector receives. [images or tiles, tokens, width], or [patches, width] where images differ in size.
@@ -86,9 +87,13 @@ class Family(ABC):
     parts: ClassVar[Names]
     #: What `get_image_features` takes of the media.
     image_inputs: ClassVar[tuple[str, ...]] = ("pixel_values",)
+    #: What the model takes of videos; () where their frames are images to it, and None where it was made for no videos.
+    video_inputs: ClassVar[tuple[str, ...] | None] = None
+    #: Along which axis the tiles of an image, or the frames of a video, stand in `pixel_values`.
+    tile_axis: ClassVar[int] = 0
     #: What else the language model takes of media and token types: its positions and masks depend on it.
     language_context: ClassVar[tuple[str, ...]] = ()
-    #: Names of the token types that are 1 on visual tokens and 0 elsewhere.
+    #: Names of the token types that are 1 on visual tokens of images, 2 on those of videos and 0 elsewhere.
     image_types: ClassVar[tuple[str, ...]] = ()
     #: Members that the test suite runs, by `model_type`: part of the config → names. Others are refused.
     tested: ClassVar[Names] = {}
@@ -145,9 +150,12 @@ class Family(ABC):
         return text
 
     @classmethod
-    def token_types(cls, tokens: list[int], is_answer: list[bool], image_token_id: int) -> dict[str, list[int]]:
+    def token_types(
+        cls, tokens: list[int], is_answer: list[bool], image_token_id: int, video_token_id: int | None = None
+    ) -> dict[str, list[int]]:
         """The token types that the model reads, by the name of its argument."""
-        return {name: [int(token == image_token_id) for token in tokens] for name in cls.image_types}
+        kinds = {video_token_id: 2, image_token_id: 1}
+        return {name: [kinds.get(token, 0) for token in tokens] for name in cls.image_types}
 
     def language_inputs(self, media: Media | None, types: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What the language model takes besides tokens, mask and features."""
@@ -207,15 +215,19 @@ class Family(ABC):
 
         hooks = [door.register_forward_pre_hook(keep) for door in doors]
         try:
-            given: dict[str, Any] = {name: media[name] for name in self.image_inputs if name in media}
-            model.model.get_image_features(**given, return_dict=True)
+            self.encode(model, media)
         finally:
             for hook in hooks:
                 hook.remove()
         return entering[doors[0]] if len(doors) == 1 else torch.cat([entering[door] for door in doors], dim=-1)
 
-    def project(self, model: PreTrainedModel, features: Features, media: Media) -> Projected:
-        """P(V(x)), in the form that the family's forward takes as `mm_encoder_outputs["image"]`."""
+    def encode(self, model: PreTrainedModel, media: Media) -> None:
+        """Run V and P once on all that is shown, images first, by the model's own code."""
+        given: dict[str, Any] = {name: media[name] for name in self.image_inputs if name in media}
+        model.model.get_image_features(**given, return_dict=True)
+
+    def project(self, model: PreTrainedModel, features: Features, media: Media) -> dict[Kind, Projected]:
+        """P(V(x)), in the form that the family's forward takes as `mm_encoder_outputs`."""
         doors = self.doors(model)
         weights = list(doors[0].parameters())  # 4-bit ones are integers
         dtype = next((weight.dtype for weight in weights if weight.is_floating_point()), model.dtype)
@@ -227,10 +239,10 @@ class Family(ABC):
         """What one door of the projector makes of its share of the features."""
         return cast(Tensor, door(features))
 
-    def pack(self, model: PreTrainedModel, projected: list[Tensor], media: Media) -> Projected:
+    def pack(self, model: PreTrainedModel, projected: list[Tensor], media: Media) -> dict[Kind, Projected]:
         """What the family does between the projector and the language model; here nothing but the form."""
         (only,) = projected
-        return Projected(pooler_output=only if self.one_tensor else cast(Any, [only.flatten(0, -2)]))
+        return {"image": Projected(pooler_output=only if self.one_tensor else cast(Any, [only.flatten(0, -2)]))}
 
     @property
     def softcap(self) -> float | None:
@@ -240,7 +252,7 @@ class Family(ABC):
     # ---- what belongs to which sample
 
     def tokens_of(self, projected: Projected) -> Float[Tensor, "tokens width"]:
-        """P(V(x)) of all images, in the order of their placeholders."""
+        """P(V(x)) of one kind, in the order of its placeholders."""
         output: Any = projected.pooler_output
         parts = [output] if isinstance(output, Tensor) else output
         return torch.cat([part.reshape(-1, part.shape[-1]) for part in parts])
@@ -331,6 +343,23 @@ class Family(ABC):
     def image_token_id(self) -> int:
         """What stands for each visual token in a text."""
         return int(self.config.image_token_id)
+
+    @property
+    def visual_token_ids(self) -> dict[Kind, int]:
+        """The same of each kind that has placeholders of its own."""
+        ids: dict[Kind, int] = {"image": self.image_token_id}
+        return ids | {"video": int(self.config.video_token_id)} if self.video_inputs else ids
+
+    def is_visual(self, tokens: Int[Tensor, "*tokens"]) -> Bool[Tensor, "*tokens"]:
+        """Where a token stands for something that is seen."""
+        image, *others = self.visual_token_ids.values()
+        return reduce(lambda found, other: found | (tokens == other), others, tokens == image)
+
+    def feature_count(self, media: Media) -> int:
+        """The length of the first axis of V(x)."""
+        if self.one_sequence:
+            return sum(height * width for height, width in self.grid_shapes(media))
+        return self.picture_count(media)
 
     @property
     def positions(self) -> int:

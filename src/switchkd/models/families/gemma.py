@@ -47,7 +47,9 @@ class PaliGemma(Family):
     template, template_name, image_text = PALIGEMMA, "PaliGemma", "<image>"
 
     @classmethod
-    def token_types(cls, tokens: list[int], is_answer: list[bool], image_token_id: int) -> dict[str, list[int]]:
+    def token_types(
+        cls, tokens: list[int], is_answer: list[bool], image_token_id: int, video_token_id: int | None = None
+    ) -> dict[str, list[int]]:
         """1 from the first answer on."""
         first = is_answer.index(True) if any(is_answer) else len(tokens)
         return {"token_type_ids": [int(place >= first) for place in range(len(tokens))]}

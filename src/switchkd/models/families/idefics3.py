@@ -19,7 +19,7 @@ CONTENT{{- '<end_of_utterance>' -}}
 {%- endif -%}
 {{- '\\n' -}}
 {%- endfor -%}
-{%- if add_generation_prompt -%}{{- 'Assistant:' -}}{%- endif -%}""".replace("CONTENT", content("<image>"))
+{%- if add_generation_prompt -%}{{- 'Assistant:' -}}{%- endif -%}""".replace("CONTENT", content("<image>", videos=True))
 
 
 class Idefics3(Family):
@@ -32,6 +32,7 @@ class Idefics3(Family):
         "language": ("model.text_model", "lm_head"),
     }
     image_inputs = ("pixel_values", "pixel_attention_mask")
+    tile_axis = 1
     tested: ClassVar[Names] = {"text_config": ("llama",)}
     processors = ("Idefics3Processor",)
     template, template_name, image_text = TEMPLATE, "Idefics3", "<image>"
@@ -61,3 +62,4 @@ class SmolVLM(Idefics3):
     model_type = "smolvlm"
     one_precision = True
     processors = ("SmolVLMProcessor",)
+    video_inputs = ()  # a frame is a tile

@@ -3,7 +3,7 @@
 from typing import ClassVar
 
 from switchkd.batch import Media
-from switchkd.models.families.chat_blocks import CHATML
+from switchkd.models.families.chat_blocks import CHATML_WITH_VIDEOS
 from switchkd.models.families.family import Family, Names
 from switchkd.models.families.llava import PARTS
 
@@ -15,8 +15,9 @@ class InternVL(Family):
     parts = PARTS
     tested: ClassVar[Names] = {"text_config": ("qwen2", "qwen3")}
     one_tensor = True
+    video_inputs = ()  # a frame is a tile
     processors = ("InternVLProcessor",)
-    template, template_name = CHATML, "ChatML"
+    template, template_name = CHATML_WITH_VIDEOS, "ChatML"
 
     def photograph(self) -> Media:
         """4 × 3 tiles and the whole: of at most twelve tiles the most that have its shape."""
