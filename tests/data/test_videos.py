@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from tiny_videos import frames, png, video
 
 from switchkd.data.errors import MissingDecoderError, SampleError
 from switchkd.data.formats import load_rows
+from switchkd.data.llava_rows import write_llava
 from switchkd.data.verdicts import row_key
 from switchkd.data.video_sampling import VideoSampling, sampling_of, use_sampling
 from switchkd.data.videos import open_videos
@@ -209,7 +211,7 @@ REFUSED = {
     "no frames": (lambda folder: stored(written(folder / "f", 0)), "is a folder with 0 frames"),
     "unequal frames": (
         lambda folder: {"bytes": None, "path": None, "frames": [*video(2)["frames"], png(frames(1, 8, 8)[0])]},
-        "video of 3 frames.*: frame 3 of 3 is 8 x 8 pixels, the first one 24 x 16",
+        "video of 3 frames.*: frame 3 of 3 is 8 x 8 pixels, the first 24 x 16",
     ),
     "a broken frame": (
         lambda folder: {"bytes": None, "path": None, "frames": [*video(1)["frames"], {"bytes": b"no", "path": None}]},
@@ -325,3 +327,20 @@ def test_a_clip_that_is_cut_off_says_how_many_frames_can_be_decoded(clip, tmp_pa
 def test_a_large_clip_is_refused_before_it_is_decoded(clip):
     with pytest.raises(SampleError, match="declares frames of 32 x 16 = 512 pixels, limit 500"):
         open_videos([stored(clip / "a.mp4")], sampling=EVEN, max_pixels=500)
+
+
+def test_rows_in_memory_are_written_and_read_back_with_their_videos(tmp_path):
+    """Frames inside the data, a folder and a file elsewhere: LLaVA JSON names copies of them."""
+    folder = written(tmp_path / "f", 2)
+    (tmp_path / "a.mp4").write_bytes(b"clip")
+    given = [
+        talk("<video>\n<video>\nAlike?", videos=[[Image.fromarray(one) for one in frames(2)], str(folder)]),
+        talk(video=str(tmp_path / "a.mp4"), id="8"),
+    ]
+    done = write_llava(given, tmp_path / "out" / "rows.jsonl")
+    assert (done.rows, done.written, done.left_out) == (2, 5, [])
+    first, second = load_rows(tmp_path / "out" / "rows.jsonl")
+    assert [row["problem"] for row in (first, second)] == [None, None]
+    for seen in open_videos(first["videos"], sampling=EVEN):
+        assert np.array_equal(seen.frames, frames(2))
+    assert Path(second["videos"][0]["path"]).read_bytes() == b"clip"

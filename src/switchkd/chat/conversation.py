@@ -40,7 +40,7 @@ class Conversation:
         ]  # the user's own links may be followed
         for image in images:
             open_image(image)
-        films = [{"bytes": None, "path": os.path.realpath(path), "frames": []} for path in videos]
+        films: list[dict[str, Any]] = [{"bytes": None, "path": os.path.realpath(path), "frames": []} for path in videos]
         reads = reader(self.model, self.processor)
         if films and reads.format.no_videos:
             raise SampleError(f"this model cannot be shown a video: {reads.format.no_videos}")

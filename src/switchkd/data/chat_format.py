@@ -95,7 +95,7 @@ class ChatFormat:
         #: What stands for each visual token of a video; None where its frames enter as images.
         self.video_token_id: int | None = None
         if self._family is not None and self._family.video_inputs and self.video_token is not None:
-            self.video_token_id = self.tokenizer.convert_tokens_to_ids(self.video_token)
+            self.video_token_id = {token.content: index for index, token in added.items()}[self.video_token]
         special = {token.content: index for index, token in added.items() if token.special}
         if tokenizer.eos_token is not None:
             special[tokenizer.eos_token] = tokenizer.eos_token_id

@@ -8,13 +8,13 @@ import transformers
 from transformers import ProcessorMixin
 
 
-def reading_parts(processor: ProcessorMixin, template: str, **limits: int) -> dict[str, Any]:
+def reading_parts(processor: ProcessorMixin, template: str, **limits: int | str) -> dict[str, Any]:
     """All that the tokens and pixels of a row depend on, by name.
 
     Args:
         processor: with a fast tokenizer.
         template: the chat template in use, which need not be the processor's own.
-        limits: such as `max_length` and `max_pixels`.
+        limits: such as `max_length`, `max_pixels` and which frames of videos are seen.
     """
     tokenizer = json.loads(processor.tokenizer.backend_tokenizer.to_str())
     for left_by_last_call in ("padding", "truncation"):

@@ -1,7 +1,8 @@
-"""Canonical rows → LLaVA JSON lines, with pictures in a folder next to them."""
+"""Canonical rows → LLaVA JSON lines, with pictures and videos in a folder next to them."""
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -13,9 +14,9 @@ from PIL import Image
 from switchkd.data.errors import DataError, SampleError
 from switchkd.data.formats import Reading
 from switchkd.data.forms import Row
-from switchkd.data.image_marks import IMAGE_MARK, Marks
-from switchkd.data.images import IMAGE_FORMATS, open_picture_file
-from switchkd.data.row_videos import videos_of
+from switchkd.data.image_marks import IMAGE_MARK, VIDEO_MARK, Marks
+from switchkd.data.images import IMAGE_FORMATS, checked_file, open_picture_file
+from switchkd.data.row_videos import listed_frames, videos_of
 from switchkd.data.sources import Data
 
 _SPEAKERS = {"user": "human", "assistant": "gpt", "system": "system"}
@@ -26,7 +27,7 @@ class Converted:
     """What became of the rows and pictures."""
 
     rows: int = 0
-    #: Pictures that stay where they are, and those that were written next to the rows.
+    #: Pictures and videos that stay where they are, and those that were written next to the rows.
     referenced: int = 0
     written: int = 0
     #: Why rows were left out.
@@ -85,35 +86,59 @@ def llava_line(row: Row, folder: Path, pictures: Path, done: Converted) -> dict[
     """
     if row["problem"]:
         raise SampleError(row["problem"])
-    if videos_of(row):
-        raise SampleError(
-            f"has {len(videos_of(row))} videos, which are not written here: keep this row in its own file"
-        )
-    turns = [_turn(message, has_images=bool(row["images"])) for message in row["messages"]]
+    shown = Marks(Marks().pattern if row["images"] else None, videos=bool(videos_of(row)))
+    turns = [_turn(message, shown) for message in row["messages"]]
     names = [
         _picture(image, folder, pictures / f"{done.rows:08}-{number}", done)
         for number, image in enumerate(row["images"])
     ]
+    films = [
+        _video(video, folder, pictures / f"{done.rows:08}-video-{number}", done)
+        for number, video in enumerate(videos_of(row))
+    ]
     line: dict[str, Any] = {"id": row["id"]}
     if names:
         line["image"] = names if len(names) > 1 else names[0]
+    if films:
+        line["videos"] = films
     if any(kind is not None for kind in row["kinds"]):
         line["kinds"] = row["kinds"]
     line |= {name: row[name] for name in ("accepted", "metric") if row[name]}
     return line | {"conversations": turns}
 
 
-def _turn(message: Row, *, has_images: bool) -> dict[str, Any]:
-    said = "".join(f"{IMAGE_MARK}\n" if part["type"] == "image" else part["text"] for part in message["content"])
-    pictures = sum(part["type"] == "image" for part in message["content"])
-    if has_images and message["role"] == "user" and len(Marks().split(said)) != 2 * pictures + 1:
-        raise SampleError(f"a question holds {IMAGE_MARK} as text, which LLaVA JSON cannot say of a row with images")
+def _turn(message: Row, shown: Marks) -> dict[str, Any]:
+    marks = {"image": f"{IMAGE_MARK}\n", "video": f"{VIDEO_MARK}\n"}
+    said = "".join(marks.get(part["type"]) or part["text"] for part in message["content"])
+    count = sum(part["type"] != "text" for part in message["content"])
+    if message["role"] == "user" and len(shown.split(said)) != 2 * count + 1:
+        mark, media = (VIDEO_MARK, "videos") if shown.pattern is None else (IMAGE_MARK, "images")
+        raise SampleError(f"a question holds {mark} as text, which LLaVA JSON cannot say of a row with {media}")
     turn: dict[str, Any] = {"from": _SPEAKERS[message["role"]], "value": said}
     if message["reasoning"] is not None:
         turn["reasoning_content"] = message["reasoning"]
     if message["role"] == "assistant" and not message["learned"]:
         turn["loss"] = False
     return turn
+
+
+def _video(video: Row, folder: Path, target: Path, done: Converted) -> str | list[str]:
+    """What the row calls its video: a file, or all its frames; written to `target` where they are not below the folder already."""
+    path = video["path"]
+    frames = video["frames"] or (listed_frames(Path(path)) if path is not None and Path(path).is_dir() else [])
+    if frames:
+        names = [target.with_name(f"{target.name}-{number:05}") for number in range(len(frames))]
+        return [_picture(frame, folder, name, done) for frame, name in zip(frames, names, strict=True)]
+    with checked_file(video, "its video") as file:
+        if path is not None and Path(path).is_relative_to(folder):
+            done.referenced += 1
+            return Path(path).relative_to(folder).as_posix()
+        file_name = target.with_name(target.name + ("" if path is None else Path(path).suffix))
+        file_name.parent.mkdir(exist_ok=True)
+        with file_name.open("wb") as copy:
+            shutil.copyfileobj(file, copy)
+    done.written += 1
+    return f"{file_name.parent.name}/{file_name.name}"
 
 
 def _picture(image: Row, folder: Path, target: Path, done: Converted) -> str:

@@ -16,6 +16,9 @@ def no_videos(processor: Any) -> str | None:
         return f"{name} reads none: leave the row out, or give some frames as images"
     if getattr(processor, "video_processor", None) is None:
         return f"{name} has no video processor: load it where torchvision is installed, from a folder with video_preprocessor_config.json"
+    token, added = getattr(processor, "video_token", None), processor.tokenizer.added_tokens_decoder.values()
+    if family.video_inputs and token not in [one.content for one in added]:
+        return f"{name}: its video token {token!a} is no added token of its tokenizer"
     return None
 
 

@@ -100,7 +100,7 @@ def _of_frames(
     for place, picture in zip(places, pictures, strict=True):
         if picture.size != first.size:
             raise SampleError(
-                f"{name}: frame {place + 1} of {len(listed)} is {picture.width} x {picture.height} pixels, the first one {width} x {height}: "
+                f"{name}: frame {place + 1} of {len(listed)} is {picture.width} x {picture.height} pixels, the first {width} x {height}: "
                 "a video's frames must have one size"
             )
     metadata = VideoMetadata(
