@@ -17,9 +17,14 @@ from switchkd.data.errors import SampleError, UnequalVideosError
 from switchkd.data.reader import Reader
 from switchkd.data.template_choice import use_format
 from switchkd.evaluate.generate import answers, load
+from switchkd.train.teacher_cache import make_cache
 
 pytest.importorskip("torchvision")
-every_family = pytest.mark.parametrize("name", VIDEO_PROCESSORS)
+#: Of each way in which videos enter one; the others take as long again.
+_SHORT = ("qwen2_5_vl", "llava_onevision", "smolvlm")
+every_family = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in _SHORT else pytest.mark.long) for name in VIDEO_PROCESSORS]
+)
 
 
 @pytest.fixture(scope="module")
@@ -153,17 +158,22 @@ RUNS = {
     **{name: (name, []) for name in VIDEO_PROCESSORS if name != "qwen2_5_vl"},
     "packed": ("qwen3_vl", ["--data.packing", "true"]),
     "streamed": ("qwen2_5_vl", ["--data.streaming", "true"]),
+    "from a cache": ("qwen2_5_vl", ["--teacher.cache", "cache"]),
     "written by the student": ("qwen2_5_vl", ["--on_policy.share", "1", "--on_policy.max_new_tokens", "4"]),
 }
 
 
 @pytest.mark.parametrize(
-    "run", [pytest.param(one, marks=[] if one == "qwen2_5_vl" else pytest.mark.slow) for one in RUNS]
+    "run", [pytest.param(one, marks=pytest.mark.long if one == "qwen2_5_vl" else pytest.mark.slow) for one in RUNS]
 )
-def test_two_steps_an_evaluation_and_the_saved_student(processors, run, tmp_path):
+def test_two_steps_an_evaluation_and_the_saved_student(processors, run, tmp_path, monkeypatch):
     name, flags = RUNS[run]
     write_files(tmp_path, name, processors[name])
-    distill(load_recipe(tmp_path / "recipe.yaml", flags))
+    recipe = load_recipe(tmp_path / "recipe.yaml", flags)
+    if run == "from a cache":
+        monkeypatch.chdir(tmp_path)
+        assert make_cache(recipe) is not None
+    distill(recipe)
     logged = [json.loads(line) for line in (tmp_path / "run/1-train/metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in logged if "loss" in line]
     assert len(losses) == 2
