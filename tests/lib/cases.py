@@ -47,6 +47,7 @@ def rows(sizes=SIZES) -> list[dict]:
                 "id": f"row-{index}",
                 "source": None,
                 "images": images,
+                "videos": [],
                 "messages": messages,
                 "kinds": [None, None],
                 "accepted": [],

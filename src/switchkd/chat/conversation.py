@@ -41,10 +41,11 @@ class Conversation:
         for image in images:
             open_image(image)
         films: list[dict[str, Any]] = [{"bytes": None, "path": os.path.realpath(path), "frames": []} for path in videos]
-        reads = reader(self.model, self.processor)
-        if films and reads.format.no_videos:
-            raise SampleError(f"this model cannot be shown a video: {reads.format.no_videos}")
-        open_videos(films, sampling=reads.sampling)
+        if films:
+            reads = reader(self.model, self.processor)
+            if reads.format.no_videos:
+                raise SampleError(f"this model cannot be shown a video: {reads.format.no_videos}")
+            open_videos(films, sampling=reads.sampling)
         self.images, self.videos, self.messages = images, films, []
 
     def ask(self, question: str) -> str:
