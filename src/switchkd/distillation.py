@@ -183,13 +183,15 @@ def _distill(recipe: Recipe, output: Path, *, accept_changes: bool) -> Distilled
     for number, (stage, folder, rows, held_out) in enumerate(indexed):
         if number and sharded():
             # what was spread over processes stays so, and cannot be spread anew
-            run = reopened(recipe, *indexed[number - 1])
+            run = reopened(recipe, indexed[:number])
         context = open_stage(run, stage, folder, rows, held_out)
         findings = examine_stage(context)
         if processes().is_main_process:
             findings.tell()
         findings.raise_if_failed()
         train_stage(context, accept_changes=accept_changes)
+        if number + 1 < len(indexed):
+            del context  # it holds the teacher, which makes room for the next one
     student = save_result(context, output)
     results = None if recipe.evaluate is None else _evaluated(context, recipe.evaluate, student)
     if processes().is_main_process:

@@ -20,6 +20,6 @@ if __name__ == "__main__":
         plain(folder, shard, answers)
 
     teacher_cache.write_shard = noting
-    teacher_cache.make_cache(load_recipe(sys.argv[1]))
+    teacher_cache.make_caches(load_recipe(sys.argv[1]))
     dist.barrier()
     dist.destroy_process_group()

@@ -20,9 +20,10 @@ from tiny_tokenizers import other_processor, sentencepiece_tokenizer
 from switchkd.data import store_shards
 from switchkd.data.teacher_store import TeacherStore
 from switchkd.recipe.schema import Recipe, build_recipe, load_recipe
-from switchkd.train.context import StageContext
+from switchkd.train.context import RunContext, StageContext
 from switchkd.train.stage import open_run, open_stage
-from switchkd.train.teacher_cache import make_cache
+from switchkd.train.teacher_cache import make_caches
+from switchkd.train.teachers import Teachers
 
 ROWS = 6
 
@@ -62,6 +63,14 @@ def opened(recipe: Recipe, scratch: Path) -> StageContext:
     return open_stage(open_run(recipe), recipe.resolved_stages()[0], scratch)
 
 
+def renamed(run: RunContext, recipe: Recipe, store: TeacherStore | None = None) -> RunContext:
+    """An open run for a recipe that describes the same teacher in another section: nothing is loaded anew."""
+    (known,) = run.teachers
+    weights = run.teachers.weights_for(run.recipe.resolved_stages()[0])
+    teachers = Teachers([replace(known, section=recipe.teacher, store=store)], lambda section, head_alone: weights)
+    return replace(run, recipe=recipe, teachers=teachers)
+
+
 def without_cache(recipe: Recipe) -> Recipe:
     """The same recipe, whose teacher is asked."""
     return replace(recipe, teacher=replace(recipe.teacher, cache=None, cache_logits=None))
@@ -90,7 +99,7 @@ def fill(tell: Callable[..., None], recipe: str, operation: int | None, after_se
     if after_seconds is not None:
         threading.Timer(after_seconds, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
     begun = time.monotonic()
-    made = make_cache(load_recipe(recipe))
+    (made,) = make_caches(load_recipe(recipe))
     tell("filled", made.written, count, time.monotonic() - begun)
 
 

@@ -22,7 +22,9 @@ from switchkd.pairing import Pair
 from switchkd.pairing.reading import SameInputs
 from switchkd.recipe.schema import Data, Recipe, Student, Teacher, Train
 from switchkd.train.context import RunContext, StageContext
+from switchkd.train.open_teacher import KnownTeacher
 from switchkd.train.step import DistillationStep
+from switchkd.train.teachers import Teachers
 
 SIZES = [[(32, 32)], [(16, 32), (32, 16)], [(16, 16)]]
 
@@ -81,8 +83,10 @@ def open_tiny(
     pair = Pair(student, teacher, needs=method.needs, vocabulary=len(processor.tokenizer), learned=learned)
     (stage,) = recipe.resolved_stages()
     reading = SameInputs(len(processor.tokenizer))
-    run = RunContext(recipe, student, teacher, processor, Reader(processor), student.model.dtype, reading)
-    collator = run.collator(method)
+    known = [KnownTeacher(stage.teacher, reading)] if stage.teacher is not None else []
+    teachers = Teachers(known, lambda section, head_alone: teacher)
+    run = RunContext(recipe, student, teachers, processor, Reader(processor), student.model.dtype)
+    collator = run.collator(stage)
     index = build_index(Dataset.from_list(rows(sizes), features=FEATURES), collator)
     return StageContext(run, stage, index.rows, DistillationStep(pair, method), collator, folder)
 

@@ -249,7 +249,7 @@ def _nurse(pipe: Connection, path: str) -> None:
     from switchkd.recipe.schema import load_recipe
     from switchkd.train.stage import open_run
 
-    loaded = open_run(load_recipe(Path(path)))
+    loaded = open_run(load_recipe(Path(path)))  # every life finds the teacher's weights of the first stage in memory
     distillation.open_run = lambda recipe: _seeded(replace(loaded, recipe=recipe))
     gc.collect()
     gc.freeze()  # or every life would look through all that has been imported

@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -258,14 +259,14 @@ def test_without_the_switch_no_bridge_is_made_and_sft_reads_its_own_batch_only(f
         opened = open_stage(run, recipe.resolved_stages()[0], Path(scratch))
         assert opened.pair.bridge is None
         assert TEACHER in opened.collator([opened.rows[0]]).readers
-        assert run.collator(SFT())([opened.rows[0]]).readers == {}
+        assert run.collator(replace(opened.stage, method=SFT(), teacher=None))([opened.rows[0]]).readers == {}
 
 
 def test_a_bridge_can_be_asked_for_where_shapes_agree(tmp_path):
     recipe = load_recipe(write_run(tmp_path), ["--pair.bridge", "always", "--pair.fit_rows", "4"])
     run = open_run(recipe)
     opened = open_stage(run, recipe.resolved_stages()[0], tmp_path / "stage")
-    assert run.pair_report.mismatches == []
+    assert opened.teacher.report.mismatches == []
     assert opened.pair.bridge.fitted
     batch = opened.collator([opened.rows[0]])
     assert batch.readers[TEACHER] is batch.student

@@ -19,7 +19,7 @@ def card(**changes):
     told = {
         "recipe_yaml": "a: 1",
         "student": "start",
-        "teacher": "org/teacher",
+        "teachers": ["org/teacher"],
         "methods": ["sft"],
         "data": ["org/data", "d.json"],
     }
@@ -30,7 +30,7 @@ def test_names_of_the_hub_are_linked_and_paths_are_not(student):
     data = card().data
     assert (data.base_model, data.datasets, data.license) == (["org/teacher"], ["org/data"], "apache-2.0")
     assert (data.library_name, data.pipeline_tag) == ("transformers", "image-text-to-text")
-    bare = card(student="run/student", teacher=None, data=["./d", "/data/d.json"]).data
+    bare = card(student="run/student", teachers=[], data=["./d", "/data/d.json"]).data
     assert (bare.base_model, bare.datasets, bare.license) == (None, None, None)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from caches import ROWS, contents, opened, recipe_of, without_cache, write_pair
+from caches import ROWS, contents, opened, recipe_of, renamed, without_cache, write_pair
 from ranks import run_on_two_ranks
 from run_files import write_data, write_model
 from tiny_tokenizers import VICUNA
@@ -26,7 +26,7 @@ from switchkd.recipe.schema import save_recipe
 from switchkd.train import teacher_cache
 from switchkd.train.memory import estimate
 from switchkd.train.stage import index_rows, open_run, open_stage
-from switchkd.train.teacher_cache import make_cache
+from switchkd.train.teacher_cache import make_caches
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ class Runs:
         write_pair(folder, apart=apart)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(store_shards, "_SHARD_ROWS", 2)
-            make_cache(recipe_of(folder))
+            make_caches(recipe_of(folder))
         self.recipes = {"head": recipe_of(folder), "switch": recipe_of(folder, "switch_kd")}
         self.recipes["live"] = without_cache(self.recipes["switch"])
         self.runs = {name: open_run(recipe) for name, recipe in self.recipes.items()}
@@ -59,6 +59,7 @@ class Runs:
 
     def context(self, name, method="kd", **sections):
         stage = recipe_of(self.folder, method, **sections).resolved_stages()[0]
+        stage = replace(stage, teacher=self.recipes[name].teacher)
         return open_stage(self.runs[name], stage, self.folder / "scratch", self.rows)
 
 
@@ -66,13 +67,13 @@ class Runs:
 def reopened(alike, monkeypatch):
     """Commands and trainings that do not load the models anew; two rows in a shard."""
     monkeypatch.setattr(store_shards, "_SHARD_ROWS", 2)
-    monkeypatch.setattr(teacher_cache, "open_run", lambda recipe, use_cache: replace(alike.runs["live"], recipe=recipe))
+    monkeypatch.setattr(teacher_cache, "open_run", lambda recipe, use_cache: renamed(alike.runs["live"], recipe))
     return alike.folder
 
 
 def reading(alike, recipe, scratch):
     """A stage of the recipe, its cache looked through as training does; the models are not loaded anew."""
-    run = replace(alike.runs["head"], recipe=recipe, store=TeacherStore(Path(recipe.teacher.cache)))
+    run = renamed(alike.runs["head"], recipe, TeacherStore(Path(recipe.teacher.cache)))
     return open_stage(run, recipe.resolved_stages()[0], scratch)
 
 
@@ -161,7 +162,7 @@ def test_all_that_is_loaded_of_the_teacher_is_its_head(pair):
     context, whole = pair.context("head"), pair.context("live")
     rows, width = whole.pair.teacher.head.weight.shape
     head = context.pair.teacher_head
-    assert isinstance(context.run.teacher, TeacherHead)
+    assert isinstance(context.run.teachers.weights_for(context.stage), TeacherHead)
     assert sum(p.numel() for p in head.parameters()) == rows * width
     assert torch.equal(head.weight, whole.pair.teacher.head.weight)
     of_pair, of_student = (
@@ -172,7 +173,7 @@ def test_all_that_is_loaded_of_the_teacher_is_its_head(pair):
 
 @pytest.mark.slow
 def test_the_memory_estimate_knows_that_the_teacher_is_not_there(pair):
-    recipe, teacher = pair.recipes["head"], pair.runs["live"].teacher
+    recipe, teacher = pair.recipes["head"], pair.context("live").pair.teacher
     configs = pair.runs["live"].student.model.config, teacher.model.config
     with_cache, without = (estimate(one, one.resolved_stages()[0], *configs) for one in (recipe, without_cache(recipe)))
     whole = sum(tensor.numel() * 4 for tensor in (*teacher.parameters(), *teacher.buffers()))
@@ -192,10 +193,8 @@ def largest(pair):
     for kept in (8, 64):
         recipe = recipe_of(pair.folder, cache=f"cache-{kept}", teacher={"cache_logits": kept})
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(
-                teacher_cache, "open_run", lambda recipe, use_cache: replace(pair.runs["live"], recipe=recipe)
-            )
-            made = make_cache(recipe)
+            patch.setattr(teacher_cache, "open_run", lambda recipe, use_cache: renamed(pair.runs["live"], recipe))
+            (made,) = make_caches(recipe)
         context = pair.context("head")
         found[kept] = (
             made,
@@ -203,7 +202,7 @@ def largest(pair):
                 context,
                 collator=Collator(
                     pair.runs["live"].reader,
-                    {TEACHER: pair.runs["live"].teacher_reading},
+                    {TEACHER: context.teacher.reading},
                     {TEACHER: TeacherStore(made.folder)},
                 ),
             ),
@@ -258,14 +257,14 @@ def test_what_was_begun_is_finished_with_the_same_bytes(reopened, alike, tmp_pat
     recipe = recipe_of(reopened, cache=str(tmp_path / "cache"))
     monkeypatch.setattr(teacher_cache, "write_shard", dying)
     with pytest.raises(_PowerCutError):
-        make_cache(recipe)
+        make_caches(recipe)
     assert describe(tmp_path / "cache").startswith(f"{tmp_path}/cache is not complete (1 shards are written)")
     with pytest.raises(DataError, match=r"is not complete \(1 shards are written\): run `switchkd cache RECIPE.yaml`"):
         reading(alike, recipe, tmp_path / "scratch")
     monkeypatch.setattr(teacher_cache, "write_shard", write)
-    assert make_cache(recipe).written == ROWS - 2
+    assert make_caches(recipe)[0].written == ROWS - 2
     assert contents(tmp_path / "cache") == contents(reopened / "cache")
-    assert make_cache(recipe).written == 0
+    assert make_caches(recipe)[0].written == 0
     assert contents(tmp_path / "cache") == contents(reopened / "cache")
 
 
@@ -280,7 +279,7 @@ def test_a_byte_that_changed_is_found_by_training_and_mended_by_the_command(reop
     context = reading(alike, recipe, tmp_path / "scratch")
     with pytest.raises(DataError, match=rf"sample 'train-\d': {shard} is damaged \(its checksum is [0-9a-f]{{8}}, and"):
         context.collator(list(context.rows))
-    assert make_cache(recipe).written == 2
+    assert make_caches(recipe)[0].written == 2
     assert contents(cache) == contents(reopened / "cache")
 
 
@@ -290,7 +289,7 @@ def test_a_disk_that_has_no_room_is_told_before_anything_is_written(reopened, al
     with pytest.raises(
         OSError, match=r"6 of 6 rows .*: \d+ answer tokens x 160 bytes, 0\.0 MiB; 0\.0 MiB are free\. Make room"
     ):
-        make_cache(recipe_of(reopened, cache=str(tmp_path / "cache")))
+        make_caches(recipe_of(reopened, cache=str(tmp_path / "cache")))
     assert not list((tmp_path / "cache" / "shards").iterdir())
 
 
@@ -353,7 +352,7 @@ def test_a_cache_of_something_else_is_refused_with_what_differs(alike, tmp_path,
     recipe = recipe_of(folder, cache=str(alike.folder / "cache"), **sections)
     before = contents(alike.folder / "cache")
     with pytest.raises(DataError, match=f"{alike.folder}/cache holds the answers of something else: .*{message}"):
-        opened(recipe, tmp_path / "scratch") if command == "train" else make_cache(recipe)
+        opened(recipe, tmp_path / "scratch") if command == "train" else make_caches(recipe)
     assert contents(alike.folder / "cache") == before
 
 
@@ -368,7 +367,7 @@ def test_rows_that_the_cache_has_not_are_named_and_the_command_adds_them(reopene
     message = r"sample 'train-3': .* the row there has the digest (\w{16}) and this one (\w{16}): .* 2 of 7 rows are lacking: run"
     with pytest.raises(DataError, match=message):
         reading(alike, recipe, tmp_path / "scratch")
-    made = make_cache(recipe)
+    (made,) = make_caches(recipe)
     assert (made.rows, made.written) == (7, 3)  # the shard of rows 2 and 3, and that of the new one
     context = reading(alike, recipe, tmp_path / "scratch")
     assert len(context.collator(list(context.rows)).keys) == 7
@@ -418,7 +417,7 @@ def test_one_cache_serves_every_stage_that_asks_and_no_other_is_asked(alike, tmp
     ]
     data = {"image_root": str(alike.folder / "data")}
     recipe = recipe_of(alike.folder, cache=str(tmp_path / "cache"), stages=stages, data=data)
-    assert make_cache(recipe).rows == ROWS
+    assert make_caches(recipe)[0].rows == ROWS
     run = open_run(recipe)
     for stage in recipe.resolved_stages():
         context = open_stage(run, stage, tmp_path / stage.name)
@@ -461,13 +460,13 @@ def test_what_cannot_be_cached_is_told(reopened, changes, message):
     if "teacher" in changes:
         changes = {**changes, "cache": "cache-too-many"}
     with pytest.raises(ValueError, match=message):
-        make_cache(recipe_of(reopened, **changes))
+        make_caches(recipe_of(reopened, **changes))
 
 
 def test_held_out_rows_are_kept_with_the_others(reopened, tmp_path):
     write_data(tmp_path / "held.json", 3)
     recipe = recipe_of(reopened, cache=str(tmp_path / "cache"), data={"validation": str(tmp_path / "held.json")})
-    assert make_cache(recipe).rows == ROWS + 3
+    assert make_caches(recipe)[0].rows == ROWS + 3
 
 
 def test_answers_that_the_student_will_write_are_in_no_cache(tmp_path):
@@ -494,7 +493,7 @@ def test_a_count_of_logits_without_a_folder_is_refused(tmp_path):
 @pytest.mark.slow
 def test_two_processes_write_a_half_each_and_what_one_process_writes(reopened, tmp_path, monkeypatch):
     monkeypatch.setattr(store_shards, "_SHARD_ROWS", 1)
-    make_cache(recipe_of(reopened, cache=str(tmp_path / "one")))
+    make_caches(recipe_of(reopened, cache=str(tmp_path / "one")))
     save_recipe(recipe_of(reopened, cache=str(tmp_path / "two")), tmp_path / "recipe.yaml")
     run_on_two_ranks("cache_on_two_ranks.py", tmp_path / "recipe.yaml", tmp_path)
     assert contents(tmp_path / "two") == contents(tmp_path / "one")

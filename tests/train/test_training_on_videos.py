@@ -17,7 +17,7 @@ from switchkd.data.errors import SampleError, UnequalVideosError
 from switchkd.data.reader import Reader
 from switchkd.data.template_choice import use_format
 from switchkd.evaluate.generate import answers, load
-from switchkd.train.teacher_cache import make_cache
+from switchkd.train.teacher_cache import make_caches
 
 pytest.importorskip("torchvision")
 #: Of each way in which videos enter one; the others take as long again.
@@ -172,7 +172,7 @@ def test_two_steps_an_evaluation_and_the_saved_student(processors, run, tmp_path
     recipe = load_recipe(tmp_path / "recipe.yaml", flags)
     if run == "from a cache":
         monkeypatch.chdir(tmp_path)
-        assert make_cache(recipe) is not None
+        assert make_caches(recipe)
     distill(recipe)
     logged = [json.loads(line) for line in (tmp_path / "run/1-train/metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in logged if "loss" in line]

@@ -15,6 +15,8 @@ from switchkd.commands.verb import Verb, load_recipe, model_libraries, say
 class Cache(Verb):
     """Ask the teacher about every row of a recipe once, and keep what it says in the folder `teacher.cache`; training reads it there.
 
+    Where stages have teachers of their own, each fills the folder that its section names.
+
     Launched with torchrun or accelerate launch, every process does its share. The same command goes on where it was interrupted.
 
     Example: switchkd cache recipes/tiny.yaml --teacher.cache runs/teacher-cache
@@ -32,10 +34,11 @@ class Cache(Verb):
         require_parts(recipe)
         with model_libraries():
             from switchkd.processes import processes
-            from switchkd.train.teacher_cache import make_cache
+            from switchkd.train.teacher_cache import make_caches
 
-        made = make_cache(recipe)
-        if processes().is_main_process:
+        for made in make_caches(recipe):
+            if not processes().is_main_process:
+                continue
             say(
                 f"{made.folder}: {made.rows:,} rows, {made.answers:,} answer tokens; {made.written:,} rows were written now"
             )

@@ -203,7 +203,7 @@ class AnswerAnew:
         from switchkd.recipe.schema import data_names
 
         recipe = load_recipe(Path(self.data), ())
-        teacher = teacher or (None if recipe.teacher is None else recipe.teacher.path)
+        teacher = teacher or (None if recipe.last_teacher is None else recipe.last_teacher.path)
         if teacher is None:
             raise ValueError(f"{self.data} names no teacher: give one with --teacher")
         root = image_root or (None if recipe.data.image_root is None else Path(recipe.data.image_root))

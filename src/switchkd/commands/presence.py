@@ -38,9 +38,8 @@ def require_parts(recipe: "Recipe") -> None:
         asked += data_names(recipe.data.validation)
     for data in (*asked, *(name for stage in recipe.resolved_stages() for name in data_names(stage.data))):
         require_data(data)
-    for model in (recipe.student, recipe.teacher):
-        if model is not None:
-            require_model(model.path)
+    for path in dict.fromkeys(model.path for model in (recipe.student, *recipe.teachers.values())):
+        require_model(path)
 
 
 def require_paths(paths: Iterable[Path]) -> None:

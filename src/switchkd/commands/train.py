@@ -90,15 +90,23 @@ def show(recipe: "Recipe", *, as_json: bool = False) -> None:
         length = f"{stage.max_steps} steps" if stage.max_steps > 0 else f"{stage.num_train_epochs:g} epochs"
         weights, memory = data_weights(stage.data), str(forecast(recipe, stage))
         data = ", ".join(name if weight == 1 else f"{name} (weight {weight:g})" for name, weight in weights)
+        taught = "" if stage.teacher is None or len(recipe.teachers) < 2 else f" from {stage.teacher.path}"
         say(
-            f"stage {number}, {stage.name}: {stage.method.label} trains {', '.join(stage.train)} for {length} on {data}"
+            f"stage {number}, {stage.name}: {stage.method.label}{taught} trains {', '.join(stage.train)} for {length} on {data}"
         )
         say(f"stage {number}, memory: {memory}")
         stages.append(
-            {"name": stage.name, "method": stage.method.label, "train": stage.train, "length": length, "memory": memory}
+            {
+                "name": stage.name,
+                "method": stage.method.label,
+                "teacher": None if stage.teacher is None else stage.teacher.path,
+                "train": stage.train,
+                "length": length,
+                "memory": memory,
+            }
         )
-    if recipe.teacher is not None and recipe.teacher.cache is not None:
-        say(f"teacher's cache: {describe(Path(recipe.teacher.cache))}")
+    for cache in dict.fromkeys(teacher.cache for teacher in recipe.teachers.values() if teacher.cache is not None):
+        say(f"teacher's cache: {describe(Path(cache))}")
     if as_json:
         print_json({"recipe": plain, "stages": stages})
     say("the recipe is valid; nothing was trained (--dry-run)")

@@ -13,8 +13,9 @@ from switchkd.doctor.findings import Finding, Kind, Level, Sample
 from switchkd.doctor.samples import Examined
 from switchkd.models import Pathway
 from switchkd.pairing.reading import OwnInputs
+from switchkd.recipe.schema import Teacher
 from switchkd.train.aligned_share import shares_by_words
-from switchkd.train.stage import located
+from switchkd.train.open_teacher import located
 
 #: Samples that are shown as text.
 _SHOWN = 3
@@ -140,7 +141,7 @@ def vocabulary(examined: Examined) -> Iterator[Finding]:
     yield Finding("ok", "vocabulary", detail)
     yield from _ids_beyond(examined)
     yield _image_token("student", pair.student, context.run.reader)
-    reading = context.run.teacher_reading
+    reading = None if context.teacher is None else context.teacher.reading
     if isinstance(reading, OwnInputs) and pair.teacher is not None:
         yield _image_token("teacher", pair.teacher, reading.reader)
     yield _end_of_answers(examined)
@@ -148,7 +149,8 @@ def vocabulary(examined: Examined) -> Iterator[Finding]:
 
 def _ids_beyond(examined: Examined) -> Iterator[Finding]:
     """A tokenizer whose ids have gaps has some beyond the number of its tokens: nothing of a teacher reaches those."""
-    compared, teacher = examined.context.run.vocabulary, examined.context.pair.teacher
+    known, teacher = examined.context.teacher, examined.context.pair.teacher
+    compared = examined.context.run.reader.ids if known is None else known.vocabulary
     ids = _tokenizer(examined.context.run.reader).get_vocab()
     beyond = sorted((index, token) for token, index in ids.items() if isinstance(compared, int) and index >= compared)
     if beyond and teacher is not None:
@@ -195,19 +197,18 @@ def _end_of_answers(examined: Examined) -> Finding:
 
 def answer_tokens(examined: Examined) -> Iterator[Finding]:
     """What is compared are the same tokens: by the teacher's own tokenizer, or as the two texts were aligned."""
-    if examined.context.pair.teacher is None or not examined.context.collator.teachers:
+    teacher = examined.context.teacher
+    if teacher is None or examined.context.pair.teacher is None or not examined.context.collator.teachers:
         return
-    reading = examined.context.run.teacher_reading
-    yield _aligned(examined, reading) if isinstance(reading, OwnInputs) else _same_tokens(examined)
+    reading = teacher.reading
+    yield _aligned(examined, reading) if isinstance(reading, OwnInputs) else _same_tokens(examined, teacher.section)
 
 
-def _same_tokens(examined: Examined) -> Finding:
+def _same_tokens(examined: Examined, teacher: Teacher) -> Finding:
     """One reading for both: the teacher's own tokenizer cuts every answer into the same tokens."""
-    recipe = examined.context.run.recipe
-    assert recipe.teacher is not None
     tokenizers = [
         _tokenizer(examined.context.run.reader),
-        AutoTokenizer.from_pretrained(located(recipe.teacher), trust_remote_code=False),
+        AutoTokenizer.from_pretrained(located(teacher), trust_remote_code=False),
     ]
     rows = examined.context.rows.select(range(min(len(examined.context.rows), _SEARCHED)))
     texts = dict.fromkeys(text for row in rows for text in _assistant_texts(row))

@@ -121,7 +121,8 @@ def _video_effects(examined: Examined) -> Iterator[Finding]:
 
 def _images_of(examined: Examined, model: Model) -> Any:
     """The image processor of what a model reads."""
-    reading = examined.context.run.teacher_reading
+    teacher = examined.context.teacher
+    reading = None if teacher is None else teacher.reading
     own = model.name == "teacher" and isinstance(reading, OwnInputs)
     processor: Any = (
         reading.reader.processor if own and isinstance(reading, OwnInputs) else examined.context.run.processor

@@ -17,7 +17,7 @@ def template(chat: ChatFormat, name: str) -> Finding:
 
 def templates(examined: Examined) -> Iterator[Finding]:
     """The student's; the teacher's where it has one of its own."""
-    run = examined.context.run
-    yield template(run.reader.format, "student")
-    if isinstance(run.teacher_reading, OwnInputs):
-        yield template(run.teacher_reading.reader.format, "teacher")
+    context = examined.context
+    yield template(context.run.reader.format, "student")
+    if context.teacher is not None and isinstance(context.teacher.reading, OwnInputs):
+        yield template(context.teacher.reading.reader.format, "teacher")

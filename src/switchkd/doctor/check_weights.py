@@ -33,7 +33,7 @@ def weights(examined: Examined) -> Iterator[Finding]:
 
 def _teacher(examined: Examined) -> list[tuple[str, nn.Module, str]]:
     teacher = examined.context.pair.teacher
-    given = examined.context.run.recipe.teacher
+    given = examined.context.stage.teacher
     return [] if teacher is None or given is None else [("teacher", teacher.model, given.path)]
 
 

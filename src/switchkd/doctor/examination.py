@@ -66,6 +66,7 @@ def examine(recipe: Recipe) -> Findings:
                 context = open_stage(run, stage, Path(scratch) / stage.name)
                 of_stage = examine_stage(context, samples=True)
                 findings.add(of_stage, stage=stage.name)
+                del context  # it holds the teacher, which makes room for the next one
     except (ValueError, OSError) as error:
         findings.lines += unopened(error).lines
     return findings

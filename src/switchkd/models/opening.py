@@ -17,7 +17,7 @@ from transformers import (
 
 from switchkd import rendering
 from switchkd.models.families import FAMILIES, family_of
-from switchkd.models.refusals import read_object, refuse_unreadable, refuse_unusable
+from switchkd.models.refusals import read_object, refuse_other_tensors, refuse_unreadable, refuse_unusable
 from switchkd.models.run_folder import model_folder
 
 CONFIG = "config.json"
@@ -110,6 +110,12 @@ def check_files(path: str | Path) -> None:
 def _check_object(file: Path, size: int, changed: int, inode: int) -> None:
     """`read_object` of a file that has not been read before, or not in this state: a vocabulary takes half a second to parse."""
     read_object(file)
+
+
+def check_weights(path: str | Path) -> None:
+    """Raise ValueError where the tensors of a checkpoint directory are not those of its config; headers are read, and no weight."""
+    name = model_folder(path)
+    naming(name, (CONFIG, *WEIGHTS), lambda: refuse_other_tensors(name))
 
 
 def naming(path: str | Path, files: tuple[str, ...], read: Callable[[], _T]) -> _T:

@@ -14,10 +14,10 @@ from transformers.utils.import_utils import is_flash_attn_2_available
 from switchkd.batch import Inputs, Media
 from switchkd.models.families import family_of
 from switchkd.models.families.family import Features
-from switchkd.models.opening import CONFIG, WEIGHTS, load_config, naming
+from switchkd.models.opening import CONFIG, WEIGHTS, check_weights, load_config, naming
 from switchkd.models.packed_rows import packed_arguments
 from switchkd.models.quantize import Quantization, bits_and_bytes, keep_gradients
-from switchkd.models.refusals import check_loaded, refuse_other_tensors
+from switchkd.models.refusals import check_loaded
 from switchkd.models.run_folder import model_folder
 from switchkd.signals import Head, Sizes
 
@@ -226,7 +226,7 @@ def load_pathway(
     if not Path(name).exists() and (name.startswith((".", "/")) or name.count("/") != 1):
         raise ValueError(f"{name} is neither a checkpoint directory nor the name of a model on the Hugging Face hub")
     config = load_config(name)
-    naming(name, (CONFIG, *WEIGHTS), lambda: refuse_other_tensors(name))
+    check_weights(name)
     extra: dict[str, Any] = {}
     if quantization is not None:
         own = dtype if dtype != "auto" else str(config.dtype or "float32").removeprefix("torch.")

@@ -1,6 +1,7 @@
 """The sections `teacher` and `student` of a recipe."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from switchkd.methods import Method
@@ -91,11 +92,48 @@ class Student:
         )
 
 
-def check_cacheable(stage: str, method: Method) -> None:
-    """Raise ValueError for a method that looks inside the teacher: a cache holds what the teacher says and nothing else."""
+def check_teacher(stage: str, method: Method, teacher: Teacher | None, *, own: bool) -> None:
+    """Raise ValueError where a stage's method and its teacher do not go together.
+
+    Args:
+        stage: its name.
+        method: what it distils.
+        teacher: what it learns from.
+        own: whether the stage names it itself.
+    """
+    learns = "teacher" in method.needs
+    require(
+        teacher is not None or not learns,
+        f"stage {stage}: method {method.label} needs a teacher, and the recipe names none; "
+        "add `teacher: {path: …}`, or choose method sft",
+    )
+    require(
+        learns or not own,
+        f"stage {stage} names a teacher, and its method {method.label} learns from none: take the teacher out, or choose another method",
+    )
+    if not learns or teacher is None or teacher.cache is None:
+        return
+    # a cache holds what the teacher says and nothing else
     inside = ", ".join(sorted(map(str, method.sites)))
     require(
         not inside,
         f"teacher.cache is set, and method {method.label} of stage {stage} compares what is inside the teacher ({inside}), which no cache "
         "holds: take `cache` out, or choose a method that learns from the teacher's answers alone, such as kd, bild or switch_kd",
     )
+
+
+def check_caches(teachers: Sequence[Teacher]) -> None:
+    """Raise ValueError where one folder would have to hold what two teachers say."""
+    by_folder: dict[str | None, Teacher] = {}
+    for teacher in teachers:
+        first = by_folder.setdefault(teacher.cache, teacher)
+        require(
+            _said(first) == _said(teacher),
+            f"two teachers keep what they say in one folder, teacher.cache {teacher.cache}: {first.path} and {teacher.path} (or one "
+            "in two precisions, or kept in two ways); give each a folder of its own",
+        )
+
+
+def _said(teacher: Teacher) -> Teacher:
+    """All of a teacher that what it says depends on; how attention is computed is not among it."""
+    return replace(teacher, attn_implementation="auto")

@@ -11,9 +11,7 @@ if TYPE_CHECKING:
     from switchkd.recipe.schema import ResolvedStage
 
 
-def check_rows_fit(
-    data: Data, train: Train, stages: Sequence["ResolvedStage"], *, on_policy: bool, cached: bool
-) -> None:
+def check_rows_fit(data: Data, train: Train, stages: Sequence["ResolvedStage"], *, on_policy: bool) -> None:
     """Raise ValueError for fields that contradict one another.
 
     Args:
@@ -21,8 +19,8 @@ def check_rows_fit(
         train: of the recipe.
         stages: of the recipe.
         on_policy: whether the student writes answers itself.
-        cached: whether a cache has what the teacher says.
     """
+    cached = any(stage.teacher is not None and stage.teacher.cache is not None for stage in stages)
     for name, given in (("data.packing", data.packing), ("data.streaming", data.streaming)):
         require(
             not (on_policy and given),

@@ -25,7 +25,7 @@ from switchkd.recipe.model_sections import Attention as Attention
 from switchkd.recipe.model_sections import LoRA as LoRA
 from switchkd.recipe.model_sections import Student as Student
 from switchkd.recipe.model_sections import Teacher as Teacher
-from switchkd.recipe.model_sections import check_cacheable
+from switchkd.recipe.model_sections import check_caches, check_teacher
 from switchkd.recipe.on_policy import OnPolicy as OnPolicy
 from switchkd.recipe.parsing import lay_over, parse_flags, read_yaml
 from switchkd.recipe.row_checks import check_rows_fit
@@ -72,6 +72,8 @@ class Stage:
     train: tuple[Part, ...] = ("vision", "projector", "language")
     #: Its own method, or some knobs of the recipe's: `{align: 0.5}`.
     method: Method | None = None
+    #: The model that this stage learns from, in place of the recipe's `teacher`, of which nothing is taken over.
+    teacher: Teacher | None = None
     #: Its own data, as `data.train`.
     data: Named | None = None
     #: In place of `train.num_train_epochs`.
@@ -110,6 +112,8 @@ class ResolvedStage:
     name: str
     train: tuple[Part, ...]
     method: Method
+    #: None where the method learns from none.
+    teacher: Teacher | None
     data: Named
     num_train_epochs: float
     #: Above 0 it replaces `num_train_epochs`.
@@ -199,22 +203,24 @@ class Recipe:
         )
         names = [stage.name for stage in self.stages]
         require(len(set(names)) == len(names), f"two stages have one name: {', '.join(names)}")
-        check_rows_fit(
-            self.data,
-            self.train,
-            self.resolved_stages(),
-            on_policy=self.on_policy is not None,
-            cached=self.teacher is not None and self.teacher.cache is not None,
-        )
-        for stage in self.resolved_stages():
+        check_rows_fit(self.data, self.train, self.resolved_stages(), on_policy=self.on_policy is not None)
+        for given, stage in zip(self.stages, self.resolved_stages(), strict=True):
             _check_vision_learns(stage, self.student.freeze)
-            require(
-                self.teacher is not None or "teacher" not in stage.method.needs,
-                f"stage {stage.name}: method {stage.method.label} needs a teacher, and the recipe names none; "
-                "add `teacher: {path: …}`, or choose method sft",
-            )
-            if self.teacher is not None and self.teacher.cache is not None:
-                check_cacheable(stage.name, stage.method)
+            check_teacher(stage.name, stage.method, stage.teacher, own=given.teacher is not None)
+        check_caches([teacher for teacher in self.teachers.values() if teacher.cache is not None])
+
+    @property
+    def teachers(self) -> dict[str, Teacher]:
+        """Every section that names a teacher, by its dotted name: the recipe's, and those of stages."""
+        of_stages = {f"stages.{number}.teacher": stage.teacher for number, stage in enumerate(self.stages)}
+        named = {"teacher": self.teacher} | of_stages
+        return {name: teacher for name, teacher in named.items() if teacher is not None}
+
+    @property
+    def last_teacher(self) -> Teacher | None:
+        """What the finished student is compared with: the teacher of the last stage that has one, or else the recipe's."""
+        of_stages = [stage.teacher for stage in self.resolved_stages() if stage.teacher is not None]
+        return of_stages[-1] if of_stages else self.teacher
 
     def resolved_stages(self) -> tuple[ResolvedStage, ...]:
         """The stages with every inherited value filled in."""
@@ -222,8 +228,10 @@ class Recipe:
 
     def _resolve(self, stage: Stage) -> ResolvedStage:
         rates = {part: rate for part, rate in self.train.learning_rates.given().items() if part in stage.train}
+        method = self.method if stage.method is None else stage.method
         inherited: dict[str, Any] = {
-            "method": self.method,
+            "method": method,
+            "teacher": self.teacher if "teacher" in method.needs else None,
             "data": self.data.train,
             "num_train_epochs": self.train.num_train_epochs,
             "max_steps": self.train.max_steps if stage.num_train_epochs is None else -1,

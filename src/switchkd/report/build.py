@@ -1,9 +1,10 @@
 """A report from start to end: read the runs, compute what training did not write, lay out the page."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from switchkd.data.errors import DataError
 from switchkd.models.run_folder import STUDENT
@@ -85,11 +86,18 @@ def _computed(evidence: Evidence, asked: probe.Asked, count: int, attention: int
     return replace(evidence, pictures=probe.pictures(asked, choose.to_picture(evidence)))
 
 
+def _teacher_of(recipe: Mapping[str, Any]) -> str | None:
+    """The path of the teacher that a run ended with, of its resolved recipe: the last stage's own, or the recipe's, or an earlier one's."""
+    *earlier, last = [stage.get("teacher") for stage in recipe.get("stages") or [{}]]
+    given = [last, recipe.get("teacher"), *reversed(earlier)]
+    return next((teacher.get("path") for teacher in given if teacher), None)
+
+
 def _with_same_answers(evidence: Evidence) -> Evidence:
     """How often each run answers as its teacher, where the teacher's answers are among the models, and how sure the differences are."""
     agreed = {}
     for model in evidence.models:
-        path = ((model.recipe or {}).get("teacher") or {}).get("path")
+        path = _teacher_of(model.recipe or {})
         if path is None or not model.answers:
             continue
         teachers = (

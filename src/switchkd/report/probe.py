@@ -125,7 +125,7 @@ def probe(run: Path, asked: Asked, counted: Sequence[str], shown: Sequence[str])
         return Probe(notes=(f"{STUDENT}/ was not kept: train again, a study with keep_students: true",))
     try:
         recipe = load_recipe(run / "recipe.yaml")
-        if recipe.teacher is None:
+        if recipe.last_teacher is None:
             return _compute(
                 recipe,
                 run,
@@ -211,22 +211,24 @@ def _knobs(recipe: Recipe) -> SwitchKD:
 def _open(recipe: Recipe, run: Path, needs: frozenset[Route]) -> tuple[Pair, Collator]:
     """The finished student and its teacher, joined as in training."""
     method = SwitchKD() if "switch" in needs else SwitchKD(switch=0) if "teacher" in needs else SFT()
+    teacher = recipe.last_teacher
     finished = replace(
         recipe,
         student=replace(recipe.student, path=str(run / STUDENT), lora=None, quantization=None, freeze=()),
-        teacher=None if recipe.teacher is None else replace(recipe.teacher, cache=None, cache_logits=None),
+        teacher=None if teacher is None else replace(teacher, cache=None, cache_logits=None),
         method=method,
         stages=(Stage("report"),),
     )
     try:
-        context = open_run(finished)
+        context, (stage,) = open_run(finished), finished.resolved_stages()
+        known = context.teachers.of(stage)
         pair = Pair(
             context.student,
-            context.teacher,
+            context.teachers.weights_for(stage),
             needs=needs,
-            vocabulary=context.vocabulary,
-            first_words=context.first_words,
-            bridge=context.bridge,
+            vocabulary=context.reader.ids if known is None else known.vocabulary,
+            first_words=None if known is None else known.first_words,
+            bridge=None if known is None else known.bridge,
         ).eval()
         if pair.bridge is not None:
             last = f"{len(recipe.stages)}-{recipe.stages[-1].name}"
@@ -238,7 +240,7 @@ def _open(recipe: Recipe, run: Path, needs: frozenset[Route]) -> tuple[Pair, Col
         if "switch" in needs:
             raise _NoSwitchError(str(error)) from error
         raise
-    return pair, context.collator(method)
+    return pair, context.collator(stage)
 
 
 def _distances(logits: Float[Tensor, "n vocab"], teacher: Float[Tensor, "n vocab"]) -> Float[Tensor, "n 3"]:

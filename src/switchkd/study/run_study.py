@@ -109,8 +109,8 @@ def _teachers(study: Study, planned: Sequence[Cell]) -> dict[Path, Cell]:
     first: dict[tuple[str, str], Cell] = {}
     for cell in planned:
         assert cell.recipe.evaluate is not None
-        if cell.recipe.teacher is not None:
-            first.setdefault((cell.recipe.teacher.path, cell.recipe.evaluate.data), cell)
+        if cell.recipe.last_teacher is not None:
+            first.setdefault((cell.recipe.last_teacher.path, cell.recipe.evaluate.data), cell)
     return {
         study.store / "teachers" / slug(f"{model} {data}") / "results.json": cell
         for (model, data), cell in first.items()
@@ -118,7 +118,7 @@ def _teachers(study: Study, planned: Sequence[Cell]) -> dict[Path, Cell]:
 
 
 def _teacher_job(cell: Cell, file: Path) -> Job:
-    settings, teacher = cell.recipe.evaluate, cell.recipe.teacher
+    settings, teacher = cell.recipe.evaluate, cell.recipe.last_teacher
     assert settings is not None
     assert teacher is not None
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -57,10 +57,12 @@ def summarise(
         cells=tuple(cells),
         teachers=tuple(
             TeacherResult(
-                teacher=cell.recipe.teacher.path, seed=cell.seed, **_scores(Results.load(file), file.parent, output)
+                teacher=cell.recipe.last_teacher.path,
+                seed=cell.seed,
+                **_scores(Results.load(file), file.parent, output),
             )
             for file, cell in teachers.items()
-            if file.exists() and cell.recipe.teacher is not None
+            if file.exists() and cell.recipe.last_teacher is not None
         ),
         table=tuple(tabulate(cells, outcomes, study.baselines)),
     )

@@ -11,20 +11,16 @@ from switchkd.batch import TEACHER
 from switchkd.data.collate import Collator
 from switchkd.data.packing import PackCollator, Packs
 from switchkd.data.reader import Reader
-from switchkd.data.teacher_store import TeacherStore
 from switchkd.methods import Method
 from switchkd.models import Pathway
-from switchkd.models.teacher_head import TeacherHead
 from switchkd.pairing import Pair
-from switchkd.pairing.bridge import Bridge
-from switchkd.pairing.pair_report import PairReport
-from switchkd.pairing.reading import OwnInputs, SameInputs
-from switchkd.pairing.vocabulary import Ids
 from switchkd.recipe.schema import Recipe, ResolvedStage
 from switchkd.train.continued import Continued
 from switchkd.train.held_out import HeldOut
+from switchkd.train.open_teacher import KnownTeacher
 from switchkd.train.step import DistillationStep
 from switchkd.train.stream_loader import StreamLoader
+from switchkd.train.teachers import Teachers
 
 
 @dataclass(frozen=True)
@@ -33,40 +29,22 @@ class RunContext:
 
     recipe: Recipe
     student: Pathway
-    #: Its head alone where a cache has what it says and no method asks for more; None where no method has a teacher.
-    teacher: Pathway | TeacherHead | None
+    teachers: Teachers
     processor: ProcessorMixin
     #: Reads what the student reads.
     reader: Reader
     #: Of the student's weights as they were opened, and as the finished student's are saved.
     student_dtype: torch.dtype
-    #: How the teacher reads it, and how the two differ; None where no method has a teacher.
-    teacher_reading: SameInputs | OwnInputs | None = None
-    pair_report: PairReport | None = None
-    bridge: Bridge | None = None
-    #: What the teacher says of every row, where the recipe names a cache.
-    store: TeacherStore | None = None
     #: The run that it goes on from.
     continued: Continued | None = None
 
-    def collator(self, method: Method) -> Collator:
-        """Makes the batches of a method."""
-        if "teacher" not in method.needs or self.teacher_reading is None:
+    def collator(self, stage: ResolvedStage) -> Collator:
+        """Makes the batches of a stage."""
+        teacher = self.teachers.of(stage)
+        if teacher is None:
             return Collator(self.reader)
-        stores = {} if self.store is None else {TEACHER: self.store}
-        return Collator(self.reader, {TEACHER: self.teacher_reading}, stores)
-
-    @property
-    def vocabulary(self) -> int | Ids:
-        """Which ids are compared."""
-        if self.pair_report:
-            return self.pair_report.vocabulary
-        return self.reader.ids
-
-    @property
-    def first_words(self) -> Ids | None:
-        """Which ids are compared where one model's token has a space before the word that the other's has not."""
-        return self.pair_report.first_words if self.pair_report else None
+        stores = {} if teacher.store is None else {TEACHER: teacher.store}
+        return Collator(self.reader, {TEACHER: teacher.reading}, stores)
 
 
 @dataclass(frozen=True)
@@ -100,6 +78,11 @@ class StageContext:
     def collate(self) -> Collator | PackCollator:
         """Makes a batch of what is drawn."""
         return self.collator if self.packs is None else PackCollator(self.collator)
+
+    @property
+    def teacher(self) -> KnownTeacher | None:
+        """What is known of the teacher; None where the method has none."""
+        return self.run.teachers.of(self.stage)
 
     @property
     def method(self) -> Method:

@@ -43,7 +43,7 @@ def largest_batch(recipe: Recipe, stage: ResolvedStage, pair: Pair) -> Batch:
     elif pair.teacher_head is not None:
         readers[TEACHER] = inputs._replace() if pair.separate_inputs else inputs  # it is not read
         shared[TEACHER] = Aligned(None, None, inputs.targets)
-    given, head = recipe.teacher, pair.teacher or pair.teacher_head
+    given, head = stage.teacher, pair.teacher or pair.teacher_head
     if head is not None and given is not None and given.cache is not None:
         stored = _stored(len(shared[TEACHER].targets), given.cache_logits, head.head)
         shared[TEACHER] = shared[TEACHER]._replace(stored=stored)

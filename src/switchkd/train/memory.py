@@ -93,9 +93,9 @@ def estimate(
     configs = [student] if teacher is None or "teacher" not in stage.method.needs else [student, teacher]
     if recipe.data.packing:
         check_packable(*configs)
-    chosen = [recipe.student, recipe.teacher][: len(configs)]
+    chosen = [recipe.student, stage.teacher][: len(configs)]
     pathways = [_build(config, model) for config, model in zip(configs, chosen, strict=True) if model is not None]
-    cached = recipe.teacher is not None and recipe.teacher.cache is not None and len(pathways) > 1
+    cached = stage.teacher is not None and stage.teacher.cache is not None and len(pathways) > 1
     head = _head(pathways.pop()) if cached and not stage.method.needs - {"student", "teacher"} else None
     if recipe.student.lora:
         settings = recipe.student.lora
@@ -119,7 +119,7 @@ def estimate(
 def forecast(recipe: Recipe, stage: ResolvedStage) -> str:
     """The estimate for the largest batch that a recipe allows, for a reader, or why there is none; reads configs and no weights."""
     configs = []
-    for model in (recipe.student, recipe.teacher) if recipe.teacher else (recipe.student,):
+    for model in (recipe.student, stage.teacher) if stage.teacher else (recipe.student,):
         path, where = model_folder(model.path), {"revision": model.revision} if model.revision else {}
         try:
             configs.append(AutoConfig.from_pretrained(path, **where, local_files_only=True, trust_remote_code=False))
@@ -129,7 +129,7 @@ def forecast(recipe: Recipe, stage: ResolvedStage) -> str:
                 "name (nothing is downloaded for an estimate)"
             )
     try:
-        memory = estimate(recipe, stage, configs[0], configs[1] if recipe.teacher else None)
+        memory = estimate(recipe, stage, configs[0], configs[1] if stage.teacher else None)
     except ValueError as reason:
         return f"cannot be estimated: {reason}"
     rows, length = stage.per_device_train_batch_size, recipe.data.max_length

@@ -20,7 +20,7 @@ def model_card(
     *,
     recipe_yaml: str,
     student: str,
-    teacher: str | None,
+    teachers: Sequence[str],
     methods: list[str],
     data: list[str],
     template: str = "the checkpoint's own",
@@ -34,7 +34,7 @@ def model_card(
     Args:
         recipe_yaml: the resolved recipe.
         student: the folder or hub name that training started from. Its licence is the card's, where its own card names one.
-        teacher: the folder or hub name of the teacher, if there is one.
+        teachers: folders or hub names of the teachers, in the order of their stages.
         methods: names of the methods, stage by stage.
         data: what it was trained on.
         template: which chat template it was asked and taught in.
@@ -47,7 +47,7 @@ def model_card(
         library_name="transformers",
         pipeline_tag=_TASK,
         tags=["switchkd", "knowledge-distillation"],
-        base_model=[path for path in (student, teacher) if path and _on_the_hub(path)] or None,
+        base_model=list(dict.fromkeys(path for path in (student, *teachers) if _on_the_hub(path))) or None,
         datasets=[name for path in data if _on_the_hub(name := path.split(":")[0])] or None,
         license=_license(student),
     )
@@ -55,7 +55,9 @@ def model_card(
     differ = f"\n## Where student and teacher differ\n{differ}\n" if differ else ""
     lines = "".join(f"\n| {name} | {value} |" for name, value in (ran or {}).items())
     measured = f"\n## What ran\n\n| | |\n|---|---|{lines}\n" if lines else ""
-    origin = f"distilled from [{teacher}] " if teacher else "trained "
+    taught = list(dict.fromkeys(teachers))
+    named = " → ".join(f"`{path}`" for path in taught or ["none"])
+    origin = f"distilled from {' → '.join(f'[{teacher}]' for teacher in taught)} " if taught else "trained "
     return f"""---
 {metadata.to_yaml()}
 ---
@@ -68,7 +70,7 @@ A student trained with `switchkd`. It is a plain Hugging Face model: `AutoModelF
 | | |
 |---|---|
 | student initialised from | `{student}` |
-{f"| goes on from the run | {continued} |{chr(10)}" if continued else ""}| teacher | `{teacher or "none"}` |
+{f"| goes on from the run | {continued} |{chr(10)}" if continued else ""}| teacher | {named} |
 | method | {" → ".join(methods)} |
 | data | {", ".join(f"`{path}`" for path in data)} |
 | chat template | {_text(template)} |

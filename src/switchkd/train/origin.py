@@ -10,7 +10,7 @@ from datasets import Dataset
 from switchkd.models.model_digest import model_digest
 from switchkd.processes import processes
 from switchkd.train.context import StageContext
-from switchkd.train.stage import located
+from switchkd.train.open_teacher import located
 
 ORIGIN = "origin.json"
 #: What it matters for only while there are steps to take.
@@ -22,7 +22,6 @@ _log = logging.getLogger(__name__)
 def origin_of(context: StageContext) -> Origin:
     """Of a stage as it would be trained now."""
     recipe, stage, count = context.run.recipe, context.stage, processes().num_processes
-    teacher = located(recipe.teacher) if context.run.teacher is not None and recipe.teacher is not None else None
     before = context.run.continued
     learned = {} if before is None else {"bridge and maps at the start": before.fingerprint}
     held_out = {} if context.held_out is None else {"held-out rows": _rows(context.held_out.rows)}
@@ -30,7 +29,7 @@ def origin_of(context: StageContext) -> Origin:
         "rows": _rows_of(context),
         **held_out,
         **learned,
-        "teacher": None if teacher is None else model_digest(teacher),
+        "teacher": None if stage.teacher is None else model_digest(located(stage.teacher)),
         "start weights": model_digest(located(recipe.student)),
         "processes": count,
         "rows of a step": stage.per_device_train_batch_size * stage.gradient_accumulation_steps * count,

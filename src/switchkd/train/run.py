@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import os
+from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ from switchkd.train.progress import Progress
 from switchkd.train.stage import open_run, open_stage, total_steps
 from switchkd.train.stop import StopAtStepEnd
 from switchkd.train.student_answers import StudentAnswers, StudentWriter
+from switchkd.train.teachers import Teachers
 from switchkd.train.trainer import DistillationTrainer
 from switchkd.train.what_ran import headline, what_ran
 
@@ -135,14 +137,19 @@ def train_stage(context: StageContext, *, accept_changes: bool = False) -> None:
         raise RuntimeError(f"stage {context.stage.name} ended after {trainer.state.global_step} of {steps} steps")
 
 
-def reopened(
-    recipe: Recipe, stage: ResolvedStage, directory: Path, rows: Dataset, held_out: HeldOut | None
-) -> RunContext:
-    """The models of a run behind a finished stage of it, from their files."""
+#: A stage, its folder, and its rows and held-out rows.
+Indexed = tuple[ResolvedStage, Path, Dataset, HeldOut | None]
+
+
+def reopened(recipe: Recipe, finished: Sequence[Indexed]) -> RunContext:
+    """The models of a run behind its finished stages, from their files."""
     run = open_run(recipe)
-    if run.bridge is not None:
-        run.bridge.fitted = True  # its weights are in the checkpoint
-    context = open_stage(run, stage, directory, rows, held_out)  # what learned is float32
+    for stage, directory, _, _ in finished:  # of each teacher's bridge the last that learned
+        teacher = run.teachers.of(stage)
+        folder = _kept_in(directory, recipe)
+        if teacher is not None and teacher.bridge is not None and (folder / checkpoint.AUXILIARY["bridge"]).exists():
+            checkpoint.load_auxiliary({"bridge": teacher.bridge}, folder)
+    context = open_stage(run, *finished[-1])  # what learned is float32
     checkpoint.load(context.pair, _kept(context))
     return run
 
@@ -226,7 +233,11 @@ def save_result(context: StageContext, output: Path) -> Path:
 
 def _kept(context: StageContext) -> Path:
     """The checkpoint that a finished stage ends with."""
-    kept = checkpoint.kept(context.directory, best=context.run.recipe.train.load_best_model_at_end)
+    return _kept_in(context.directory, context.run.recipe)
+
+
+def _kept_in(directory: Path, recipe: Recipe) -> Path:
+    kept = checkpoint.kept(directory, best=recipe.train.load_best_model_at_end)
     assert kept is not None, "a finished stage has a checkpoint"
     return kept
 
@@ -246,17 +257,25 @@ def _card(context: StageContext, ran: dict[str, str]) -> str:
     return model_card(
         recipe_yaml=yaml.safe_dump(recipe_to_dict(recipe), sort_keys=False, allow_unicode=True),
         student=recipe.student.path,
-        teacher=recipe.teacher.path if context.run.teacher and recipe.teacher else None,
+        teachers=[known.section.path for known in context.run.teachers],
         methods=list(dict.fromkeys(stage.method.label for stage in stages)),
         data=list(dict.fromkeys(name for stage in stages for name in data_names(stage.data))),
         template=context.run.reader.format.described,
         dtype=str(context.run.student_dtype).removeprefix("torch."),
-        mismatches=[f"{difference}: {difference.verdict}" for difference in context.run.pair_report.mismatches]
-        if context.run.pair_report
-        else [],
+        mismatches=_mismatches(context.run.teachers),
         ran=ran,
         continued=None if context.run.continued is None else context.run.continued.described,
     )
+
+
+def _mismatches(teachers: Teachers) -> list[str]:
+    """In what the student differs from each of its teachers; of several, with the name of each."""
+    lines = []
+    for known in teachers:
+        named = f"{known.section.path}: " if len(teachers) > 1 else ""
+        differences = [] if known.report is None else known.report.mismatches
+        lines += [f"{named}{difference}: {difference.verdict}" for difference in differences]
+    return lines
 
 
 class MetricsFile(TrainerCallback):

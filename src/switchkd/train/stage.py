@@ -10,7 +10,6 @@ import torch
 from accelerate.utils import set_seed
 from datasets import Dataset
 from torch import nn
-from transformers import ProcessorMixin
 
 from switchkd.data.formats import load_rows
 from switchkd.data.index import build_index
@@ -22,16 +21,12 @@ from switchkd.data.video_sampling import sampling_of, use_sampling
 from switchkd.data.weighing import weigh
 from switchkd.methods import Need
 from switchkd.models import Pathway, load_pathway
-from switchkd.models.capture import Site
 from switchkd.models.liger import use_kernels
-from switchkd.models.opening import check_files, load_config, load_processor
+from switchkd.models.opening import check_files, check_weights, load_config, load_processor
 from switchkd.models.packed_rows import check_packable, use_flash_attention
 from switchkd.models.refusals import refuse_unreadable
-from switchkd.models.revision import at_revision
+from switchkd.models.teacher_head import TeacherHead
 from switchkd.pairing import Pair
-from switchkd.pairing.bridge import Bridge
-from switchkd.pairing.compatibility import raise_if_incompatible
-from switchkd.pairing.pair_report import PairReport, compare_models
 from switchkd.pairing.reading import OwnInputs
 from switchkd.processes import processes
 from switchkd.recipe.schema import Recipe, ResolvedStage, Student, Teacher, data_names, data_weights
@@ -42,11 +37,12 @@ from switchkd.train.continued import continued
 from switchkd.train.held_out import HeldOut
 from switchkd.train.launch import check_launch
 from switchkd.train.lengths import row_length
-from switchkd.train.open_teacher import open_teacher
+from switchkd.train.open_teacher import know_teacher, load_teacher, located
 from switchkd.train.parts import freeze
 from switchkd.train.precision import HALF, widen_learning
 from switchkd.train.step import DistillationStep
 from switchkd.train.stream_loader import HEAD, PATIENCE, StreamLoader
+from switchkd.train.teachers import Teachers
 
 _log = logging.getLogger(__name__)
 
@@ -55,11 +51,12 @@ GPU_MULTIPLE = 64
 
 
 def open_run(recipe: Recipe, *, use_cache: bool = True) -> RunContext:
-    """Load student, teacher and processor.
+    """Load student, processor and the teacher of the first stage, and look at all other teachers.
 
     Args:
         recipe: of the run.
-        use_cache: take what the teacher says from its cache, where the recipe names one; its weights are then loaded as far as needed.
+        use_cache: take what teachers say from their caches, where the recipe names some; their weights are then loaded as far as needed.
+            Without it no teacher's weights are loaded yet.
 
     Raises:
         DataError: a cache that is not complete, or was made with something else.
@@ -70,12 +67,11 @@ def open_run(recipe: Recipe, *, use_cache: bool = True) -> RunContext:
     _check_attention(recipe)
     before = continued(recipe)
     set_seed(recipe.train.seed)
-    for model in (recipe.student, recipe.teacher):
-        if model is not None:
-            refuse_unreadable(located(model))
-            check_files(located(model))
-            if recipe.data.packing:
-                check_packable(load_config(located(model)))
+    for model in (recipe.student, *recipe.teachers.values()):
+        refuse_unreadable(located(model))
+        check_files(located(model))
+        if recipe.data.packing:
+            check_packable(load_config(located(model)))
     processor = load_processor(located(recipe.student))
     device = processes().device
     mixed = "bfloat16" if recipe.train.bf16 else "float16" if recipe.train.fp16 else None
@@ -96,9 +92,8 @@ def open_run(recipe: Recipe, *, use_cache: bool = True) -> RunContext:
         lora.add(student, r=settings.r, alpha=settings.alpha, dropout=settings.dropout)
     if recipe.train.gradient_checkpointing:
         student.model.activation_checkpointing_enable({"use_reentrant": False})
-    models = [student.model.config]
-    if recipe.teacher is not None and _has_teacher(recipe):
-        models.append(load_config(located(recipe.teacher)))
+    needs = _needs_by_teacher(recipe)
+    models = [student.model.config, *(load_config(located(teacher)) for teacher in needs)]
     frames = getattr(processor, "video_processor", None)
     limits: dict[str, Any] = {
         "max_length": row_length(recipe.data, *models),
@@ -112,45 +107,20 @@ def open_run(recipe: Recipe, *, use_cache: bool = True) -> RunContext:
     if frames is not None:
         use_sampling(frames, recipe.data.video.fps, recipe.data.video.max_frames)
     _stop_at(student, reader.format.closing_id)
-    report = (
-        report_on_pair(recipe, processor) if _has_teacher(recipe) else None
-    )  # before the teacher's weights are loaded
-    if report is None or recipe.teacher is None:
-        return RunContext(recipe, student, None, processor, reader, dtype, continued=before)
-    teacher = open_teacher(
-        recipe,
-        recipe.teacher,
-        reader,
-        report,
-        limits,
-        needs=_needs(recipe),
-        device=device,
-        use_cache=use_cache,
+    known = [
+        know_teacher(recipe, teacher, processor, reader, limits, needs=asked, device=device, use_cache=use_cache)
+        for teacher, asked in needs.items()
+    ]
+    for later in known[1:]:
+        check_weights(located(later.section))  # what is wrong with them must not show hours later
+    if before is not None and known:
+        before.take_over("bridge", known[0].bridge)
+    teachers = Teachers(
+        known, lambda teacher, head_alone: load_teacher(recipe, teacher, device=device, head_alone=head_alone)
     )
-    bridge = None
-    if recipe.pair.bridge == "always" or report.needs_bridge:
-        widths = [model.family.geometry.feature_width for model in (student, teacher.model)]
-        bridge = Bridge(*widths).to(device)
-    if before is not None:
-        before.take_over("bridge", bridge)
-    return RunContext(
-        recipe,
-        student,
-        teacher.model,
-        processor,
-        reader,
-        dtype,
-        teacher.reading,
-        report,
-        bridge,
-        teacher.store,
-        before,
-    )
-
-
-def located(model: Student | Teacher) -> str:
-    """Where a model of a recipe is opened: its path, or the folder of its revision."""
-    return at_revision(model.path, model.revision)
+    if use_cache:
+        teachers.weights_for(recipe.resolved_stages()[0])
+    return RunContext(recipe, student, teachers, processor, reader, dtype, before)
 
 
 def _stop_at(student: Pathway, token: int) -> None:
@@ -163,43 +133,24 @@ def _stop_at(student: Pathway, token: int) -> None:
         config.eos_token_id = [*stops, token] if stops else token
 
 
-def report_on_pair(recipe: Recipe, processor: ProcessorMixin) -> PairReport:
-    """How the recipe's teacher fits its student; every difference is logged.
-
-    Raises:
-        ValueError: if they cannot be compared, or only over a bridge that the recipe does not want.
-    """
-    assert recipe.teacher is not None
-    student, teacher = located(recipe.student), located(recipe.teacher)
-    configs = [load_config(path) for path in (student, teacher)]
-    teacher_processor = load_processor(teacher)
-    report = compare_models((configs[0], processor), (configs[1], teacher_processor))
-    raise_if_incompatible(
-        report.differences,
-        _needs(recipe),
-        bridge=recipe.pair.bridge != "none",
-        pair=f"{recipe.student.path} and {recipe.teacher.path}",
-    )
-    for difference in report.mismatches:
-        _log.info("student and teacher differ in %s: %s", difference, difference.verdict)
-    return report
-
-
-def _needs(recipe: Recipe) -> frozenset[Need]:
-    """Of all stages."""
-    return frozenset().union(*(stage.method.needs for stage in recipe.resolved_stages()))
-
-
-def _has_teacher(recipe: Recipe) -> bool:
-    return "teacher" in _needs(recipe)
+def _needs_by_teacher(recipe: Recipe) -> dict[Teacher, frozenset[Need]]:
+    """Every teacher that a stage learns from, in the order of stages → what the methods of its stages ask for."""
+    needs: dict[Teacher, frozenset[Need]] = {}
+    for stage in recipe.resolved_stages():
+        if stage.teacher is not None:
+            needs[stage.teacher] = needs.get(stage.teacher, frozenset()) | stage.method.needs
+    return needs
 
 
 def _check_attention(recipe: Recipe) -> None:
     """Raise ValueError where a method looks at attention weights and the recipe asks for code that keeps none."""
-    if not any(isinstance(need, Site) and need.eager_attention for need in _needs(recipe)):
+    stages = [stage for stage in recipe.resolved_stages() if any(site.eager_attention for site in stage.method.sites)]
+    if not stages:
         return
-    for who, model in (("student", recipe.student), ("teacher", recipe.teacher)):
-        if model is not None and model.attn_implementation not in ("auto", "eager"):
+    teachers = [(name, model) for name, model in recipe.teachers.items() if any(s.teacher == model for s in stages)]
+    models: list[tuple[str, Student | Teacher]] = [("student", recipe.student), *teachers]
+    for who, model in models:
+        if model.attn_implementation not in ("auto", "eager"):
             raise ValueError(
                 f"{who}.attn_implementation is {model.attn_implementation}, which keeps no attention weights, and a method of this recipe "
                 "compares them: leave it at auto (the language model then runs eager attention in that stage), or choose eager"
@@ -252,14 +203,15 @@ def _usable_rows(run: RunContext, stage: ResolvedStage, rows: Dataset, report: P
     report.parent.mkdir(parents=True, exist_ok=True)
     index = build_index(
         rows,
-        run.collator(stage.method),
+        run.collator(stage),
         max_bad_fraction=allowed,
         report_path=report if processes().is_main_process else None,
     )
-    if isinstance(run.teacher_reading, OwnInputs) and "teacher" in stage.method.needs:
+    teacher = run.teachers.of(stage)
+    if teacher is not None and isinstance(teacher.reading, OwnInputs):
         check_aligned(index.rows, run.recipe.pair.min_aligned)
-    if run.store is not None and "teacher" in stage.method.needs:
-        run.store.check_rows(index.rows["key"][:])
+    if teacher is not None and teacher.store is not None:
+        teacher.store.check_rows(index.rows["key"][:])
     return index.rows
 
 
@@ -275,7 +227,9 @@ def open_stage(
     rows: Dataset | None = None,
     held_out: HeldOut | None = None,
 ) -> StageContext:
-    """Set which parts learn, and join student and teacher. `rows`, `held_out`: of `index_rows` and `index_held_out`, where rows are known.
+    """Set which parts learn, and join student and teacher, whose weights are loaded where those of another are in memory.
+
+    `rows`, `held_out`: of `index_rows` and `index_held_out`, where rows are known.
 
     Raises:
         DataError, ValueError: if the rows cannot be used, or the pair does not fit the method.
@@ -290,17 +244,18 @@ def open_stage(
     set_seed(
         recipe.train.seed
     )  # what a stage draws does not depend on what ran before it, which a resumed run leaves out
+    teacher, weights = run.teachers.of(stage), run.teachers.weights_for(stage)
     pair = Pair(
         run.student,
-        run.teacher,
+        weights,
         needs=stage.method.needs,
-        vocabulary=run.vocabulary,
-        first_words=run.first_words,
-        bridge=run.bridge,
-        learned=_learned(run, stage),
+        vocabulary=run.reader.ids if teacher is None else teacher.vocabulary,
+        first_words=None if teacher is None else teacher.first_words,
+        bridge=None if teacher is None else teacher.bridge,
+        learned=_learned(run, stage, weights),
     )
     step = DistillationStep(pair, stage.method, loss=recipe.train.loss)
-    context = StageContext(run, stage, rows, step, run.collator(stage.method), directory, held_out)
+    context = StageContext(run, stage, rows, step, run.collator(stage), directory, held_out)
     if recipe.data.packing:
         packs = Packs(rows, recipe.data.max_length, seed=recipe.train.seed)
         _log.info("%s; the student keeps them apart by %s attention", packs, run.student.attention)
@@ -321,11 +276,11 @@ def open_stage(
     return context
 
 
-def _learned(run: RunContext, stage: ResolvedStage) -> nn.Module | None:
+def _learned(run: RunContext, stage: ResolvedStage, teacher: Pathway | TeacherHead | None) -> nn.Module | None:
     """What the stage's method learns besides the student; in the first stage of a run that goes on, it begins as the other run left it."""
-    if run.teacher is None:
+    if teacher is None:
         return None
-    module = stage.method.learned(run.student.sizes, run.teacher.sizes)
+    module = stage.method.learned(run.student.sizes, teacher.sizes)
     if run.continued is not None and stage.name == run.recipe.stages[0].name:
         run.continued.take_over("learned", module)
     return None if module is None else module.to(run.student.head.weight.device)

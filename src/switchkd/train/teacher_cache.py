@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -26,7 +26,7 @@ from switchkd.data.teacher_store import MadeWith, TeacherStore, check_made_with,
 from switchkd.lock import Lock
 from switchkd.pairing import Pair
 from switchkd.processes import processes
-from switchkd.recipe.schema import Recipe
+from switchkd.recipe.schema import Recipe, ResolvedStage
 from switchkd.signals import Compared, FromHidden
 from switchkd.train.context import RunContext
 from switchkd.train.open_teacher import made_with
@@ -52,8 +52,8 @@ class CacheMade:
     left_out: tuple[float, float] | None
 
 
-def make_cache(recipe: Recipe) -> CacheMade:
-    """Write into the folder of `teacher.cache` what the teacher says of every row that a stage with a teacher trains on or measures.
+def make_caches(recipe: Recipe) -> list[CacheMade]:
+    """Write into each `teacher.cache` what that teacher says of every row that a stage trains on or measures with it.
 
     Every process of a launched command writes shards of its own. What is there already is looked through and stays.
 
@@ -62,25 +62,34 @@ def make_cache(recipe: Recipe) -> CacheMade:
         DataError: the folder holds the answers of something else, or rows cannot be used.
         OSError: the disk has less room than the answers need.
     """
-    teacher = recipe.teacher
-    if teacher is None or teacher.cache is None:
+    if all(teacher.cache is None for teacher in recipe.teachers.values()):
         raise ValueError(
             "the recipe names no folder for a cache: add `teacher: {cache: FOLDER}`, or --teacher.cache FOLDER"
         )
-    stages = [stage for stage in recipe.resolved_stages() if "teacher" in stage.method.needs]
+    stages: dict[Path, list[ResolvedStage]] = {}
+    for stage in recipe.resolved_stages():
+        if stage.teacher is not None and stage.teacher.cache is not None:
+            stages.setdefault(Path(stage.teacher.cache), []).append(stage)
     if not stages:
         raise ValueError("no stage of the recipe learns from the teacher, so there is nothing to keep of it")
-    folder = Path(teacher.cache)
-    with _held(folder):
+    with ExitStack() as held:
+        for folder in stages:
+            held.enter_context(_held(folder))
         run = open_run(recipe, use_cache=False)
-        assert run.teacher_reading is not None, "a stage has a teacher"
-        now = made_with(recipe, teacher, run.reader, run.teacher_reading)
-        on_main(lambda: _begin(folder, now))
-        found = [(stage, folder / "rows" / stage.name) for stage in stages]
-        trained = [index_rows(run, *one) for one in found]
-        held_out = [held.rows for one in found if (held := index_held_out(run, *one)) is not None]
-        rows = _once([*trained, *held_out])
-        return _Filling(run, folder, rows, recipe).fill()
+        return [_fill(run, *one) for one in stages.items()]
+
+
+def _fill(run: RunContext, folder: Path, stages: list[ResolvedStage]) -> CacheMade:
+    """Fill the folder of the teacher that these stages have."""
+    teacher = run.teachers.of(stages[0])
+    assert teacher is not None
+    now = made_with(run.recipe, teacher.section, run.reader, teacher.reading)
+    on_main(lambda: _begin(folder, now))
+    found = [(stage, folder / "rows" / stage.name) for stage in stages]
+    trained = [index_rows(run, *one) for one in found]
+    held_out = [held.rows for one in found if (held := index_held_out(run, *one)) is not None]
+    rows = _once([*trained, *held_out])
+    return _Filling(run, folder, rows, stages[0]).fill()
 
 
 def _begin(folder: Path, now: MadeWith) -> None:
@@ -126,16 +135,18 @@ class _Rows(TorchDataset[dict[str, Any]]):
 class _Filling:
     """The rows of a cache, cut into shards, and the teacher that is asked about them."""
 
-    def __init__(self, run: RunContext, folder: Path, rows: Dataset, recipe: Recipe) -> None:
-        self.folder, self.rows, self.recipe = folder, rows, recipe
-        assert recipe.teacher is not None
-        assert run.teacher_reading is not None
-        self.top_k = recipe.teacher.cache_logits
-        self.size = recipe.train.per_device_train_batch_size
+    def __init__(self, run: RunContext, folder: Path, rows: Dataset, stage: ResolvedStage) -> None:
+        self.folder, self.rows, self.recipe = folder, rows, run.recipe
+        teacher = run.teachers.of(stage)
+        assert teacher is not None
+        self.top_k = teacher.section.cache_logits
+        self.size = run.recipe.train.per_device_train_batch_size
         self.device = processes().device
         needs: frozenset[Any] = frozenset({"student", "teacher"})
-        self.pair = Pair(run.student, run.teacher, needs=needs, vocabulary=run.vocabulary, first_words=run.first_words)
-        self.collator = Collator(run.reader, {TEACHER: run.teacher_reading})
+        weights = run.teachers.weights_for(stage)
+        ids = teacher.vocabulary, teacher.first_words
+        self.pair = Pair(run.student, weights, needs=needs, vocabulary=ids[0], first_words=ids[1])
+        self.collator = Collator(run.reader, {TEACHER: teacher.reading})
         if self.top_k is not None and self.top_k >= self.pair.vocabulary:
             raise ValueError(
                 f"teacher.cache_logits is {self.top_k}, and {self.pair.vocabulary} ids are compared: keep fewer, or the hidden states"
