@@ -82,11 +82,13 @@ def trained(models, tmp_path_factory):
     return recipe, folder / "run", loads
 
 
+@pytest.mark.long
 def test_each_teacher_is_loaded_once_and_let_go_of_before_the_next_one(trained):
     _, _, loads = trained
     assert loads == [(FOREIGN, 0), ("small", 0)]
 
 
+@pytest.mark.long
 def test_each_stage_remembers_its_own_teacher(trained, models):
     _, run, _ = trained
     origins = [json.loads((run / name / "checkpoint-1" / "origin.json").read_text()) for name in FOLDERS]
@@ -94,6 +96,7 @@ def test_each_stage_remembers_its_own_teacher(trained, models):
     assert [origin["teacher"] for origin in origins] == [digests[FOREIGN], None, digests["small"]]
 
 
+@pytest.mark.long
 def test_the_card_names_every_teacher_and_what_it_differs_in(trained, models):
     card = (trained[1] / "student" / "README.md").read_text()
     assert f"| teacher | `{models / FOREIGN}` → `{models / 'small'}` |" in card
@@ -101,6 +104,7 @@ def test_the_card_names_every_teacher_and_what_it_differs_in(trained, models):
     assert f"- {models / 'small'}: " not in card
 
 
+@pytest.mark.long
 def test_the_bridge_of_an_earlier_teacher_is_there_when_sharded_models_are_opened_anew(trained):
     recipe, run, _ = trained
     opened = open_run(recipe)
@@ -116,6 +120,7 @@ def test_the_bridge_of_an_earlier_teacher_is_there_when_sharded_models_are_opene
     assert all(torch.equal(tensor, saved[name]) for name, tensor in bridge.state_dict().items())
 
 
+@pytest.mark.long
 def test_the_report_compares_with_the_last_teacher(trained):
     recipe, run, _ = trained
     pair, _ = probe._open(load_recipe(run / "recipe.yaml"), run, frozenset({"student", "teacher"}))
@@ -145,6 +150,7 @@ def seen(recipe, scratch):
     return found
 
 
+@pytest.mark.long
 def test_a_stage_computes_what_a_recipe_with_that_teacher_alone_computes(models, contexts, tmp_path):
     live = contexts[2]["live"]
     for stage in taught(models).resolved_stages()[::2]:
@@ -160,6 +166,7 @@ def test_a_stage_computes_what_a_recipe_with_that_teacher_alone_computes(models,
     assert live["first"][3].readers[TEACHER] is not live["first"][3].student
 
 
+@pytest.mark.long
 def test_each_cached_teacher_fills_and_reads_a_folder_of_its_own(contexts):
     folder, made, both = contexts
     assert [(one.folder, one.rows, one.written) for one in made] == [

@@ -38,7 +38,7 @@ def require_parts(recipe: "Recipe") -> None:
         asked += data_names(recipe.data.validation)
     for data in (*asked, *(name for stage in recipe.resolved_stages() for name in data_names(stage.data))):
         require_data(data)
-    for path in dict.fromkeys(model.path for model in (recipe.student, *recipe.teachers.values())):
+    for path in dict.fromkeys(model.path for model in recipe.models.values()):
         require_model(path)
 
 

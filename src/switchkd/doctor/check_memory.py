@@ -29,7 +29,7 @@ def memory(examined: Examined) -> Iterator[Finding]:
         context.run.recipe, context.stage, student.model.config, teacher.family.config if teacher else None, batch
     )
     free = _free_bytes(student.model.device)
-    detail = f"{needed}{left_out(context.method)}; {free / 2**30:.1f} GiB are free after the weights are loaded"
+    detail = f"{needed}{left_out(context.stage)}; {free / 2**30:.1f} GiB are free after the weights are loaded"
     level: Level = "ok" if needed.peak - needed.weights < free else "failed"
     if level == "failed":
         detail += (

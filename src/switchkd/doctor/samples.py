@@ -1,5 +1,7 @@
 """What the checks share: the samples of a stage that they look at, encoded once, and each model with what it reads."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from io import BytesIO
 from time import perf_counter
@@ -97,7 +99,8 @@ class Examined:
         """The student, and the teacher where there is one; both may read the same."""
         models = [Model("student", self.context.pair.student, batch.student)]
         if self.context.pair.teacher is not None:
-            models.append(Model("teacher", self.context.pair.teacher, batch.readers.get(TEACHER, batch.student)))
+            read = self.context.pair.crossing.over(batch.readers.get(TEACHER, batch.student))
+            models.append(Model("teacher", self.context.pair.teacher, read))
         return models
 
     @property
@@ -105,11 +108,16 @@ class Examined:
         """The one that is run where one is enough."""
         return min(self.samples, key=lambda sample: len(sample.student.tokens))
 
-    def autocast(self) -> torch.autocast:
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
         """In which the models run, as in training."""
-        train = self.context.run.recipe.train
+        train, pair = self.context.run.recipe.train, self.context.pair
         dtype = torch.bfloat16 if train.bf16 else torch.float16
-        return torch.autocast(self.context.pair.student.model.device.type, dtype, enabled=train.bf16 or train.fp16)
+        with (
+            torch.autocast(pair.crossing.student.type, dtype, enabled=train.bf16 or train.fp16),
+            pair.crossing.precision(),
+        ):
+            yield
 
     @torch.no_grad()
     def answer_losses(self, pathway: Pathway, inputs: Inputs) -> Float[Tensor, " answers"]:

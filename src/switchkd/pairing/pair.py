@@ -14,6 +14,7 @@ from switchkd.models.pathway import Pathway
 from switchkd.models.teacher_head import TeacherHead
 from switchkd.pairing import compatibility
 from switchkd.pairing.bridge import Bridge
+from switchkd.pairing.crossing import Crossing
 from switchkd.pairing.vocabulary import Ids, Vocabulary
 from switchkd.signals import Activations, Compared, FromHidden, FromTopLogits, Head, Logits, Route, Signals
 
@@ -34,10 +35,15 @@ class Pair(nn.Module):
             batches have no such answers.
         bridge: from the student's visual features to the teacher's projector, where their shapes differ.
         learned: what else the method trains, besides the student: it lives and learns with the pair and is in no student.
+        teacher_device: where the teacher lies, if it is to stay there whatever is done with the pair: it is then no part of this module,
+            and its head has a copy where the student is, so that all that is compared lies on one device.
 
     Raises:
         ValueError: if the pair does not fit `needs`, with both numbers.
     """
+
+    #: None where there is none, or its head alone.
+    teacher: Pathway | None
 
     def __init__(
         self,
@@ -49,13 +55,23 @@ class Pair(nn.Module):
         first_words: Ids | None = None,
         bridge: Bridge | None = None,
         learned: nn.Module | None = None,
+        teacher_device: torch.device | None = None,
     ) -> None:
         super().__init__()
         self.separate_inputs = check_compatible(student, teacher, needs, bridged=bridge is not None)
         self.needs = needs
         self.student = student
-        self.teacher = teacher.requires_grad_(False).eval() if isinstance(teacher, Pathway) else None
-        #: In the teacher's place, where it is not there itself.
+        self.crossing = Crossing(student.head.weight.device, teacher_device if isinstance(teacher, Pathway) else None)
+        live = teacher.requires_grad_(False).eval() if isinstance(teacher, Pathway) else None
+        if live is not None and self.crossing.teacher is not None:
+            vars(self)["teacher"] = (
+                live  # no part of this module: what moves, prepares or shards the pair leaves it where it is
+            )
+            weight, bias, _ = self.crossing.back(live.head)
+            teacher = TeacherHead(live.model.config, weight.detach(), None if bias is None else bias.detach())
+        else:
+            self.teacher = live
+        #: In the teacher's place, where it is not there itself, or on another device.
         self.teacher_head = teacher.requires_grad_(False) if isinstance(teacher, TeacherHead) else None
         self.bridge = (
             bridge if any(need == "switch" or (isinstance(need, Site) and need.bridged) for need in needs) else None
@@ -96,7 +112,7 @@ class Pair(nn.Module):
         Raises:
             ValueError: for inputs that the two cannot be compared on, naming the sample.
         """
-        inputs, reader = batch.student, self._reader(batch)
+        inputs, reader, crossing = batch.student, self._reader(batch), self.crossing
         seen = self.student.see(inputs)  # V_S(x)
         student, captured = self._say(self.student, seen, inputs)  # L_S(P_S(V_S(x)), t)
         logits = FromHidden(student, self.student.head)
@@ -104,25 +120,26 @@ class Pair(nn.Module):
         if reader is None:
             return signals
         if batch.shared[TEACHER].stored is not None and not self.sites:  # a cache has what the teacher says
-            switch = self._live.say(self.cross(seen, batch), reader) if "switch" in self.needs else None
+            switch = self._switch(self.cross(seen, batch), reader) if "switch" in self.needs else None
             return replace(signals, compared={TEACHER: self._compared(None, switch, batch)})
         if any("tokenizer" in site.alike for site in self.sites) and reader is not inputs:
             check_same_text(self.student, self._live, inputs, reader, batch.keys)
-        with torch.no_grad():
+        reader = crossing.over(reader)
+        with torch.no_grad(), crossing.precision():
             teacher, of_teacher = self._say(self._live, self._live.see(reader), reader)  # L_T(P_T(V_T(x)), t)
         crossed = self.cross(seen, batch)  # V_S(x), or B(V_S(x))
         switch = None
         if "switch" in self.needs:  # the teacher's answers about what the student sees
-            switch = self._live.say(crossed, reader)  # L_T(P_T(V_S(x)), t): the visual switch
-        signals = replace(signals, compared={TEACHER: self._compared(teacher, switch, batch)})
+            switch = self._switch(crossed, reader)  # L_T(P_T(V_S(x)), t): the visual switch
+        signals = replace(signals, compared={TEACHER: self._compared(crossing.back(teacher), switch, batch)})
         if not self.sites:
             return signals
         of_student = of_samples(captured, self.sites)
         if self.bridge is not None:  # what crosses the bridge lies where the teacher's own does
-            over = replace(of_teacher, features=crossed)
-            of_student |= {site: site.of_samples(over) for site in self.sites if site.bridged}
+            over = replace(of_teacher, features=crossing.over(crossed))
+            of_student |= crossing.back({site: site.of_samples(over) for site in self.sites if site.bridged})
         heads = self.shared.cut_student(self.student.head), self.shared.cut_teacher(self._head)
-        both = Activations(of_student, of_samples(of_teacher, self.sites), *heads, batch.keys)
+        both = Activations(of_student, crossing.back(of_samples(of_teacher, self.sites)), *heads, batch.keys)
         return replace(signals, activations={TEACHER: both})
 
     @torch.no_grad()
@@ -130,7 +147,10 @@ class Pair(nn.Module):
         """The teacher's distributions where they are compared, without the student: what a cache is filled with."""
         reader = self._reader(batch)
         assert reader is not None, "a method without a teacher has nothing to ask it"
-        return self._compared(self._live.say(self._live.see(reader), reader), None, batch)
+        reader = self.crossing.over(reader)
+        with self.crossing.precision():
+            said = self._live.say(self._live.see(reader), reader)
+        return self._compared(self.crossing.back(said), None, batch)
 
     @property
     def _live(self) -> Pathway:
@@ -147,6 +167,12 @@ class Pair(nn.Module):
         teacher = self.teacher_head or self.teacher
         assert teacher is not None
         return teacher.head
+
+    def _switch(self, crossed: Features | None, reader: Inputs) -> Tensor:
+        """L_T(P_T(V_S(x)), t), hidden states where the student is."""
+        with self.crossing.precision():
+            said = self._live.say(self.crossing.over(crossed), self.crossing.over(reader))
+        return self.crossing.back(said)
 
     def _say(self, pathway: Pathway, seen: Features | None, inputs: Inputs) -> tuple[Tensor, Capture]:
         """What a pathway says about what is seen, and what the method looks at inside it."""
@@ -231,7 +257,7 @@ class Pair(nn.Module):
     def _examples(self, batches: Iterable[Batch]) -> Iterator[tuple[list[FeatureGrid], list[FeatureGrid]]]:
         assert self.teacher is not None
         for batch in batches:
-            pathways = ((self.student, batch.student), (self.teacher, batch.readers[TEACHER]))
+            pathways = ((self.student, batch.student), (self.teacher, self.crossing.over(batch.readers[TEACHER])))
             seen = [(pathway, pathway.see(inputs), inputs.shown) for pathway, inputs in pathways]
             grids = [
                 pathway.family.to_grids(features, media)

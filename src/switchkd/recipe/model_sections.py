@@ -1,5 +1,6 @@
 """The sections `teacher` and `student` of a recipe."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -27,6 +28,8 @@ class Teacher:
     quantization: Quantization | None = None
     #: Of a name on the hub: a commit, a tag or a branch.
     revision: str | None = None
+    #: Where its weights lie, in place of the student's device: `cpu`, or another card of this machine, such as `cuda:1`.
+    device: str | None = None
     #: A folder that `switchkd cache RECIPE` fills once with what this teacher says of every row: training then reads it there.
     cache: str | None = None
     #: The cache keeps so many largest logits of every answer token, and no hidden states: smaller, and no longer exact.
@@ -35,6 +38,10 @@ class Teacher:
     def __post_init__(self) -> None:
         check_fields(self)
         require(bool(self.path), "path must not be empty")
+        require(
+            self.device is None or re.fullmatch(r"cpu|cuda:\d+", self.device) is not None,
+            f"device must be cpu, or a card with its number, such as cuda:1, got {self.device!r}",
+        )
         require(self.cache != "", "cache must name a folder, or none")
         at_least(self, 2, "cache_logits")
         require(
@@ -135,5 +142,5 @@ def check_caches(teachers: Sequence[Teacher]) -> None:
 
 
 def _said(teacher: Teacher) -> Teacher:
-    """All of a teacher that what it says depends on; how attention is computed is not among it."""
-    return replace(teacher, attn_implementation="auto")
+    """All of a teacher that what it says depends on; how attention is computed, and where, is not among it."""
+    return replace(teacher, attn_implementation="auto", device=None)

@@ -43,7 +43,7 @@ def check_packages(recipe: "Recipe") -> None:
     module = next((module for part, module in _OF_OPTIMIZERS.items() if part in optimizer), None)
     if module is not None and optimizer not in _OF_TORCH:
         needs.append((f"train.arguments.optim is {optimizer}, which needs {module}, and that", module))
-    for section, model in {"student": recipe.student, **recipe.teachers}.items():
+    for section, model in recipe.models.items():
         if model.quantization is not None:
             needs.append((f"{section}.quantization needs bitsandbytes, which", "bitsandbytes"))
         if model.attn_implementation == "flash_attention_2":

@@ -19,6 +19,7 @@ from switchkd.recipe.data_section import Named as Named
 from switchkd.recipe.data_section import WeightedData as WeightedData
 from switchkd.recipe.data_section import data_names as data_names
 from switchkd.recipe.data_section import data_weights as data_weights
+from switchkd.recipe.device_checks import check_devices_fit
 from switchkd.recipe.field_checks import at_least, require, share
 from switchkd.recipe.foreign_names import FOREIGN
 from switchkd.recipe.model_sections import Attention as Attention
@@ -207,6 +208,7 @@ class Recipe:
         for given, stage in zip(self.stages, self.resolved_stages(), strict=True):
             _check_vision_learns(stage, self.student.freeze)
             check_teacher(stage.name, stage.method, stage.teacher, own=given.teacher is not None)
+        check_devices_fit(self.teachers, self.train)
         check_caches([teacher for teacher in self.teachers.values() if teacher.cache is not None])
 
     @property
@@ -215,6 +217,11 @@ class Recipe:
         of_stages = {f"stages.{number}.teacher": stage.teacher for number, stage in enumerate(self.stages)}
         named = {"teacher": self.teacher} | of_stages
         return {name: teacher for name, teacher in named.items() if teacher is not None}
+
+    @property
+    def models(self) -> dict[str, Student | Teacher]:
+        """Every section that names a model, by its dotted name."""
+        return {"student": self.student, **self.teachers}
 
     @property
     def last_teacher(self) -> Teacher | None:

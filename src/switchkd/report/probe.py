@@ -34,6 +34,7 @@ from switchkd.results.score import is_right
 from switchkd.signals import Route
 from switchkd.train import checkpoint
 from switchkd.train.stage import open_run
+from switchkd.train.teacher_device import device_of
 
 #: Longest side of an image that is handed on, in pixels.
 SIDE = 448
@@ -229,6 +230,7 @@ def _open(recipe: Recipe, run: Path, needs: frozenset[Route]) -> tuple[Pair, Col
             vocabulary=context.reader.ids if known is None else known.vocabulary,
             first_words=None if known is None else known.first_words,
             bridge=None if known is None else known.bridge,
+            teacher_device=None if teacher is None else device_of(teacher),
         ).eval()
         if pair.bridge is not None:
             last = f"{len(recipe.stages)}-{recipe.stages[-1].name}"
@@ -266,11 +268,12 @@ def _attention(
             batch = collator([sample]).to(device)
             maps = {"student": attention_maps(pair.student, batch.student)}
             if pair.teacher is not None and "teacher" in needs:
-                maps["teacher"] = attention_maps(pair.teacher, batch.readers[TEACHER])
+                read = pair.crossing.over(batch.readers[TEACHER])
+                maps["teacher"] = attention_maps(pair.teacher, read)
                 if "switch" in needs and not bridged:
                     with torch.no_grad():
-                        seen = pair.student.see(batch.student)
-                    maps["switch"] = attention_maps(pair.teacher, batch.readers[TEACHER], features=seen)
+                        seen = pair.crossing.over(pair.student.see(batch.student))
+                    maps["switch"] = attention_maps(pair.teacher, read, features=seen)
             shown_maps[name] = {who: maps[who][0].tolist() for who in PATHWAYS if who in maps}
     except ValueError as error:
         return {}, (f"attention cannot be shown: {error}",)

@@ -90,7 +90,7 @@ def _sharding_problems(recipe: Recipe) -> Iterator[str]:
         return
     if recipe.train.fp16:
         yield "train.fp16 is true, and where weights are spread over processes only train.bf16 and float32 are known to work"
-    for who, model in {"student": recipe.student, **recipe.teachers}.items():
+    for who, model in recipe.models.items():
         if model.quantization is not None:
             yield f"{who}.quantization is {model.quantization}, and quantised weights cannot be spread over processes"
     if not parse_flag_from_env("ACCELERATE_USE_FSDP"):

@@ -1,7 +1,8 @@
 """Counts what is alive and what is computed while a step runs on tensors without memory."""
 
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ class Live(TorchDispatchMode):
         super().__init__()
         self.bytes = self.peak = self.flops = 0
         self._known: dict[int, tuple[int, weakref.ref[torch.UntypedStorage]]] = {}
+        self._here = True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is _DEVICE and isinstance(args[0], FakeTensor):  # more than every second call
@@ -56,10 +58,37 @@ class Live(TorchDispatchMode):
         key = storage._cdata
         if key in self._known:
             return
-        size = storage.nbytes()
+        size = storage.nbytes() if self._here else 0
         self._known[key] = size, weakref.ref(storage, lambda gone: self._drop(key))
         self.bytes += size
         self.peak = max(self.peak, self.bytes)
+
+    @contextmanager
+    def elsewhere(self) -> Iterator[None]:
+        """What is made meanwhile lies on another device, and takes nothing of this one."""
+        self._here = False
+        try:
+            yield
+        finally:
+            self._here = True
+
+    def of_another_device(self, function: Callable[..., Any], *, back: bool) -> Callable[..., Any]:
+        """A function that computes there; gradients on their way back through it count as if they were here, one layer's at a time.
+
+        Args:
+            function: what computes.
+            back: whether what it gives comes here.
+        """
+
+        def call(*arguments: Any) -> Any:
+            with self.elsewhere():
+                result = function(*arguments)
+            for tensor in _tensors((result,)) if back else ():
+                self._known.pop(tensor.untyped_storage()._cdata, None)
+                self.add(tensor.untyped_storage())
+            return result
+
+        return call
 
     def _drop(self, key: int) -> None:
         self.bytes -= self._known.pop(key)[0]

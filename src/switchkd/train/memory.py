@@ -97,6 +97,7 @@ def estimate(
     pathways = [_build(config, model) for config, model in zip(configs, chosen, strict=True) if model is not None]
     cached = stage.teacher is not None and stage.teacher.cache is not None and len(pathways) > 1
     head = _head(pathways.pop()) if cached and not stage.method.needs - {"student", "teacher"} else None
+    apart = head is None and stage.teacher is not None and stage.teacher.device is not None
     if recipe.student.lora:
         settings = recipe.student.lora
         lora.add(pathways[0], r=settings.r, alpha=settings.alpha, dropout=settings.dropout)
@@ -105,8 +106,9 @@ def estimate(
         nullcontext() if device.type == "cpu" else device
     )  # what is made there by itself needs no look at every call
     with FakeTensorMode(allow_non_fake_inputs=True), Live() as live, there:
-        model = _imagine(head) if head is not None else _imagine(pathways[1]) if len(pathways) > 1 else None
-        step = _step(recipe, stage, _imagine(pathways[0]), model)
+        with live.elsewhere() if apart else nullcontext():
+            model = _imagine(head) if head is not None else _imagine(pathways[1]) if len(pathways) > 1 else None
+        step = _step(recipe, stage, _imagine(pathways[0]), model, device if apart else None)
         batch = largest_batch(recipe, stage, step.pair) if batch is None else batch
         batch = batch._replace(
             first_words={}
@@ -138,13 +140,14 @@ def forecast(recipe: Recipe, stage: ResolvedStage) -> str:
     else:
         each = "as many images as they hold" if recipe.data.packing else "an image each"
         rows_of = f"rows of {length} tokens with {each} (data.max_length, the longest there can be)"
-    return f"{memory}, for {rows} {rows_of}{left_out(stage.method)}"
+    return f"{memory}, for {rows} {rows_of}{left_out(stage)}"
 
 
-def left_out(method: Method) -> str:
-    """What the numbers do not hold: what a method makes of the inside of both models."""
-    sites = ", ".join(sorted(map(str, method.sites)))
-    return f"; without the terms of method {method.label} at {sites}" if sites else ""
+def left_out(stage: ResolvedStage) -> str:
+    """What the numbers do not hold: what a method makes of the inside of both models, and a teacher that lies elsewhere."""
+    sites, device = ", ".join(sorted(map(str, stage.method.sites))), stage.teacher and stage.teacher.device
+    inside = f"; without the terms of method {stage.method.label} at {sites}" if sites else ""
+    return inside + (f"; without the teacher's weights and activations, which are on {device}" if device else "")
 
 
 def _head(teacher: Pathway) -> TeacherHead:
@@ -153,7 +156,11 @@ def _head(teacher: Pathway) -> TeacherHead:
 
 
 def _step(
-    recipe: Recipe, stage: ResolvedStage, student: Pathway, teacher: Pathway | TeacherHead | None = None
+    recipe: Recipe,
+    stage: ResolvedStage,
+    student: Pathway,
+    teacher: Pathway | TeacherHead | None = None,
+    teacher_device: torch.device | None = None,
 ) -> DistillationStep:
     """The step as training builds it."""
     if recipe.train.gradient_checkpointing:
@@ -171,7 +178,15 @@ def _step(
             bridge = Bridge(*widths)
         learned = stage.method.learned(student.sizes, teacher.sizes)
     rows = min(model.head.rows for model in (student, teacher) if model is not None)
-    pair = Pair(student, teacher, needs=stage.method.needs, vocabulary=rows, bridge=bridge, learned=learned)
+    pair = Pair(
+        student,
+        teacher,
+        needs=stage.method.needs,
+        vocabulary=rows,
+        bridge=bridge,
+        learned=learned,
+        teacher_device=teacher_device,
+    )
     return DistillationStep(pair.train(), _StandIn(stage.method), loss=recipe.train.loss)
 
 
@@ -256,6 +271,9 @@ def _measure(recipe: Recipe, stage: ResolvedStage, step: DistillationStep, batch
     student.see = counted("student_vision", student.see)
     student.say = counted("student_language", student.say)
     if teacher is not None:
+        if pair.crossing.teacher is not None:
+            teacher.see = live.of_another_device(teacher.see, back=False)
+            teacher.say = live.of_another_device(teacher.say, back=True)
         switch, own = counted("switch", teacher.say), teacher.say
         teacher.say = lambda *given: (switch if torch.is_grad_enabled() else own)(*given)
     cast(Any, step)._sum = counted("loss", step._sum)

@@ -30,6 +30,7 @@ from switchkd.pairing.vocabulary import Ids
 from switchkd.recipe.schema import Recipe, Student, Teacher
 from switchkd.train.launch import mixed_precision
 from switchkd.train.precision import HALF
+from switchkd.train.teacher_device import device_of
 
 _log = logging.getLogger(__name__)
 
@@ -128,7 +129,7 @@ def load_teacher(recipe: Recipe, teacher: Teacher, *, device: torch.device, head
     Args:
         recipe: whose teacher it is.
         teacher: which one.
-        device: where its weights go.
+        device: the student's, where its weights go if the teacher has no device of its own; its head alone always does.
         head_alone: its head alone is needed, because a cache has what it says.
 
     Raises:
@@ -142,7 +143,7 @@ def load_teacher(recipe: Recipe, teacher: Teacher, *, device: torch.device, head
         dtype=teacher.dtype,
         attn_implementation=teacher.attn_implementation,
         quantization=teacher.quantization,
-        device=device,
+        device=device_of(teacher) or device,
     )
     use_kernels(model, recipe.train.kernels)
     if recipe.data.packing:

@@ -99,7 +99,7 @@ def train_stage(context: StageContext, *, accept_changes: bool = False) -> None:
         trainer.add_callback(EarlyStoppingCallback(train.early_stopping))
     check_accelerator(trainer.accelerator, train)
     check_whole(trainer, context.run.recipe)
-    ran = what_ran(trainer, context.pair.student, context.pair.teacher, stage=context.stage.name, steps=steps)
+    ran = what_ran(trainer, context.pair, stage=context.stage.name, steps=steps)
     if processes().is_main_process:
         say(headline(trainer))
         say("; ".join(f"{name}: {value}" for name, value in ran.items() if name not in ("processes", "software")))

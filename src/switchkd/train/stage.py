@@ -25,7 +25,6 @@ from switchkd.models.liger import use_kernels
 from switchkd.models.opening import check_files, check_weights, load_config, load_processor
 from switchkd.models.packed_rows import check_packable, use_flash_attention
 from switchkd.models.refusals import refuse_unreadable
-from switchkd.models.teacher_head import TeacherHead
 from switchkd.pairing import Pair
 from switchkd.pairing.reading import OwnInputs
 from switchkd.processes import processes
@@ -42,6 +41,7 @@ from switchkd.train.parts import freeze
 from switchkd.train.precision import HALF, widen_learning
 from switchkd.train.step import DistillationStep
 from switchkd.train.stream_loader import HEAD, PATIENCE, StreamLoader
+from switchkd.train.teacher_device import check_devices, device_of
 from switchkd.train.teachers import Teachers
 
 _log = logging.getLogger(__name__)
@@ -64,10 +64,11 @@ def open_run(recipe: Recipe, *, use_cache: bool = True) -> RunContext:
             pixels.
     """
     check_launch(recipe)
+    check_devices(recipe)
     _check_attention(recipe)
     before = continued(recipe)
     set_seed(recipe.train.seed)
-    for model in (recipe.student, *recipe.teachers.values()):
+    for model in recipe.models.values():
         refuse_unreadable(located(model))
         check_files(located(model))
         if recipe.data.packing:
@@ -252,7 +253,8 @@ def open_stage(
         vocabulary=run.reader.ids if teacher is None else teacher.vocabulary,
         first_words=None if teacher is None else teacher.first_words,
         bridge=None if teacher is None else teacher.bridge,
-        learned=_learned(run, stage, weights),
+        learned=_learned(run, stage),
+        teacher_device=None if teacher is None else device_of(teacher.section),
     )
     step = DistillationStep(pair, stage.method, loss=recipe.train.loss)
     context = StageContext(run, stage, rows, step, run.collator(stage), directory, held_out)
@@ -276,11 +278,10 @@ def open_stage(
     return context
 
 
-def _learned(run: RunContext, stage: ResolvedStage, teacher: Pathway | TeacherHead | None) -> nn.Module | None:
+def _learned(run: RunContext, stage: ResolvedStage) -> nn.Module | None:
     """What the stage's method learns besides the student; in the first stage of a run that goes on, it begins as the other run left it."""
-    if teacher is None:
-        return None
-    module = stage.method.learned(run.student.sizes, teacher.sizes)
+    teacher = run.teachers.weights_for(stage)
+    module = None if teacher is None else stage.method.learned(run.student.sizes, teacher.sizes)
     if run.continued is not None and stage.name == run.recipe.stages[0].name:
         run.continued.take_over("learned", module)
     return None if module is None else module.to(run.student.head.weight.device)

@@ -31,6 +31,7 @@ from switchkd.signals import Compared, FromHidden
 from switchkd.train.context import RunContext
 from switchkd.train.open_teacher import made_with
 from switchkd.train.stage import index_held_out, index_rows, open_run
+from switchkd.train.teacher_device import device_of
 
 _LOCK = ".lock"
 #: Answers whose logits stand in memory at a time while the largest are sought.
@@ -145,7 +146,10 @@ class _Filling:
         needs: frozenset[Any] = frozenset({"student", "teacher"})
         weights = run.teachers.weights_for(stage)
         ids = teacher.vocabulary, teacher.first_words
-        self.pair = Pair(run.student, weights, needs=needs, vocabulary=ids[0], first_words=ids[1])
+        device = device_of(teacher.section)
+        self.pair = Pair(
+            run.student, weights, needs=needs, vocabulary=ids[0], first_words=ids[1], teacher_device=device
+        )
         self.collator = Collator(run.reader, {TEACHER: teacher.reading})
         if self.top_k is not None and self.top_k >= self.pair.vocabulary:
             raise ValueError(

@@ -7,6 +7,7 @@ from transformers import SchedulerType, Trainer
 from transformers.training_args import OptimizerNames
 
 from switchkd.models import Pathway
+from switchkd.pairing import Pair
 
 _PACKAGES = ("torch", "transformers", "accelerate")
 
@@ -24,10 +25,9 @@ def _processes(count: int) -> str:
     return f"{count} {'process' if count == 1 else 'processes'}"
 
 
-def what_ran(
-    trainer: Trainer, student: Pathway, teacher: Pathway | None = None, *, stage: str, steps: int
-) -> dict[str, str]:
+def what_ran(trainer: Trainer, pair: Pair, *, stage: str, steps: int) -> dict[str, str]:
     """Row of a table → what it says about a stage."""
+    student, teacher, elsewhere = pair.student, pair.teacher, pair.crossing.teacher
     args, accelerator = trainer.args, trainer.accelerator
     count = accelerator.num_processes
     rows, accumulated = args.per_device_train_batch_size, args.gradient_accumulation_steps
@@ -43,6 +43,7 @@ def what_ran(
         "computed in": precision,
         "processes": f"{count} on {args.device.type}"
         + (f" ({accelerator.distributed_type.value})" if count > 1 else ""),
+        **({} if elsewhere is None else {"teacher's device": str(elsewhere)}),
         "rows of a step": f"{rows * accumulated * count}: {rows} × {accumulated} accumulated × {_processes(count)}",
         "steps": f"{steps}, {warmup} of them warm-up, then {SchedulerType(args.lr_scheduler_type).value} from {args.learning_rate:g}",
         "optimizer": f"{OptimizerNames(args.optim).value}, weight decay {args.weight_decay:g}, gradients clipped at "
