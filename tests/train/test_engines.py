@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from accelerate.utils import FullyShardedDataParallelPlugin
 from engine_runs import ENGINES, RUNS, launch, steps, trained_alone, weights, write_runs
 from run_files import ANSWER_ALONE
@@ -143,15 +144,13 @@ def recipe(tmp_path):
     return load_recipe(write_runs(tmp_path, ["lora"])[0])
 
 
-@pytest.fixture
-def fsdp(monkeypatch):
-    """The environment that accelerate's launcher makes of the shipped configuration."""
+def launcher_arguments(engine):
+    """What accelerate's launcher makes of a shipped configuration and two processes."""
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-    from accelerate.utils.launch import prepare_multi_gpu_env
 
     words = [
         "--config_file",
-        str(ENGINES / "fsdp2.yaml"),
+        str(ENGINES / f"{engine}.yaml"),
         "--num_processes",
         "2",
         "--main_process_port",
@@ -159,7 +158,15 @@ def fsdp(monkeypatch):
         "train.py",
     ]
     arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(words))
-    for name, value in prepare_multi_gpu_env(arguments).items():
+    return arguments
+
+
+@pytest.fixture
+def fsdp(monkeypatch):
+    """The environment that accelerate's launcher makes of the shipped configuration."""
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    for name, value in prepare_multi_gpu_env(launcher_arguments("fsdp2")).items():
         monkeypatch.setenv(name, value)
 
 
@@ -180,6 +187,35 @@ def test_the_shipped_configuration_of_fsdp_is_taken_and_others_are_refused(recip
             patch.setenv(name, value)
             with pytest.raises(ValueError, match=re.escape(said)):
                 check_launch(recipe)
+
+
+def test_the_shipped_configuration_of_deepspeed_says_zero_3_and_leaves_the_rest_to_the_recipe(recipe, monkeypatch):
+    """As far as can be seen without DeepSpeed: every key is one that the launcher reads, and this is what it tells the processes."""
+    from accelerate.utils import DeepSpeedPlugin
+    from accelerate.utils.launch import prepare_deepspeed_cmd_env
+
+    shipped = yaml.safe_load((ENGINES / "zero3.yaml").read_text())
+    arguments = launcher_arguments("zero3")
+    assert arguments.use_deepspeed
+    for name, value in shipped["deepspeed_config"].items():
+        assert getattr(arguments, name) == value, name
+    arguments.deepspeed_fields_from_accelerate_config = ",".join(shipped["deepspeed_config"])
+    _, environment = prepare_deepspeed_cmd_env(arguments)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert sharded()
+    check_launch(recipe)
+    plugin = DeepSpeedPlugin()
+    config = plugin.deepspeed_config
+    zero = config["zero_optimization"]
+    assert zero["stage"] == 3
+    assert zero["stage3_gather_16bit_weights_on_model_save"] is True
+    assert {zero[f"offload_{what}"]["device"] for what in ("optimizer", "param")} == {"none"}
+    assert plugin.zero3_init_flag is False
+    assert config["train_batch_size"] == "auto"
+    assert config["gradient_clipping"] == "auto"
+    assert "bf16" not in config
+    assert "optimizer" not in config
 
 
 def test_layers_of_both_models_are_gathered_by_themselves_and_gradients_added_in_float32(tmp_path):
