@@ -1,5 +1,6 @@
 """Answers of a server: what it is sent, what is made of what it sends back, and what happens when it fails."""
 
+import asyncio
 import base64
 import json
 import ssl
@@ -13,7 +14,7 @@ from PIL import Image
 from run_files import write_data
 
 from switchkd.cli import main
-from switchkd.data.errors import DataError
+from switchkd.data.errors import DataError, SampleError
 from switchkd.data.formats import load_rows
 from switchkd.evaluate import answer_server as module
 from switchkd.evaluate.answer_data import answer_data_by_server
@@ -220,6 +221,13 @@ def test_rows_that_are_refused_or_not_answered_are_left_out_and_named(data, tmp_
     assert "sample 'rows-0': the server ended the answer for another reason: finish_reason 'content_filter'" in str(
         error.value
     )
+
+
+def test_a_video_is_not_left_unsaid():
+    parts = [{"type": "video", "text": None}, {"type": "text", "text": "What happens?"}]
+    row = {"id": "a", "images": [], "messages": [{"role": "user", "content": parts}]}
+    with pytest.raises(SampleError, match="has a video, and a server is sent pictures alone"):
+        asyncio.run(AnswerServer("http://a/v1", MODEL, max_new_tokens=1).answer(row))
 
 
 @pytest.mark.parametrize("after", [2, 5, 8])

@@ -199,8 +199,12 @@ def _messages(row: Row) -> list[dict[str, object]]:
     """The messages as the API has them; pictures are the bytes of their files.
 
     Raises:
-        SampleError: pictures that cannot be used.
+        SampleError: pictures that cannot be used, or a video.
     """
+    if any(part["type"] == "video" for message in row["messages"] for part in message["content"]):
+        raise SampleError(
+            "has a video, and a server is sent pictures alone: have a teacher answer that is loaded here, without --server"
+        )
     pictures = []
     for image in row["images"]:
         try:
