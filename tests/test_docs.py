@@ -46,7 +46,8 @@ def test_the_method_that_is_shown_is_the_one_in_the_source():
 
 def test_every_need_is_explained():
     page = (DOCS / "methods.md").read_text(encoding="utf-8").split("What `needs` may name")[1].split("\n\n")[1]
-    sites = {site.__name__ for site in Site.__subclasses__() if site.__module__.startswith("switchkd.")}
+    kinds = [site for kind in Site.__subclasses__() for site in (kind, *kind.__subclasses__())]
+    sites = {site.__name__ for site in kinds if site.__module__.startswith("switchkd.")}
     assert {*get_args(Route), *sites} == set(re.findall(r"(?<=[|,] )`(\w+)`(?=[ ,])", page))
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from switchkd.distillation import Distilled, distill
     from switchkd.evaluate import evaluate, evaluate_model
     from switchkd.losses import bild, cross_entropy, dbild, forward_kl, fused_loss, jsd, knee, reverse_kl
-    from switchkd.methods import KD, METHODS, SFT, AlignKD, BiLD, FeatureKD, LLaVAKD, LLaVAMoD, Method, SwitchKD
+    from switchkd.methods import EMKD, KD, METHODS, SFT, AlignKD, BiLD, FeatureKD, LLaVAKD, LLaVAMoD, Method, SwitchKD
     from switchkd.models import Pathway, load_pathway
     from switchkd.pairing import Pair
     from switchkd.pairing.reading import OwnInputs, SameInputs
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from switchkd.versions import __version__
 
 __all__ = [
+    "EMKD",
     "KD",
     "METHODS",
     "SFT",
@@ -72,7 +73,19 @@ _MODULES = {
     "distillation": ("Distilled", "distill"),
     "evaluate": ("evaluate", "evaluate_model"),
     "losses": ("bild", "cross_entropy", "dbild", "forward_kl", "fused_loss", "jsd", "knee", "reverse_kl"),
-    "methods": ("KD", "METHODS", "SFT", "AlignKD", "BiLD", "FeatureKD", "LLaVAKD", "LLaVAMoD", "Method", "SwitchKD"),
+    "methods": (
+        "EMKD",
+        "KD",
+        "METHODS",
+        "SFT",
+        "AlignKD",
+        "BiLD",
+        "FeatureKD",
+        "LLaVAKD",
+        "LLaVAMoD",
+        "Method",
+        "SwitchKD",
+    ),
     "models": ("Pathway", "load_pathway"),
     "pairing": ("Pair",),
     "pairing.reading": ("OwnInputs", "SameInputs"),

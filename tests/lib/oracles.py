@@ -1,6 +1,7 @@
 """Slow, literal versions of the losses, written from the equations: Python loops, float64, full sorts, all pairs."""
 
 import math
+from itertools import permutations
 
 from torch import Tensor
 
@@ -45,6 +46,33 @@ def relation(student: Tensor, teacher: Tensor) -> float:
     product = math.fsum(a * b for a, b in zip(ours, theirs, strict=True))
     lengths = [math.sqrt(math.fsum(value * value for value in matrix)) for matrix in (ours, theirs)]
     return 1 - product / (lengths[0] * lengths[1])
+
+
+def matched(student: Tensor, teacher: Tensor) -> tuple[float, list[tuple[int, int]]]:
+    """Of all ways to give each token of the smaller side a partner of its own, the one with the least sum of Manhattan distances."""
+    z_s, z_t = rows(student), rows(teacher)
+    few, many = min(len(z_s), len(z_t)), max(len(z_s), len(z_t))
+    ways = []
+    for chosen in permutations(range(many), few):
+        pairs = sorted((i, j) if len(z_s) == few else (j, i) for i, j in enumerate(chosen))
+        total = math.fsum(abs(a - b) for i, j in pairs for a, b in zip(z_s[i], z_t[j], strict=True))
+        ways.append((total, pairs))
+    return min(ways)
+
+
+def affinity(student: Tensor, student_text: Tensor, teacher: Tensor, teacher_text: Tensor) -> float:
+    """The mean of smooth L1 of the differences of all cosines between a visual token and a text token; 0 of none."""
+
+    def cosine(x: list[float], y: list[float]) -> float:
+        return math.fsum(a * b for a, b in zip(x, y, strict=True)) / (math.hypot(*x) * math.hypot(*y))
+
+    differences = [
+        abs(cosine(v_s, t_s) - cosine(v_t, t_t))
+        for v_s, v_t in zip(rows(student), rows(teacher), strict=True)
+        for t_s, t_t in zip(rows(student_text), rows(teacher_text), strict=True)
+    ]
+    values = [d * d / 2 if d < 1 else d - 0.5 for d in differences]
+    return math.fsum(values) / len(values) if values else 0.0
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> list[float]:

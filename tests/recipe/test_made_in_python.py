@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from switchkd import KD, METHODS, SFT, AlignKD, BiLD, FeatureKD, LLaVAKD, LLaVAMoD, Recipe, SwitchKD
+from switchkd import EMKD, KD, METHODS, SFT, AlignKD, BiLD, FeatureKD, LLaVAKD, LLaVAMoD, Recipe, SwitchKD
 from switchkd.methods import Method
 from switchkd.recipe.parsing import RecipeError
 from switchkd.recipe.schema import (
@@ -67,6 +67,7 @@ KNOBS = {
     LLaVAKD: "visual",
     LLaVAMoD: "mimic",
     AlignKD: "top",
+    EMKD: "matched",
 }
 
 

@@ -3,13 +3,14 @@
 `fused_loss` is the exception that saves the memory: from hidden states to sums, for any loss that is a `ChunkLoss`.
 """
 
-from switchkd.losses.activation_losses import of_logits, relation, squared_error
+from switchkd.losses.activation_losses import affinity, of_logits, relation, squared_error
 from switchkd.losses.chunks import AutogradTerms, ChunkLoss
 from switchkd.losses.cross_entropy_dbild import CrossEntropyDBiLD
 from switchkd.losses.dbild import DBiLDSettings, bild, dbild
 from switchkd.losses.divergence import cross_entropy, forward_kl, jsd, reverse_kl, soft_cross_entropy
 from switchkd.losses.fused import SummedLoss, fused_loss, plain_loss, with_samples
 from switchkd.losses.knee import knee
+from switchkd.losses.matching import match_tokens
 from switchkd.signals import Head
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "DBiLDSettings",
     "Head",
     "SummedLoss",
+    "affinity",
     "bild",
     "cross_entropy",
     "dbild",
@@ -26,6 +28,7 @@ __all__ = [
     "fused_loss",
     "jsd",
     "knee",
+    "match_tokens",
     "of_logits",
     "plain_loss",
     "relation",

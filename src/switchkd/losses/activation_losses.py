@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -43,6 +44,37 @@ def relation(student: Float[Tensor, "n _"], teacher: Float[Tensor, "n _"]) -> Fl
     student_r, teacher_r = (at_least_float32(y) @ at_least_float32(y).T for y in (student, teacher))
     cosine: Tensor = (student_r * teacher_r).sum() / (student_r.norm() * teacher_r.norm())
     return 1 - cosine
+
+
+def affinity(
+    student: Float[Tensor, "n width"],
+    student_text: Float[Tensor, "t width"],
+    teacher: Float[Tensor, "n teacher_width"],
+    teacher_text: Float[Tensor, "t teacher_width"],
+) -> Float[Tensor, ""]:
+    """Mean over visual tokens i and text tokens j of smoothL1(cos(v_i, t_j)_S − cos(v_i, t_j)_T) (EM-KD, arXiv 2511.21106).
+
+    smoothL1(x) = x²/2 where |x| < 1, else |x| − ½. The cosines are between hidden states of one model, so the two may differ in width;
+    visual token i of the student is compared with i of the teacher, and so is text. Without a unit, from 0 to 1½; at least float32.
+    Nothing to compare gives 0.
+
+    Raises:
+        ValueError: another number of visual or text tokens, or a teacher that requires grad.
+    """
+    sizes = [(len(visual), len(text)) for visual, text in ((student, student_text), (teacher, teacher_text))]
+    fixed = not (teacher.requires_grad or teacher_text.requires_grad)
+    if sizes[0] != sizes[1] or not fixed:
+        raise ValueError(
+            "affinities are compared token by token and with a teacher that is fixed, got "
+            f"{sizes[0]} visual and text tokens of the student and {sizes[1]} of the teacher, and a teacher that requires grad: {not fixed}"
+        )
+    student_a, teacher_a = (
+        F.normalize(at_least_float32(visual), dim=-1) @ F.normalize(at_least_float32(text), dim=-1).T
+        for visual, text in ((student, student_text), (teacher, teacher_text))
+    )
+    if student_a.numel() == 0:
+        return student_a.sum()
+    return F.smooth_l1_loss(student_a, teacher_a)
 
 
 def of_logits(

@@ -2,6 +2,7 @@
 
 from switchkd.methods.align_kd import AlignKD
 from switchkd.methods.bild import BiLD
+from switchkd.methods.em_kd import EMKD
 from switchkd.methods.feature_kd import FeatureKD
 from switchkd.methods.kd import KD
 from switchkd.methods.llava_kd import LLaVAKD
@@ -21,10 +22,12 @@ METHODS: dict[str, type[Method]] = {
         LLaVAKD,
         LLaVAMoD,
         AlignKD,
+        EMKD,
     )
 }
 
 __all__ = [
+    "EMKD",
     "KD",
     "METHODS",
     "SFT",

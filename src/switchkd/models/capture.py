@@ -193,6 +193,16 @@ class Hidden(Site):
 
 
 @dataclass(frozen=True)
+class HiddenSet(Hidden):
+    """`Hidden`, where the method itself says which tokens of the two models belong together: the two may have another number of them."""
+
+    @property
+    def alike(self) -> frozenset[str]:
+        """Nothing."""
+        return frozenset()
+
+
+@dataclass(frozen=True)
 class Attention(Site):
     """Attention weights of one layer of the language model, from some tokens to others: [heads, of, to]. `layer` is a depth from 0 to 1."""
 

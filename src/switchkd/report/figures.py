@@ -30,7 +30,8 @@ UNITS = {
     **dict.fromkeys(("ce", "kd", "bild", "align", "switch", "answers", "mimic"), _NATS),
     **dict.fromkeys(("features", "attention", "projected", "focus"), _SQUARED),
     "soft": "nats per text token",
-    "visual": "nats per visual token",
+    **dict.fromkeys(("visual", "matched"), "nats per visual token"),
+    "affinity": "smooth L1 of cosines, from 0 to 1½",
     "relation": "1 − cosine, from 0 to 2",
     EXACT_MATCH: "% of held-out questions",
 }

@@ -1,0 +1,62 @@
+"""Rivals of the switch through the real command line: two steps with a pair that may differ in what they compare."""
+
+import json
+
+import pytest
+from run_files import write_data, write_model
+from tiny import tiny_processor
+from transformers import LlavaProcessor, SiglipImageProcessorPil
+
+from switchkd.cli import main
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A student with 16 visual tokens, a teacher with as many and one with 36."""
+    folder = tmp_path_factory.mktemp("files")
+    write_model(folder / "student", seed=2)
+    write_model(folder / "teacher", seed=1, hidden=40, depth=3)
+    small = tiny_processor()
+    large = LlavaProcessor(
+        image_processor=SiglipImageProcessorPil(size={"height": 48, "width": 48}),
+        tokenizer=small.tokenizer,
+        patch_size=8,
+        vision_feature_select_strategy="full",
+        chat_template=small.chat_template,
+    )
+    write_model(folder / "more_tokens", seed=1, processor=large, hidden=40, depth=3, image_size=48)
+    write_data(folder / "train.json", 8)
+    return folder
+
+
+def run(files, output, method, teacher):
+    """The exit code, and the lines of the log."""
+    recipe = output / "recipe.yaml"
+    recipe.write_text(
+        f"""
+teacher: {{path: {files}/{teacher}}}
+student: {{path: {files}/student}}
+method: {json.dumps(method)}
+data: {{train: {files}/train.json, max_length: 256}}
+train: {{output: {output}/run, max_steps: 2, per_device_train_batch_size: 4, learning_rate: 1.0e-3, logging_steps: 1, report_to: []}}
+"""
+    )
+    code = main(["train", str(recipe)])
+    found = [line for file in output.glob("run/*/metrics.jsonl") for line in file.read_text().splitlines()]
+    return code, [line for line in map(json.loads, found) if "ce" in line]
+
+
+@pytest.mark.parametrize(
+    ("method", "teacher", "terms"),
+    [
+        ({"name": "em_kd"}, "more_tokens", {"answers", "matched", "affinity"}),
+        pytest.param({"name": "sft", "matched": 0.25}, "more_tokens", {"matched"}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_two_steps(files, tmp_path, method, teacher, terms):
+    code, lines = run(files, tmp_path, method, teacher)
+    assert code == 0
+    assert len(lines) == 2
+    assert all(terms <= line.keys() for line in lines)
+    assert all(line[term] > 0 for line in lines for term in terms)
