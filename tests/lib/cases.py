@@ -61,9 +61,18 @@ def rows(sizes=SIZES) -> list[dict]:
 
 
 def open_tiny(
-    folder: Path, name: str = "llava-siglip-qwen2", *, method: Method | None = None, sizes=SIZES, processor=None
+    folder: Path,
+    name: str = "llava-siglip-qwen2",
+    *,
+    method: Method | None = None,
+    sizes=SIZES,
+    processor=None,
+    samples=None,
 ) -> StageContext:
-    """A stage as `stage.open_stage` gives it: a teacher of its own width and depth, a student, and the family's own processor."""
+    """A stage as `stage.open_stage` gives it: a teacher of its own width and depth, a student, and the family's own processor.
+
+    `samples`: its rows, in the place of some with images of these `sizes`.
+    """
     processor = processor or PROCESSORS[name]()
     processor.tokenizer.save_pretrained(folder / "teacher")
     student, teacher = (
@@ -87,7 +96,7 @@ def open_tiny(
     teachers = Teachers(known, lambda section, head_alone: teacher)
     run = RunContext(recipe, student, teachers, processor, Reader(processor), student.model.dtype)
     collator = run.collator(stage)
-    index = build_index(Dataset.from_list(rows(sizes), features=FEATURES), collator)
+    index = build_index(Dataset.from_list(samples or rows(sizes), features=FEATURES), collator)
     return StageContext(run, stage, index.rows, DistillationStep(pair, method), collator, folder)
 
 

@@ -14,6 +14,7 @@ from switchkd.losses import dbild
 from switchkd.models import Pathway
 from switchkd.models.capture import Capture, Projected, Vision, capture, of_samples
 from switchkd.pairing import Pair
+from switchkd.pairing.pair_report import compare_models
 
 pytest.importorskip("torchvision")
 #: Of each way in which videos enter one; the others take as long again.
@@ -72,6 +73,17 @@ def test_videos_of_unequal_lengths_in_one_batch_say_what_each_says_alone(readers
     together = own_logits(Pathway(model), inputs_of(readers, "llava_onevision", samples))
     alone = [plain(model, inputs_of(readers, "llava_onevision", [one])) for one in samples]
     torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-10)
+
+
+def test_processors_that_differ_in_videos_alone_read_their_own_inputs(readers):
+    reader, other = readers["llava_onevision"], video_processor("llava_onevision")
+    config = models(readers, "llava_onevision")[0].config
+    same = compare_models((config, reader.processor), (config, other))
+    assert [one.what for one in same.differences if one.what.startswith("video")] == []
+    other.video_processor.image_mean, other.video_processor.fps = [0.5, 0.5, 0.5], 7
+    differ = compare_models((config, reader.processor), (config, other))
+    assert [one.what for one in differ.differences if one.what.startswith("video")] == ["video processor's image_mean"]
+    assert (same.separate_inputs, differ.separate_inputs) == (False, True)
 
 
 @every_family

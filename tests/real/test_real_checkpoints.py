@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from real_checkpoints import CHECKPOINTS, REAL, write_checkpoint
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -121,7 +122,7 @@ def check_rows(name: str, folder: Path, own: Any, reader: Reader) -> None:
     assert not different
 
 
-def train(folder: Path) -> None:
+def train(folder: Path, *, videos: bool) -> None:
     """Two steps of Switch-KD, the doctor before and an evaluation behind them, into `folder/run`."""
     lines = []
     for index, texts in enumerate([ROWS["an image"], ROWS["two turns"]]):
@@ -130,6 +131,13 @@ def train(folder: Path) -> None:
             picture(number).save(folder / f"{index}-{number}.png")
             images.append(f"{index}-{number}.png")
         lines.append(json.dumps({"id": str(index), "messages": messages(texts), "images": images}))
+    if videos:
+        frames = [f"{index}.png" for index in range(4)]
+        for index, name in enumerate(frames):
+            Image.fromarray(np.asarray(picture(0)) // (1 + index)).save(folder / name)
+        parts = [{"type": "video", "video": frames}, {"type": "text", "text": "What happens?"}]
+        talk = [{"role": "user", "content": parts}, {"role": "assistant", "content": "It rains."}]
+        lines[-1] = json.dumps({"id": "a video", "messages": talk})
     (folder / "train.jsonl").write_text("\n".join(lines))
     (folder / "recipe.yaml").write_text(
         f"""
@@ -151,8 +159,17 @@ def generates(model: Any, asked: Any) -> bool:
     return model.generate(**asked, max_new_tokens=2, do_sample=False).shape[1] > asked["input_ids"].shape[1]
 
 
+def png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def check_video(model: Any, own: Any, saved: Any) -> None:
-    """The saved student is asked about a video as the checkpoint is, token for token, and answers."""
+    """The saved student is asked about a video as the checkpoint is, token for token, by plain code and by ours, and answers."""
+    reader = Reader(own, max_length=16384)
+    fps = reader.sampling.fps
+    known = {"total_num_frames": 4, "fps": fps, "duration": 4 / fps, "frames_indices": [0, 1, 2, 3]}
     frames = np.stack([np.asarray(picture(0)) // (1 + index) for index in range(4)])
     parts = [{"type": "video", "video": frames}, {"type": "text", "text": "What happens?"}]
     before, asked = (
@@ -162,11 +179,18 @@ def check_video(model: Any, own: Any, saved: Any) -> None:
             return_dict=True,
             return_tensors="pt",
             add_generation_prompt=True,
-            processor_kwargs={"do_sample_frames": False},
+            processor_kwargs={"do_sample_frames": False, "video_metadata": [known]},
         )
         for processor in (own, saved)
     )
     assert asked["input_ids"].tolist() == before["input_ids"].tolist()
+    stored = [{"bytes": png(pixels), "path": None} for pixels in frames]
+    content = [{"type": "video", "text": None}, {"type": "text", "text": "What happens?"}]
+    of_ours = {"id": "r", "images": [], "videos": [{"bytes": None, "path": None, "frames": stored}]}
+    made = reader.prompts([of_ours | {"messages": [{"role": "user", "content": content}]}])
+    assert made.keys() == before.keys()
+    for key, tensor in made.items():
+        torch.testing.assert_close(tensor, torch.as_tensor(before[key]), rtol=0, atol=0, msg=key)
     assert generates(model, asked)
 
 
@@ -188,7 +212,7 @@ def test_rows_two_steps_and_the_saved_student_are_as_the_checkpoints_own_templat
 
     findings, _ = examine_pair(str(tmp_path / "student"), str(tmp_path / "teacher"))
     assert findings.ok
-    train(tmp_path)
+    train(tmp_path, videos=name in VIDEOS)
 
     student = tmp_path / "run/student"
     model, saved = AutoModelForImageTextToText.from_pretrained(student), AutoProcessor.from_pretrained(student)

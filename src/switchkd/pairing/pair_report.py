@@ -24,6 +24,16 @@ _NOT_PIXELS = {
 _VALUES = {
     "do_convert_rgb", "do_normalize", "do_rescale", "image_mean", "image_std", "offset", "resample", "rescale_factor",
 }  # fmt: skip
+#: Entries of a video processor's settings that say which frames are seen, and what else comes back.
+_FRAMES = {
+    "fps",
+    "num_frames",
+    "min_frames",
+    "max_frames",
+    "do_sample_frames",
+    "return_metadata",
+    "video_processor_type",
+}
 
 
 @dataclass(frozen=True)
@@ -96,7 +106,7 @@ def compare_models(
     elif tokens.verdict == "aligned":
         first_words, detail = _first_words(*formats, real)
         tokens = replace(tokens, detail=tokens.detail + detail)
-    differences += [*_images(student[1], teacher[1], fixed=fixed), tokens, template]
+    differences += [*_images(student[1], teacher[1], fixed=fixed), *_videos(student[1], teacher[1]), tokens, template]
     return PairReport(differences, vocabulary, formats, first_words)
 
 
@@ -127,6 +137,22 @@ def _with_padding(difference: Difference, vocabulary: int | Ids) -> Difference:
     if difference.what != ROWS or (difference.student == difference.teacher == vocabulary):
         return difference
     return replace(difference, detail=f"{vocabulary} real ids; padding rows are never compared")
+
+
+def _videos(student: Any, teacher: Any) -> list[Difference]:
+    """Settings of videos in which two processors that read them differ; which frames are seen is one rule for both."""
+    settings = []
+    for processor in (student, teacher):
+        if ChatFormat(processor, "").no_videos is not None:
+            return []
+        own = processor.video_processor.to_dict()
+        settings.append({key: value for key, value in own.items() if value is not None and value is not False})
+    detail = "each model gets its own pixels of a video"
+    return [
+        Difference(f"video processor's {key}", settings[0].get(key), settings[1].get(key), "own inputs", detail)
+        for key in sorted((settings[0] | settings[1]).keys() - _NOT_PIXELS - _FRAMES)
+        if settings[0].get(key) != settings[1].get(key)
+    ]
 
 
 def _images(student: Any, teacher: Any, *, fixed: bool) -> list[Difference]:
