@@ -204,7 +204,10 @@ def test_the_shipped_configuration_of_deepspeed_says_zero_3_and_leaves_the_rest_
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert sharded()
-    check_launch(recipe)
+    with pytest.raises(
+        ValueError, match=r"ZeRO-3 cannot train a pair.*fsdp2\.yaml"
+    ):  # until the loss gathers the heads
+        check_launch(recipe)
     plugin = DeepSpeedPlugin()
     config = plugin.deepspeed_config
     zero = config["zero_optimization"]

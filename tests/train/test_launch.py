@@ -75,6 +75,7 @@ def test_what_is_the_recipes_own_training_is_taken(file, monkeypatch, name):
         ({"gradient_clipping": 0.3}, "says gradient_clipping 0.3, and the recipe 1.0"),
         ({"train_micro_batch_size_per_gpu": 2}, "says train_micro_batch_size_per_gpu 2, and the recipe 4"),
         ({"optimizer": {"type": "Adam"}}, "has a section optimizer"),
+        ({"zero_optimization": {"stage": 3}}, "ZeRO-3 cannot train a pair"),
         ({"gradient_clipping": "auto", "zero_optimization": {"stage": 2}}, None),
     ],
 )

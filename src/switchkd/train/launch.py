@@ -39,8 +39,14 @@ def check_launch(recipe: Recipe) -> None:
     """Refuse what would run another training than the recipe's.
 
     Raises:
-        ValueError: naming every setting, what it asks for, and what the recipe says.
+        ValueError: naming every setting, what it asks for, and what the recipe says; and for ZeRO-3.
     """
+    if _zero_stage() == "3":
+        raise ValueError(
+            "DeepSpeed's ZeRO-3 cannot train a pair: it gathers a weight for its own module alone, and the loss takes the heads of both "
+            "models outside of theirs (docs/engines.md). FSDP2 spreads the same over the processes: accelerate launch --config_file "
+            "recipes/accelerate/fsdp2.yaml"
+        )
     if problems := [*_problems(recipe), *_sharding_problems(recipe), *_deepspeed_problems(recipe)]:
         raise ValueError(
             f"settings outside the recipe ask for another training than the recipe: {'; '.join(problems)}. Write into the recipe what is "
@@ -133,6 +139,20 @@ def _deepspeed_problems(recipe: Recipe) -> Iterator[str]:
     for name in ("optimizer", "scheduler"):
         if name in config:
             yield f"{path} has a section {name}, and a recipe has its own: learning_rate, weight_decay, lr_scheduler_type, warmup_ratio"
+
+
+def _zero_stage() -> str:
+    """Of DeepSpeed, in its configuration file or without one; empty where DeepSpeed is not used, or its file cannot be read."""
+    if not parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
+        return ""
+    path = os.environ.get(_DEEPSPEED, "none")
+    if path in _UNSET:
+        return _value("ACCELERATE_DEEPSPEED_ZERO_STAGE")
+    try:
+        config = json.loads(Path(path).read_text())
+    except ValueError:  # said by `_deepspeed_problems`
+        return ""
+    return str(config.get("zero_optimization", {}).get("stage", ""))
 
 
 def _accumulation(recipe: Recipe) -> set[int]:
