@@ -32,7 +32,11 @@ RUNS = {
         "train": {"gradient_accumulation_steps": 2, "gradient_checkpointing": True, "switch_checkpointing": True},
     },
     "bf16": {"method": {"name": "switch_kd", "window": 32}, "train": {"bf16": True}},
+    "packed": {"method": {"name": "switch_kd", "window": 32}, "data": {"packing": True, "max_length": 128}},
+    "on_policy": {"method": {"name": "switch_kd", "window": 32}, "on_policy": {"share": 0.5, "max_new_tokens": 4}},
 }
+#: The student's answers are refused where its weights are spread.
+UNSHARDED = {"on_policy"}
 #: What the student of each kind has beside the usual sizes.
 _STUDENTS = {"plain": {}, "tied": {"tied": True}, "narrow": {"width": 16}, "wide": {"hidden": 32}}
 
@@ -57,8 +61,8 @@ def _write(folder: Path, name: str, run: dict, train: dict[str, object]) -> Path
     recipe = {
         "teacher": {"path": str(folder / "teacher")},
         "student": {"path": str(folder / run.pop("student", "plain")), "lora": run.pop("lora", None)},
-        "data": {"train": str(folder / "train.json"), "max_length": 256, "max_bad_fraction": 0},
         **run,
+        "data": {"train": str(folder / "train.json"), "max_length": 256, "max_bad_fraction": 0} | run.get("data", {}),
         "train": settings | run.get("train", {}) | train,
     }
     file = folder / f"{name}.yaml"
