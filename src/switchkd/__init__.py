@@ -14,7 +14,20 @@ if TYPE_CHECKING:
     from switchkd.distillation import Distilled, distill
     from switchkd.evaluate import evaluate, evaluate_model
     from switchkd.losses import bild, cross_entropy, dbild, forward_kl, fused_loss, jsd, knee, reverse_kl
-    from switchkd.methods import EMKD, KD, METHODS, SFT, AlignKD, BiLD, FeatureKD, LLaVAKD, LLaVAMoD, Method, SwitchKD
+    from switchkd.methods import (
+        EMKD,
+        KD,
+        METHODS,
+        SFT,
+        AlignKD,
+        BiLD,
+        CompoDistill,
+        FeatureKD,
+        LLaVAKD,
+        LLaVAMoD,
+        Method,
+        SwitchKD,
+    )
     from switchkd.models import Pathway, load_pathway
     from switchkd.pairing import Pair
     from switchkd.pairing.reading import OwnInputs, SameInputs
@@ -33,6 +46,7 @@ __all__ = [
     "AnswerLogits",
     "BiLD",
     "Collator",
+    "CompoDistill",
     "DistillationStep",
     "Distilled",
     "FeatureKD",
@@ -80,6 +94,7 @@ _MODULES = {
         "SFT",
         "AlignKD",
         "BiLD",
+        "CompoDistill",
         "FeatureKD",
         "LLaVAKD",
         "LLaVAMoD",

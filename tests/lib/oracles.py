@@ -75,6 +75,24 @@ def affinity(student: Tensor, student_text: Tensor, teacher: Tensor, teacher_tex
     return math.fsum(values) / len(values) if values else 0.0
 
 
+def attention_distance(student: Tensor, teacher: Tensor, without_peaks: bool) -> float:
+    """Each layer of the student against the mean of its window of the teacher's layers, entry by entry; 0 of no entries."""
+    student_a, teacher_a = ([[w for row in rows(layer) for w in row] for layer in maps] for maps in (student, teacher))
+    window, total = len(teacher_a) - len(student_a) + 1, 0.0
+    if not student_a[0]:
+        return 0.0
+    for number, a_s in enumerate(student_a):
+        a_t = [math.fsum(ws) / window for ws in zip(*teacher_a[number : number + window], strict=True)]
+        pairs = list(zip(a_s, a_t, strict=True))
+        if without_peaks:
+            mean = math.fsum(a_t) / len(a_t)
+            limit = mean + math.sqrt(math.fsum((w - mean) ** 2 for w in a_t) / len(a_t))
+            pairs = [pair for pair in pairs if pair[1] <= limit]
+        product = math.fsum(a * b for a, b in pairs)
+        total += 1 - product / (math.hypot(*(a for a, _ in pairs)) * math.hypot(*(b for _, b in pairs)))
+    return total
+
+
 def cross_entropy(logits: Tensor, targets: Tensor) -> list[float]:
     return [-log_softmax(z)[y] for z, y in zip(rows(logits), targets.tolist(), strict=True)]
 

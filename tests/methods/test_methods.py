@@ -6,7 +6,7 @@ from dataclasses import asdict
 import pytest
 
 from switchkd.losses import CrossEntropyDBiLD, DBiLDSettings
-from switchkd.methods import EMKD, KD, METHODS, AlignKD, BiLD, FeatureKD, LLaVAKD, LLaVAMoD, SwitchKD
+from switchkd.methods import EMKD, KD, METHODS, AlignKD, BiLD, CompoDistill, FeatureKD, LLaVAKD, LLaVAMoD, SwitchKD
 
 REFUSED = [
     (KD, {"beta": -0.1}, r"kd: beta must lie between 0 \(forward KL\) and 1 \(reverse KL\), got -0.1"),
@@ -35,6 +35,13 @@ REFUSED = [
     (AlignKD, {"top": 0}, "align_kd: top must be at least 1 visual token, got 0"),
     (EMKD, {"matched": -1.0}, "em_kd: weights must be finite, not negative and not all 0, got .*'matched': -1.0"),
     (EMKD, dict.fromkeys(("answers", "matched", "affinity"), 0), "em_kd: weights .* not all 0"),
+    (
+        CompoDistill,
+        {"looks": -1.0},
+        "compodistill: weights must be finite, not negative and not all 0, got .*'looks': -1.0",
+    ),
+    (CompoDistill, {"answers": 0, "looks": 0}, "compodistill: weights .* not all 0"),
+    (CompoDistill, {"reading": "both"}, "CompoDistill: reading: must be one of paper, code, got 'both'"),
     (LLaVAMoD, {"mimic": 0.0}, "llava_mod: mimic must be positive and finite, got 0.0; without it, use method sft"),
     (SwitchKD, {"min_k": 1}, "switch_kd: need 2 <= min_k <= window, got min_k=1, window=128"),
     (SwitchKD, {"min_k": 9, "window": 8}, "switch_kd: need 2 <= min_k <= window, got min_k=9, window=8"),
@@ -46,7 +53,7 @@ REFUSED = [
 ]
 REFUSED += [
     (method, {"temperature": value}, message)
-    for method in (KD, BiLD, SwitchKD, FeatureKD, LLaVAKD, LLaVAMoD, AlignKD, EMKD)
+    for method in (KD, BiLD, SwitchKD, FeatureKD, LLaVAKD, LLaVAMoD, AlignKD, EMKD, CompoDistill)
     for value, message in (
         (0.0, f"{method.name}: temperature must be positive and finite, got 0.0"),
         (-1.0, f"{method.name}: temperature must be positive and finite, got -1.0"),

@@ -24,7 +24,18 @@ def recipe(method, *flags):
 
 
 def test_what_can_be_added():
-    expected = ["features", "visual", "relation", "soft", "attention", "projected", "focus", "matched", "affinity"]
+    expected = [
+        "features",
+        "visual",
+        "relation",
+        "soft",
+        "attention",
+        "projected",
+        "focus",
+        "matched",
+        "affinity",
+        "looks",
+    ]
     assert list(SAMPLE_TERMS) == expected
     for kind in METHODS.values():  # no term of a method is called as one that can be added to it
         assert not set(SAMPLE_TERMS) & {"ce", "knee", *kind.answer_weights}

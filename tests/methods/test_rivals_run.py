@@ -51,6 +51,13 @@ train: {{output: {output}/run, max_steps: 2, per_device_train_batch_size: 4, lea
     [
         ({"name": "em_kd"}, "more_tokens", {"answers", "matched", "affinity"}),
         pytest.param({"name": "sft", "matched": 0.25}, "more_tokens", {"matched"}, marks=pytest.mark.slow),
+        ({"name": "compodistill"}, "teacher", {"answers", "looks"}),
+        pytest.param(
+            {"name": "compodistill", "reading": "code"}, "teacher", {"answers", "looks"}, marks=pytest.mark.slow
+        ),
+        pytest.param(
+            {"name": "switch_kd", "window": 32, "looks": 2.0}, "teacher", {"switch", "looks"}, marks=pytest.mark.slow
+        ),
     ],
     ids=lambda value: value["name"] if isinstance(value, dict) else None,  # sets have no order that processes share
 )
@@ -60,3 +67,11 @@ def test_two_steps(files, tmp_path, method, teacher, terms):
     assert len(lines) == 2
     assert all(terms <= line.keys() for line in lines)
     assert all(line[term] > 0 for line in lines for term in terms)
+
+
+@pytest.mark.parametrize("reading", ["paper", "code"])
+def test_pairs_that_do_not_fit_are_refused_with_both_numbers(files, tmp_path, capsys, reading):
+    code, lines = run(files, tmp_path, {"name": "compodistill", "reading": reading}, "more_tokens")
+    assert (code, lines) == (1, [])
+    said = " ".join(capsys.readouterr().err.split())
+    assert "differ in visual tokens per image: 16 and 36, and the method compares MiddleAttention(" in said

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from switchkd import EMKD, KD, METHODS, SFT, AlignKD, BiLD, FeatureKD, LLaVAKD, LLaVAMoD, Recipe, SwitchKD
+from switchkd import EMKD, KD, METHODS, SFT, AlignKD, BiLD, CompoDistill, FeatureKD, LLaVAKD, LLaVAMoD, Recipe, SwitchKD
 from switchkd.methods import Method
 from switchkd.recipe.parsing import RecipeError
 from switchkd.recipe.schema import (
@@ -68,6 +68,7 @@ KNOBS = {
     LLaVAMoD: "mimic",
     AlignKD: "top",
     EMKD: "matched",
+    CompoDistill: "looks",
 }
 
 

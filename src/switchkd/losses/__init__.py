@@ -4,6 +4,7 @@
 """
 
 from switchkd.losses.activation_losses import affinity, of_logits, relation, squared_error
+from switchkd.losses.attention_losses import attention_distance
 from switchkd.losses.chunks import AutogradTerms, ChunkLoss
 from switchkd.losses.cross_entropy_dbild import CrossEntropyDBiLD
 from switchkd.losses.dbild import DBiLDSettings, bild, dbild
@@ -21,6 +22,7 @@ __all__ = [
     "Head",
     "SummedLoss",
     "affinity",
+    "attention_distance",
     "bild",
     "cross_entropy",
     "dbild",

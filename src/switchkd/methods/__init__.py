@@ -2,6 +2,7 @@
 
 from switchkd.methods.align_kd import AlignKD
 from switchkd.methods.bild import BiLD
+from switchkd.methods.compodistill import CompoDistill
 from switchkd.methods.em_kd import EMKD
 from switchkd.methods.feature_kd import FeatureKD
 from switchkd.methods.kd import KD
@@ -23,6 +24,7 @@ METHODS: dict[str, type[Method]] = {
         LLaVAMoD,
         AlignKD,
         EMKD,
+        CompoDistill,
     )
 }
 
@@ -33,6 +35,7 @@ __all__ = [
     "SFT",
     "AlignKD",
     "BiLD",
+    "CompoDistill",
     "FeatureKD",
     "LLaVAKD",
     "LLaVAMoD",

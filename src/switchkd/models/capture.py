@@ -25,8 +25,8 @@ if TYPE_CHECKING:  # recipes name places through their methods, and import no to
     from switchkd.models.pathway import Pathway
 
 #: Tokens of a sample: its visual tokens; its text, as far as the next token is text too (no padding, not the end of a sample); the
-#: positions that predict its answers.
-Where = Literal["visual", "text", "answers"]
+#: positions that predict its answers; all that is no padding.
+Where = Literal["visual", "text", "answers", "all"]
 
 
 @dataclass
@@ -52,6 +52,8 @@ class Capture:
             mask.flatten()[self.inputs.predicts] = True
             return mask
         samples = self.inputs.samples()
+        if where == "all":
+            return samples >= 0
         text = (samples >= 0) & ~visual
         mask[:, :-1] = text[:, :-1] & text[:, 1:] & (samples[:, :-1] == samples[:, 1:])
         return mask
@@ -96,6 +98,8 @@ class Site(Place, ABC):
 #: Sizes on which the number of visual tokens depends.
 VISUAL = frozenset(("tokens_per_image", "tokens_per_tile", "merge_size", "patch_size", "frames_per_patch"))
 _TEXT = frozenset(("tokenizer", "chat template"))
+#: What must agree for these tokens to be compared one by one.
+_ALIKE: dict[Where, frozenset[str]] = {"visual": VISUAL, "text": _TEXT, "answers": _TEXT, "all": VISUAL | _TEXT}
 
 
 def _on_entering(pathway: Pathway, note: Callable[[Any], None]) -> Iterable[RemovableHandle]:
@@ -172,7 +176,7 @@ class Hidden(Site):
     @property
     def alike(self) -> frozenset[str]:
         """The tokens are compared one by one."""
-        return VISUAL if self.at == "visual" else _TEXT
+        return _ALIKE[self.at]
 
     def hook(self, pathway: Pathway, note: Callable[[Any], None]) -> Iterable[RemovableHandle]:
         """Behind the layer, or behind the whole."""
@@ -218,30 +222,70 @@ class Attention(Site):
     @property
     def alike(self) -> frozenset[str]:
         """Both the queries and the keys are compared one by one."""
-        return frozenset().union(*(VISUAL if where == "visual" else _TEXT for where in (self.of, self.to)))
+        return _ALIKE[self.of] | _ALIKE[self.to]
 
     def hook(self, pathway: Pathway, note: Callable[[Any], None]) -> Iterable[RemovableHandle]:
         """Behind the layer's attention."""
-        layer = round(self.layer * (len(pathway.family.layers(pathway.model)) - 1))
-
-        def attended(module: nn.Module, inputs: tuple[Any, ...], outputs: tuple[Tensor, Tensor | None]) -> None:
-            if outputs[1] is None:
-                raise ValueError(
-                    f"layer {layer} of the {pathway.family.model_type} language model keeps no attention weights: only eager attention "
-                    "does. Use attn_implementation auto or eager"
-                )
-            note(outputs[1])
-
-        return [pathway.family.attention(pathway.model, layer).register_forward_hook(attended)]
+        return [_on_attending(pathway, round(self.layer * (len(pathway.family.layers(pathway.model)) - 1)), note)]
 
     def of_samples(self, capture: Capture) -> list[Float[Tensor, "heads of to"]]:
         """In the order of the tokens."""
-        weights, samples = capture.noted[self], capture.inputs.samples()
-        queries, keys = capture.positions(self.of), capture.positions(self.to)
-        return [
-            weights[row][:, queries[row] & (samples[row] == number)][:, :, keys[row] & (samples[row] == number)]
-            for number, row in enumerate(capture.inputs.rows().tolist())
-        ]
+        return _between(capture.noted[self], capture, self.of, self.to)
+
+
+@dataclass(frozen=True)
+class MiddleAttention(Site):
+    """Attention weights of the middle third of a language model's layers, a mean over heads: [layers, of, to]. ⌈L / 3⌉ of L layers."""
+
+    axes: ClassVar[tuple[str, str]] = ("queries", "keys")
+    eager_attention: ClassVar[bool] = True
+    of: Where = "all"
+    to: Where = "visual"
+
+    @property
+    def alike(self) -> frozenset[str]:
+        """Both the queries and the keys are compared one by one. The number of layers may differ."""
+        return _ALIKE[self.of] | _ALIKE[self.to]
+
+    def hook(self, pathway: Pathway, note: Callable[[Any], None]) -> Iterable[RemovableHandle]:
+        """Behind the attention of these layers, which run in their order."""
+        layers, kept = len(pathway.family.layers(pathway.model)), list[Tensor]()
+        note(kept)
+        count = math.ceil(layers / 3)
+        begin = (layers - count) // 2
+        middle = range(begin, begin + count)
+        return [_on_attending(pathway, layer, lambda weights: kept.append(weights.mean(dim=1))) for layer in middle]
+
+    def of_samples(self, capture: Capture) -> list[Float[Tensor, "layers of to"]]:
+        """In the order of the tokens."""
+        import torch
+
+        return _between(torch.stack(capture.noted[self], dim=1), capture, self.of, self.to)
+
+
+def _on_attending(pathway: Pathway, layer: int, note: Callable[[Any], None]) -> RemovableHandle:
+    """Note the attention weights of a layer: [batch, heads, queries, keys]."""
+
+    def attended(module: nn.Module, inputs: tuple[Any, ...], outputs: tuple[Tensor, Tensor | None]) -> None:
+        if outputs[1] is None:
+            raise ValueError(
+                f"layer {layer} of the {pathway.family.model_type} language model keeps no attention weights: only eager attention "
+                "does. Use attn_implementation auto or eager"
+            )
+        note(outputs[1])
+
+    return pathway.family.attention(pathway.model, layer).register_forward_hook(attended)
+
+
+def _between(
+    weights: Float[Tensor, "batch maps sequence sequence"], capture: Capture, of: Where, to: Where
+) -> list[Float[Tensor, "maps of to"]]:
+    """What each sample's own tokens have of it."""
+    samples, queries, keys = capture.inputs.samples(), capture.positions(of), capture.positions(to)
+    return [
+        weights[row][:, queries[row] & (samples[row] == number)][:, :, keys[row] & (samples[row] == number)]
+        for number, row in enumerate(capture.inputs.rows().tolist())
+    ]
 
 
 def _together(parts: dict[Kind, list[Tensor]]) -> list[Tensor]:
