@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 from switchkd import interrupts
 from switchkd.interrupts import Interrupted, caught
 from switchkd.manifest import find_damage, write_manifest
-from switchkd.methods import SFT
+from switchkd.methods import KD, SFT
 from switchkd.train import checkpoint
 from switchkd.train.origin import ORIGIN, check_origin
 from switchkd.train.run import train_stage
@@ -148,7 +148,7 @@ def test_the_last_checkpoint_of_a_stage_has_nothing_that_only_a_further_step_nee
 def test_a_finished_stage_is_known_by_its_last_checkpoint_and_takes_no_more_steps(tmp_path, monkeypatch):
     opened = open_tiny(tmp_path, method=SFT())
     for who in ("student", "teacher"):
-        getattr(opened.run, who).model.save_pretrained(tmp_path / who)
+        getattr(opened.step.pair, who).model.save_pretrained(tmp_path / who)
     train_stage(opened)
     learned = {name: p.detach().clone() for name, p in opened.run.student.named_parameters()}
     again = open_tiny(tmp_path, method=SFT())
@@ -331,9 +331,9 @@ def test_a_disk_that_takes_no_more_is_named_and_no_half_checkpoint_stays(tmp_pat
 
 
 def test_a_stage_keeps_its_origin_and_refuses_another(tmp_path):
-    opened = open_tiny(tmp_path, method=SFT())
+    opened = open_tiny(tmp_path, method=KD())
     for who in ("student", "teacher"):
-        model = getattr(opened.run, who).model
+        model = getattr(opened.step.pair, who).model
         model.save_pretrained(tmp_path / who)
     train_stage(opened)
     origin = json.loads((tmp_path / "checkpoint-2" / ORIGIN).read_text())

@@ -228,7 +228,7 @@ def opened_with_held_out(folder, **train):
     recipe = replace(opened.run.recipe, data=Data("rows.json", validation="held.json"))
     recipe = replace(recipe, train=replace(recipe.train, eval_steps=1, report_to=(), **train))
     for who in ("student", "teacher"):
-        getattr(opened.run, who).model.save_pretrained(folder / who)
+        getattr(opened.step.pair, who).model.save_pretrained(folder / who)
     held_out = HeldOut.of(opened.rows.select(range(2)), 3)
     return replace(opened, run=replace(opened.run, recipe=recipe), held_out=held_out)
 

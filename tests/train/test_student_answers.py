@@ -209,7 +209,7 @@ def stage(folder, method=None, batch=3, accumulation=1, **train):
     """Four steps of three rows, each of which the student may answer."""
     opened = open_tiny(folder, method=method)
     for who in ("student", "teacher"):
-        getattr(opened.run, who).model.save_pretrained(folder / who)
+        getattr(opened.step.pair, who).model.save_pretrained(folder / who)
     recipe = replace(opened.run.recipe, on_policy=OnPolicy(share=0.7, max_new_tokens=4))
     recipe = replace(recipe, train=replace(recipe.train, report_to=(), logging_steps=1, learning_rate=1e-3, **train))
     sizes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation, "max_steps": 4}
