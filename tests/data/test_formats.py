@@ -309,6 +309,7 @@ def test_the_second_start_reads_no_file(folder, monkeypatch):
     assert load_rows(path)["id"][:] == ["aa", "b"]
 
 
+@pytest.mark.long
 def test_what_was_half_written_is_not_taken_for_whole(folder, monkeypatch):
     path = write(folder, [llava(id=str(number)) for number in range(2500)], "data.jsonl")
     cut = path.read_text()

@@ -489,6 +489,7 @@ class HomeMade(Method):
         return {"ce": TokenTerm(cross_entropy(logits.student, logits.targets)), "kl": compared.term(sign * values)}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("fault", "says"),
     [
@@ -538,6 +539,7 @@ def test_a_stage_in_which_nothing_learns(tmp_path):
     assert failed(opened) == {"trainable parameters"}
 
 
+@pytest.mark.long
 def test_too_little_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "_free_bytes", lambda device: 1000)
     assert failed(open_tiny(tmp_path)) == {"memory"}
@@ -579,6 +581,7 @@ def test_every_check_runs_the_models_under_the_recipes_autocast(tmp_path, half):
         assert set(seen) == (set() if name == "memory" else {half}), name
 
 
+@pytest.mark.long
 def test_data_that_come_too_slowly(tmp_path, monkeypatch):
     """By a clock of its own: encoding a row takes 10 s, all else nothing."""
     now = 0.0

@@ -53,6 +53,7 @@ def test_no_false_alarm(tmp_path, name):
     assert set(lines) - OF_TRAINED_TEACHERS == CHECKS
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", [SFT(), KD(), KD(beta=1.0), KD(beta=0.5), BiLD(), AlignKD()], ids=str)
 def test_no_false_alarm_for_other_methods(tmp_path, method):
     lines = found(open_tiny(tmp_path, method=method))
@@ -60,6 +61,7 @@ def test_no_false_alarm_for_other_methods(tmp_path, method):
     assert "switch" not in lines
 
 
+@pytest.mark.long
 def test_every_check_says_something(tmp_path):
     examined = Examined(open_tiny(tmp_path))
     for name, check in (LOOKING | RUNNING).items():

@@ -337,6 +337,7 @@ def echo(model, processor, rows, *, max_new_tokens):
 NO_ANSWER = {"conversations": [{"from": "human", "value": "<image> What?"}]}
 
 
+@pytest.mark.long
 def test_a_share_of_bad_rows_is_skipped_listed_and_counted(many, model, processor, monkeypatch, tmp_path, caplog):
     monkeypatch.setattr(evaluation, "answers", echo)
     Image.new("RGB", (20, 24)).save(tmp_path / "cut.png")

@@ -78,6 +78,7 @@ def test_kernels_on_a_gpu_give_what_torch_gives_over_a_real_vocabulary(window):
         assert (mine - other).float().norm() < 2**-7 * other.float().norm()
 
 
+@pytest.mark.long
 def test_losses_need_no_triton():
     run("without_triton", {"TRITON_INTERPRET": "1"}, "sys.modules['triton'] = None")
 

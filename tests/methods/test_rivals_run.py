@@ -46,6 +46,7 @@ train: {{output: {output}/run, max_steps: 2, per_device_train_batch_size: 4, lea
     return code, [line for line in map(json.loads, found) if "ce" in line]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("method", "teacher", "terms"),
     [

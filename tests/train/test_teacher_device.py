@@ -67,6 +67,7 @@ CASES = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "method"), CASES, ids=str)
 def test_the_numbers_are_those_of_one_device_to_the_bit(runs, tmp_path, name, method):
     beside, elsewhere = (stage_of(runs, tmp_path, name, method, device) for device in (None, "cpu"))
