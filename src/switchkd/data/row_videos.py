@@ -31,7 +31,9 @@ def video_list(columns: Row, picture: Callable[[Any], Row]) -> list[Row]:
     Raises:
         SampleError: it is something else, or both keys say something.
     """
-    given = [key for key in ("video", "videos") if says_something(columns.get(key)) or _is_data(columns.get(key))]
+    given = [
+        key for key in ("video", "videos") if says_something(columns.get(key)) or isinstance(columns.get(key), Path)
+    ]
     if len(given) > 1:
         raise SampleError("has both `video` and `videos`; keep one")
     if not given:
@@ -102,10 +104,6 @@ def listed_frames(folder: Path) -> list[dict[str, Any]]:
 
 def _by_number(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name) if part]
-
-
-def _is_data(value: Any) -> bool:
-    return isinstance(value, Path)
 
 
 def _is_frame(value: Any) -> bool:

@@ -69,7 +69,7 @@ def choose_format(processor: ProcessorMixin, template: str = "own") -> ChatForma
 
 
 def _written(template: str, known: ChatFormat) -> str:
-    """One of ours with the processor's own tokens."""
+    """A template of this package, with the processor's own tokens."""
     with_images = template.replace("<image>", known.image_token)
     return with_images if known.video_token is None else with_images.replace("<video>", known.video_token)
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from switchkd.methods.method import Method, Need, check_temperature
+from switchkd.methods.method import Method, Need, check_temperature, cross_entropy_and_answers
 from switchkd.models.capture import MiddleAttention, Where
 from switchkd.names import TEACHER, Direction
 from switchkd.typed_fields import check_fields
@@ -67,14 +67,9 @@ class CompoDistill(Method):
 
     def token_terms(self, logits: AnswerLogits) -> TokenTerms:
         """Cross-entropy and `answers`."""
-        from switchkd.losses import cross_entropy, forward_kl
+        from switchkd.losses import forward_kl
 
-        terms = {"ce": logits.term(cross_entropy(logits.student, logits.targets))}
-        if self.answers:
-            compared = logits.compared[TEACHER]
-            divergence = forward_kl(compared.student, compared.teacher, temperature=self.temperature)
-            terms["answers"] = compared.term(self.answers * divergence)
-        return terms
+        return cross_entropy_and_answers(logits, forward_kl, weight=self.answers, temperature=self.temperature)
 
     def sample_terms(self, signals: Signals, learned: nn.Module | None) -> SampleTerms:
         """`looks`."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
 from switchkd.models.capture import Site
-from switchkd.names import Direction, Route
+from switchkd.names import TEACHER, Direction, Route
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from switchkd.losses import ChunkLoss
     from switchkd.signals import AnswerLogits, SampleTerms, Signals, Sizes, TokenTerms
@@ -23,6 +24,21 @@ def check_temperature(name: str, temperature: float) -> None:
     """Raise ValueError unless the temperature of method `name` is a positive, finite number."""
     if not 0 < temperature < math.inf:
         raise ValueError(f"{name}: temperature must be positive and finite, got {temperature}")
+
+
+def cross_entropy_and_answers(
+    logits: AnswerLogits, divergence: Callable[..., Tensor], *, weight: float, temperature: float
+) -> TokenTerms:
+    """CE(z_S, y), and where it has a weight a divergence of the student's answers from the teacher's, as the term `answers`."""
+    from switchkd.losses import cross_entropy
+
+    terms = {"ce": logits.term(cross_entropy(logits.student, logits.targets))}
+    if weight:
+        compared = logits.compared[TEACHER]
+        terms["answers"] = compared.term(
+            weight * divergence(compared.student, compared.teacher, temperature=temperature)
+        )
+    return terms
 
 
 class Method(ABC):
