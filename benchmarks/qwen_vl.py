@@ -1,7 +1,7 @@
 """A Switch-KD step of Qwen2.5-VL 7B → 3B, by the recipe that ships: estimated without weights, and measured on a GPU with random ones.
 
 python benchmarks/qwen_vl.py --estimate                            # any machine: minutes, no weights
-python benchmarks/qwen_vl.py                                       # a GPU with 96 GB or more; with --lora 80 GB
+python benchmarks/qwen_vl.py                                       # a GPU with 80 GB, which it about fills; less with --lora
 python benchmarks/qwen_vl.py --device cpu --repetitions 1          # tiny, that it runs
 """
 
