@@ -15,7 +15,8 @@ import pytest
 from panels import Pretender, loops_are_closed  # noqa: F401
 from PIL import Image
 
-from switchkd.chat.web_page import UPLOADS, Page
+from switchkd.chat.uploads import UPLOADS
+from switchkd.chat.web_page import Page
 
 pytestmark = [
     pytest.mark.usefixtures("loops_are_closed", "unchecked_shapes"),
@@ -65,11 +66,13 @@ def upload(client, name="a.png", **options):
 SESSIONS = count()
 
 
-def ask(client, picture, *, place=0, state=None, question="What?", tokens=8, temperature=0, function=0, **more):
+def ask(
+    client, picture, *, place=0, video=None, state=None, question="What?", tokens=8, temperature=0, function=0, **more
+):
     """What the page says in the end, as the text of its last event; `place` is that of the picture among the four."""
     session = f"session{next(SESSIONS)}"
     pictures = [picture if place == number else None for number in range(4)]
-    data = [state, *pictures, question, tokens, temperature]
+    data = [state, *pictures, video, question, tokens, temperature]
     body = {"data": data, "fn_index": function, "session_hash": session, **more}
     sent = client.post("/gradio_api/queue/join", json=body)
     if sent.status_code != 200:
@@ -88,6 +91,8 @@ def test_a_picture_that_was_uploaded_is_answered_with_and_without_meta(serve):
     for picture in ({"path": path}, {"path": path, **META}, {"path": path, "url": "http://elsewhere.invalid/"}):
         assert "1.5 times the average" in ask(client, picture)
     assert len(member.asked) == 6
+    assert "there is a video" in ask(client, None, video={"path": upload(client, "a.mp4"), **META})
+    assert len(member.asked[6][0]) == 1
 
 
 @pytest.mark.long
@@ -137,11 +142,13 @@ def test_no_path_that_a_request_names_is_opened_and_none_is_told_from_another(se
     for place in (1, 2, 3):
         for name in (str(secret), f"{folder}/link.png", "/etc/none", "http://127.0.0.1:9/x.png"):
             said.add(ask(client, {"path": name, **META}, place=place))
+    for name in outside:
+        said.add(ask(client, None, video={"path": name, **META}))
     said.add(ask(client, {"path": str(secret)}, trigger_id=5, event_data={"path": path}, simple_format=True))
     for name in (f"{folder}/" + "a" * 5000, str(tmp_path / ("a" * 5000))):  # gradio itself cannot look at these
         assert ask(client, {"path": name, **META}) == '{"error": null}'
     assert len(said) == 1, said
-    assert "This picture was not uploaded here" in said.pop()
+    assert "This file was not uploaded here" in said.pop()
     assert member.asked == []
     assert {str(file) for file in UPLOADS.rglob("*")} == before
 
@@ -195,7 +202,7 @@ def test_no_function_of_the_page_hands_out_a_file(serve, secret):
     assert len(functions) > 10
     content = base64.b64encode(secret.read_bytes()).decode()[:60]
     with_server_code = [one["id"] for one in functions if one["backend_fn"]]
-    assert len(with_server_code) == 2 + 5  # asking by two ways; forgetting by four pictures and a button
+    assert len(with_server_code) == 2 + 6  # asking by two ways; forgetting by four pictures, a video and a button
     for function in with_server_code:
         for data in ([], [{"path": str(secret), **META}] * 8, [str(secret)] * 8):
             session = f"session{next(SESSIONS)}"

@@ -8,6 +8,8 @@ import pytest
 import torch
 from PIL import Image
 from run_files import write_model
+from tiny_processors import tiny_for
+from tiny_videos import video_processor, write_clip
 from transformers import LlavaForConditionalGeneration
 
 from switchkd.chat.panel import Member, Turn, load_models
@@ -129,3 +131,27 @@ def test_a_conversation_that_is_longer_than_the_model_reads_says_both_numbers(fo
     message = r"has \d\d+ tokens, its pictures included, and the model has 40 positions: begin a new conversation"
     with pytest.raises(ValueError, match=message):
         list(member.ask([picture[0]], turns, "And?", max_new_tokens=5))
+
+
+@pytest.mark.long
+def test_a_member_answers_about_a_video_as_evaluation_does(folder, picture, tmp_path):
+    pytest.importorskip("torchvision")
+    clip = write_clip(tmp_path / "a.mp4").read_bytes()
+    processor = video_processor("smolvlm")
+    model = tiny_for("smolvlm", processor).eval()
+    member = Member("m", model, processor)
+    *_, reply = member.ask([picture[0]], [], "What moves?", video=clip, max_new_tokens=4)
+    content = [{"type": kind, "text": None} for kind in ("image", "video")] + [{"type": "text", "text": "What moves?"}]
+    seen = {
+        "id": "0",
+        "images": [{"bytes": picture[0], "path": None}],
+        "videos": [{"bytes": clip, "path": None, "frames": []}],
+        "messages": [{"role": "user", "content": content}],
+    }
+    (expected,) = answers(model, processor, [seen], max_new_tokens=4)
+    assert (reply.text, reply.truncated) == (expected.text, expected.truncated)
+    (blind,) = load_models([str(folder)])
+    with pytest.raises(ValueError, match="has 1 videos, and"):
+        list(blind.ask([], [], "What moves?", video=clip, max_new_tokens=4))
+    with pytest.raises(ValueError, match="cannot be read as a video"):
+        list(member.ask([], [], "What moves?", video=b"#EXTM3U", max_new_tokens=4))

@@ -16,9 +16,10 @@ import torch
 from gradio.utils import get_upload_folder
 from panels import Blind, Broken, Pretender, bomb, loops_are_closed  # noqa: F401
 from PIL import Image
+from tiny_videos import write_clip
 
 from switchkd import cli
-from switchkd.chat import web_page as web
+from switchkd.chat import uploads
 from switchkd.chat.panel import Turn
 from switchkd.chat.web_page import Conversation, Page
 
@@ -35,10 +36,10 @@ def picture(tmp_path):
 def shown(picture):
     """What a page of these members shows in the end: each card, the message and the scale."""
 
-    def ask(members, question="Is it?", file=picture, *, tokens=8, temperature=0, before=None):
+    def ask(members, question="Is it?", file=picture, *, video=None, tokens=8, temperature=0, before=None):
         page = Page(members, max_new_tokens=8)
         state = {}
-        files = [None if file is None else str(file), None, None, None]
+        files = [None if file is None else str(file), None, None, None, None if video is None else str(video)]
         for change in page.ask(before or Conversation(), *files, question, tokens, temperature):
             # values alone: a browser that is slow to draw would lose what comes with another property
             assert not any(isinstance(value, dict) for value in change.values())
@@ -75,7 +76,7 @@ def test_a_question_follows_up_on_what_each_model_said_about_the_same_pictures(s
     members = [Pretender("one"), Broken("two", "no"), Pretender("three", "no")]
     shown(members)
     said = (Turn("Is it?", "yes"),), (), (Turn("Is it?", "no"),)
-    assert shown.conversation == Conversation((str(picture),), said)
+    assert shown.conversation == Conversation((str(picture), None), said)
     assert shown.said == ["you: Is it?"] * 3
     shown(members, "Why?", before=shown.conversation, tokens=3, temperature=0.5)
     assert members[2].asked[2] == ([picture.read_bytes()], (Turn("Is it?", "no"),), "Why?", 3, 0.5)
@@ -89,7 +90,7 @@ def test_a_question_follows_up_on_what_each_model_said_about_the_same_pictures(s
 
 def test_several_pictures_are_shown_to_a_model_together(picture, tmp_path):
     Image.new("RGB", (8, 8), "red").save(tmp_path / "b.png")
-    files = [str(picture), None, str(tmp_path / "b.png"), None]
+    files = [str(picture), None, str(tmp_path / "b.png"), None, None]
     member = Pretender("one")
     page = Page([member], max_new_tokens=8)
     *changes, last = page.ask(Conversation(), *files, "Which?", 8, 0)
@@ -99,6 +100,22 @@ def test_several_pictures_are_shown_to_a_model_together(picture, tmp_path):
     assert last[page.cards[0].overlay].size == (904, 448)
     texts = [change[page.cards[0].answer] for change in changes if page.cards[0].answer in change]
     assert texts == ["", "y", "yes"]  # as it grows
+
+
+def test_a_video_is_shown_behind_the_pictures_and_no_map_is_drawn(shown, picture, tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"moves")
+    member = Pretender("one")
+    for file, seen in ((picture, [picture.read_bytes(), b"moves"]), (None, [b"moves"])):
+        cards, wrong, scale = shown([member], file=file, video=tmp_path / "a.mp4")
+        note = "0.12 s. No map of its attention: it is shown on pictures alone, and there is a video."
+        assert (cards, wrong, scale) == ([("one", "yes", None, note)], "", "")
+        assert member.asked.pop() == (seen, (), "Is it?", 8, 0.0)
+        assert member.asked == []
+    before = shown.conversation
+    shown([member], "Why?", file=None, video=tmp_path / "a.mp4", before=before)
+    assert member.asked[0][1] == (Turn("Is it?", "yes"),)
+    shown([member], "And?", before=before)  # without the video it is another conversation
+    assert member.asked[1][1] == ()
 
 
 def test_numbers_that_the_page_does_not_offer_are_refused(shown):
@@ -131,7 +148,7 @@ def test_a_model_that_fails_does_not_keep_the_others_from_answering(shown, caplo
 @pytest.mark.parametrize(
     ("name", "question", "message"),
     [
-        (None, "Is it?", "There is no picture yet: choose one, drop it or paste it."),
+        (None, "Is it?", "There is no picture or video yet: choose one, drop it or paste it."),
         ("a.png", " ", "There is no question yet."),
         ("bomb.png", "Is it?", "image 'bomb.png' declares 8000 x 8000 = 64,000,000 pixels, limit 50,000,000"),
         ("none.png", "Is it?", "No such file"),
@@ -150,7 +167,7 @@ def test_what_cannot_be_asked_is_a_message_and_no_model_is(shown, tmp_path, pict
 def test_the_page_is_for_this_computer_and_reports_nothing_home(picture, monkeypatch):
     monkeypatch.setenv("GRADIO_SHARE", "True")
     monkeypatch.setenv("GRADIO_SERVER_NAME", "0.0.0.0")
-    page = Page([Pretender("one")], max_new_tokens=8, picture=picture, question="Is it?")
+    page = Page([Pretender("one")], max_new_tokens=8, pictures=[picture], question="Is it?")
     address = page.open()
     try:
         assert address.startswith("http://127.0.0.1:")
@@ -167,14 +184,14 @@ def test_the_page_is_for_this_computer_and_reports_nothing_home(picture, monkeyp
 def test_uploads_lie_in_a_folder_of_this_process_alone():
     code = "from switchkd.chat import web_page; from gradio.utils import get_upload_folder; print(get_upload_folder())"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-    assert Path(get_upload_folder()) == web.UPLOADS
+    assert Path(get_upload_folder()) == uploads.UPLOADS
     assert other != get_upload_folder()
     assert not Path(other).exists()
 
 
 def test_a_page_does_not_begin_with_what_is_no_picture(tmp_path):
     with pytest.raises(ValueError, match="8000 x 8000"):
-        Page([Pretender("one")], max_new_tokens=8, picture=bomb(tmp_path / "bomb.png"))
+        Page([Pretender("one")], max_new_tokens=8, pictures=[bomb(tmp_path / "bomb.png")])
 
 
 def test_without_gradio_the_message_names_the_extra(monkeypatch):
@@ -187,12 +204,13 @@ def test_without_gradio_the_message_names_the_extra(monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", without)
     monkeypatch.setenv("GRADIO_TEMP_DIR", os.environ["GRADIO_TEMP_DIR"])  # the module names another
-    spec = importlib.util.spec_from_file_location("again", web.__file__)
+    spec = importlib.util.spec_from_file_location("again", uploads.__file__)
     with pytest.raises(ImportError, match=r"needs gradio \(No module named 'gradio'\): pip install 'switchkd\[web\]'"):
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
-def test_the_command_serves_its_models_until_it_is_interrupted(monkeypatch, picture, capsys):
+def test_the_command_serves_its_models_until_it_is_interrupted(monkeypatch, picture, tmp_path, capsys):
+    clip = write_clip(tmp_path / "a.mp4")
     seen = []
 
     class Interrupted:
@@ -200,6 +218,9 @@ def test_the_command_serves_its_models_until_it_is_interrupted(monkeypatch, pict
             raise KeyboardInterrupt
 
     def open_page(page, port, host, password):
+        values = [one.value for one in (*page.pictures, page.video)]
+        assert [value and Path(value["path"]).suffix for value in values] == [".png", ".png", None, None, ".mp4"]
+        assert Path(page.video.value["path"]).read_bytes() == clip.read_bytes()
         seen.append(([member.name for member in page.members], page.tokens.value, port, host, password))
         return "http://127.0.0.1:7999/"
 
@@ -208,7 +229,8 @@ def test_the_command_serves_its_models_until_it_is_interrupted(monkeypatch, pict
     monkeypatch.setattr("switchkd.commands.chat.Event", Interrupted)
     monkeypatch.setattr(Page, "open", open_page)
     monkeypatch.setattr(Page, "close", lambda page: seen.append("closed"))
-    flags = ["--image", str(picture), "--question", "Is it?", "--port", "7999"]
+    files = ["--image", str(picture), "--image", str(picture), "--video", str(clip)]
+    flags = [*files, "--question", "Is it?", "--port", "7999"]
     assert cli.main(["chat", "--web", "a=one", "two", *flags]) == 0
     assert seen == [(["a=one", "two"], 256, 7999, None, None), "closed"]
     assert "http://127.0.0.1:7999/ (Ctrl-C ends)" in capsys.readouterr().err
@@ -221,9 +243,12 @@ def test_the_command_serves_its_models_until_it_is_interrupted(monkeypatch, pict
         (["one", "--port", "7999"], "--port is that of the page: add --web"),
         (["one", "--host", "0.0.0.0"], "--host is that of the page: add --web"),
         ([], "chat with which model?"),
+        (["one", "--web", *("--image", "a.png") * 5], "the page shows up to 4 images, and got 5 --image"),
+        (["one", "--web", *("--video", "a.mp4") * 2], "the page shows up to 1 video, and got 2 --video"),
+        (["one", "--web", "--video", "."], ". is a folder, and the page shows a video's file"),
     ],
 )
-def test_what_the_terminal_cannot_do_is_refused(arguments, message, capsys):
+def test_what_the_terminal_or_the_page_cannot_do_is_refused(arguments, message, capsys):
     assert cli.main(["chat", *arguments]) == 2
     assert message in capsys.readouterr().err
 
@@ -306,7 +331,7 @@ def test_every_signal_that_ends_the_page_leaves_no_upload(when, kind, tmp_path):
                 with (tmp_path / "b.png").open("rb") as file:
                     sent = httpx.post(f"{address}gradio_api/upload", files={"files": file}, timeout=240).json()
                 body = {
-                    "data": [None, {"path": sent[0]}, None, None, None, "Is it?", 8, 0],
+                    "data": [None, {"path": sent[0]}, None, None, None, None, "Is it?", 8, 0],
                     "fn_index": 0,
                     "session_hash": "s",
                 }

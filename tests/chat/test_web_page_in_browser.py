@@ -12,6 +12,7 @@ from browser import LAPTOP, PHONE, visit
 from hostile import ELEMENTS, HOSTILE
 from panels import Blind, Broken, Pretender, bomb, loops_are_closed  # noqa: F401
 from PIL import Image
+from tiny_videos import write_clip
 
 from switchkd import world
 from switchkd.chat.panel import Reply, load_models
@@ -160,7 +161,7 @@ def test_what_cannot_be_asked_is_a_message_on_the_page(browser, serve, tmp_path)
         seen.page.get_by_role("button", name="Ask").click()
         wrong = seen.page.get_by_label("This did not work")
         wrong.wait_for()
-        assert wrong.input_value() == "There is no picture yet: choose one, drop it or paste it."
+        assert wrong.input_value() == "There is no picture or video yet: choose one, drop it or paste it."
         for name, (write, message) in files.items():
             write(tmp_path / name)
             ask(seen.page, tmp_path / name, "Is it?")
@@ -190,6 +191,23 @@ def test_what_cannot_be_asked_is_a_message_on_the_page(browser, serve, tmp_path)
         seen.page.wait_for_function(f"{said} == ''")
         assert "Traceback" not in seen.page.content()
         assert seen.page.evaluate("window.hostile") is None
+
+
+@pytest.mark.long
+def test_a_video_plays_on_the_page_and_is_asked_about(browser, serve, tmp_path):
+    clip = write_clip(tmp_path / "clip.mp4", "libx264", 96, 128)
+    member = Pretender("one")
+    with visit(browser, serve([member])) as seen:
+        seen.page.get_by_text("A video").click()
+        seen.page.locator("input[type=file][accept*=video]").set_input_files(clip)
+        seen.page.wait_for_function("document.querySelector('video')?.readyState >= 2")
+        assert seen.page.evaluate("document.querySelector('video').duration") == 3
+        seen.page.get_by_label("Question").fill("What moves?")
+        seen.page.get_by_role("button", name="Ask").click()
+        seen.page.wait_for_function("document.querySelector('.note textarea')?.value.includes('there is a video')")
+        assert [box.input_value() for box in seen.page.locator(".answer textarea").all()] == ["yes"]
+        assert seen.sideways() == 0
+    assert [asked[0] for asked in member.asked] == [[clip.read_bytes()]]
 
 
 class Endless(Pretender):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_videos import frames, png, video
+from tiny_videos import frames, png, video, write_clip
 
 from switchkd.data.errors import MissingDecoderError, SampleError
 from switchkd.data.formats import load_rows
@@ -273,18 +273,9 @@ def test_the_key_of_a_row_changes_with_every_frame(tmp_path):
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
     """Twelve frames of one colour each, four in a second, without loss: an .mp4, a .mkv, which does not say how many, and an .avi."""
-    av = pytest.importorskip("av")
     folder = tmp_path_factory.mktemp("clips")
     for suffix in ("mp4", "mkv", "avi"):
-        with av.open(str(folder / f"a.{suffix}"), "w") as container:
-            stream = container.add_stream("mpeg4", rate=4)
-            stream.width, stream.height, stream.pix_fmt = 32, 16, "yuv420p"
-            for number in range(12):
-                frame = av.VideoFrame.from_ndarray(np.full((16, 32, 3), 20 * number, np.uint8), format="rgb24")
-                for packet in stream.encode(frame):
-                    container.mux(packet)
-            for packet in stream.encode():
-                container.mux(packet)
+        write_clip(folder / f"a.{suffix}")
     return folder
 
 

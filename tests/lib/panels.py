@@ -24,8 +24,9 @@ class Pretender:
     attention: list = field(default_factory=lambda: [[0.1, 0.3]])
     asked: list = field(default_factory=list)
 
-    def ask(self, images, turns, question, *, max_new_tokens, temperature):
-        self.asked.append((images, turns, question, max_new_tokens, temperature))
+    def ask(self, images, turns, question, *, video, max_new_tokens, temperature):
+        shown = images if video is None else [*images, video]
+        self.asked.append((shown, turns, question, max_new_tokens, temperature))
         for end in (len(self.text) // 2, len(self.text)):
             yield Reply(self.text[:end], self.truncated, 0.123)
 

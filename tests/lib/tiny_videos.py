@@ -1,9 +1,11 @@
 """Processors of the families that read videos, with video processors of tiny sizes, models that fit them, and rows with videos."""
 
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import transformers as hf
 from PIL import Image
 from tiny_processors import PROCESSORS
@@ -46,6 +48,21 @@ def png(pixels: np.ndarray) -> dict[str, Any]:
 def video(count: int, seed: int = 0, **size: int) -> dict[str, Any]:
     """A video as rows have it, of so many frames."""
     return {"bytes": None, "path": None, "frames": [png(one) for one in frames(count, seed=seed, **size)]}
+
+
+def write_clip(file: Path, codec: str = "mpeg4", height: int = 16, width: int = 32) -> Path:
+    """Twelve frames of one grey each, from black to light, four in a second. Needs PyAV."""
+    av = pytest.importorskip("av")
+    with av.open(str(file), "w") as container:
+        stream = container.add_stream(codec, rate=4)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for number in range(12):
+            grey = np.full((height, width, 3), 20 * number, np.uint8)
+            for packet in stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
+    return file
 
 
 def row(

@@ -59,10 +59,11 @@ class Member:
         turns: Sequence[Turn],
         question: str,
         *,
+        video: bytes | None = None,
         max_new_tokens: int,
         temperature: float = 0.0,
     ) -> Iterator[Reply]:
-        """The answer as it grows, the whole of it last. The seconds go from the files of the pictures to the last token.
+        """The answer as it grows, the whole of it last. The seconds go from the files of pictures and video to the last token.
 
         Who asks no further before the end stops the model.
 
@@ -73,7 +74,7 @@ class Member:
         processor: Any = self.processor
         streamer: Any = TextIteratorStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
         listener = Listener(streamer, Event(), temperature)
-        rows = [_row(images, turns, question)]
+        rows = [_row(images, turns, question, video=video)]
         done: Future[list[Answer]] = Future()
 
         def answer() -> None:
@@ -137,15 +138,28 @@ def load_models(models: Sequence[str]) -> list[Member]:
     return members
 
 
-def _row(images: Sequence[bytes], turns: Sequence[Turn], question: str, answer: str | None = None) -> dict[str, Any]:
-    """The conversation as data has it: the pictures stand before its first question."""
+def _row(
+    images: Sequence[bytes],
+    turns: Sequence[Turn],
+    question: str,
+    answer: str | None = None,
+    *,
+    video: bytes | None = None,
+) -> dict[str, Any]:
+    """The conversation as data has it: the pictures, and behind them the video, stand before its first question."""
+    shown = [*("image" for _ in images), *("video" for _ in range(video is not None))]
     messages: list[dict[str, Any]] = []
     for asked, said in (*((turn.question, turn.answer) for turn in turns), (question, answer)):
-        pictures = [] if messages else [{"type": "image", "text": None} for _ in images]
-        messages.append({"role": "user", "content": [*pictures, {"type": "text", "text": asked}]})
+        places = [] if messages else [{"type": kind, "text": None} for kind in shown]
+        messages.append({"role": "user", "content": [*places, {"type": "text", "text": asked}]})
         if said is not None:
             messages.append({"role": "assistant", "content": [{"type": "text", "text": said}]})
-    return {"id": "chat", "images": [{"bytes": image, "path": None} for image in images], "messages": messages}
+    return {
+        "id": "chat",
+        "images": [{"bytes": image, "path": None} for image in images],
+        "videos": [] if video is None else [{"bytes": video, "path": None, "frames": []}],
+        "messages": messages,
+    }
 
 
 def _picture(pixels: Float[Tensor, "3 height width"], images: Any) -> Image.Image:

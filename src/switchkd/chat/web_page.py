@@ -3,39 +3,28 @@
 Needs the extra `web`. What models and users write is shown in text boxes and labels, which cannot be anything but text.
 """
 
-import atexit
 import json
 import logging
-import math
 import os
 import shutil
 import socket
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
+# first, because it says where gradio keeps uploads
+from switchkd.chat.uploads import HOTTEST, UPLOADS, Asked, picture_place, read, video_place  # isort: skip
+import gradio as gr
+from fastapi import FastAPI
+
+from switchkd.chat.guard import Guard
 from switchkd.chat.overlay import COLOURS, most, overlay
 from switchkd.chat.panel import AttentionMap, Member, Reply, Turn
-from switchkd.data.errors import SampleError
+from switchkd.chat.server import Server, listen
 from switchkd.data.images import open_image
-
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported: it would report home
-# gradio names uploads by their content: the page of another process that shows the same picture would delete ours when it ends
-UPLOADS = Path(tempfile.mkdtemp(prefix="switchkd-chat-"))
-os.environ["GRADIO_TEMP_DIR"] = str(UPLOADS)
-atexit.register(shutil.rmtree, UPLOADS, ignore_errors=True)
-try:
-    import gradio as gr
-    from fastapi import FastAPI
-
-    from switchkd.chat.guard import Guard, uploaded
-    from switchkd.chat.server import Server, listen
-except ImportError as error:
-    raise ImportError(f"the page needs gradio ({error}): pip install 'switchkd[web]'") from error
 
 logger = logging.getLogger(__name__)
 #: Where the page listens if it is for this computer alone.
@@ -70,46 +59,57 @@ EXAMPLES = (
 PICTURES = 4
 #: What stands under a model that has not finished, and under one that was stopped.
 ANSWERING, STOPPED = "answering …", "Stopped: this question is no part of the conversation."
-#: The longest answer that can be asked for, and the highest temperature.
-MOST_TOKENS, HOTTEST = 4096, 2.0
+#: The longest answer that can be asked for.
+MOST_TOKENS = 4096
 _SCALE = "<div class='scale'>no attention <span></span> {most:.1f} times the average; one scale for all models</div>"
 
-#: For the browser: what tells pictures from others.
-_PICTURES = f"JSON.stringify(inputs.slice(0, {PICTURES}).map(file => file?.path))"
+#: For the browser: what tells what is shown, pictures and a video, from others.
+_SHOWN = f"JSON.stringify(inputs.slice(0, {PICTURES + 1}).map(file => file?.path))"
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """What was said about some pictures: the turns of each model, by its place."""
+    """What was said about what is shown: the turns of each model, by its place."""
 
-    pictures: tuple[str, ...] = ()
+    shown: tuple[str | None, ...] = ()
     turns: tuple[tuple[Turn, ...], ...] = ()
 
 
 class Page:
     """The page of a panel.
 
-    `picture` (a file) and `question` are what it begins with.
+    `pictures` (files), `video` (a file) and `question` are what it begins with.
 
     Raises:
         SampleError: for a picture that models cannot be shown.
     """
 
     def __init__(
-        self, members: list[Member], *, max_new_tokens: int, picture: Path | None = None, question: str | None = None
+        self,
+        members: list[Member],
+        *,
+        max_new_tokens: int,
+        pictures: Sequence[Path] = (),
+        video: Path | None = None,
+        question: str | None = None,
     ) -> None:
         self.members = members
         self._server: Server | None = None
-        if picture is not None:
+        for picture in pictures:
             open_image({"bytes": None, "path": os.path.realpath(picture)})
+        first = [*map(str, pictures), *[None] * (PICTURES - len(pictures))]
         with gr.Blocks(title="switchkd chat", analytics_enabled=False, delete_cache=(3600, 86400)) as self.blocks:
             gr.HTML(_HEADING)
             self.conversation = gr.State(Conversation())
             with gr.Row():
                 with gr.Column(scale=1, min_width=240):
-                    self.pictures = [_picture("Picture", 260, None if picture is None else str(picture))]
-                    with gr.Accordion("More pictures", open=False), gr.Row():
-                        self.pictures += [_picture(f"Picture {place}", 150) for place in range(2, PICTURES + 1)]
+                    self.pictures = [picture_place("Picture", 260, first[0])]
+                    with gr.Accordion("More pictures", open=len(pictures) > 1), gr.Row():
+                        self.pictures += [
+                            picture_place(f"Picture {place}", 150, value) for place, value in enumerate(first[1:], 2)
+                        ]
+                    with gr.Accordion("A video", open=video is not None):
+                        self.video = video_place(220, video)
                     self.question = gr.Textbox(
                         question, label="Question", placeholder=EXAMPLES[0], lines=1, max_lines=6, max_length=100_000
                     )
@@ -139,7 +139,7 @@ class Page:
                         self.cards = [_Card(member.name) for member in members]
                     self.scale = gr.HTML()
             outputs = [self.wrong, self.scale, *(part for card in self.cards for part in card.parts)]
-            inputs: list[Any] = [*self.pictures, self.question, self.tokens, self.temperature]
+            inputs: list[Any] = [*self.pictures, self.video, self.question, self.tokens, self.temperature]
             empty = json.dumps([None if isinstance(part, gr.Image) else "" for part in outputs])
             as_it_is = json.dumps([{"__type__": "update"}] * len(outputs))
             running: list[dict[str, Any]] = []
@@ -152,17 +152,15 @@ class Page:
                     concurrency_id="ask",
                     show_progress="hidden",
                     api_visibility="private",
-                    js=f"(state, ...inputs) => {{window.asked = {_PICTURES}; return [state, ...inputs]}}",
+                    js=f"(state, ...inputs) => {{window.asked = {_SHOWN}; return [state, ...inputs]}}",
                 )
                 running.append(asked)
-                asked.then(
-                    None, inputs, outputs, js=f"(...inputs) => window.asked == {_PICTURES} ? {as_it_is} : {empty}"
-                )
+                asked.then(None, inputs, outputs, js=f"(...inputs) => window.asked == {_SHOWN} ? {as_it_is} : {empty}")
             notes = [card.note for card in self.cards]
             stopped = f"(...notes) => notes.map(note => note == '{ANSWERING}' ? '{STOPPED}' : note)"
             self.stop.click(None, notes, notes, js=stopped, cancels=running)
-            # Clears what was said, in the browser at once, as soon as a picture changes or someone begins anew.
-            for begin in (*(one.change for one in self.pictures), self.anew.click):
+            # Clears what was said, in the browser at once, as soon as what is shown changes or someone begins anew.
+            for begin in (*(one.change for one in self.pictures), self.video.change, self.anew.click):
                 begin(None, None, outputs, js=f"() => {{window.asked = null; return {empty}}}", cancels=running)
                 begin(Conversation, None, self.conversation, api_visibility="private", show_progress="hidden")
             for example in examples:
@@ -171,25 +169,23 @@ class Page:
     def ask(self, before: Conversation, *asked: Any) -> Iterator[dict[Any, Any]]:
         """Let one model after the other answer, then draw where they looked: the new values of the page's parts, as they come.
 
-        `asked` are the pictures, the question, how many tokens an answer can have, and the temperature. Values alone are changed: where
-        a part's label or visibility changes too, a browser that is slow to draw puts its old value back.
+        `asked` are the pictures, the video, the question, how many tokens an answer can have, and the temperature. Values alone are
+        changed: where a part's label or visibility changes too, a browser that is slow to draw puts its old value back.
         """
         problems: list[str] = []
         yield self._begin()
         try:
-            names, images, question, tokens, temperature = _read(asked)
+            now = read(asked)
         except Exception as error:
             yield self._fail(problems, _message(error))
             return
-        turns = before.turns if before.pictures == names else tuple(() for _ in self.members)
-        yield {card.said: _transcript(of_model, question) for card, of_model in zip(self.cards, turns, strict=True)}
+        turns = before.turns if before.shown == now.names else tuple(() for _ in self.members)
+        yield {card.said: _transcript(of_model, now.question) for card, of_model in zip(self.cards, turns, strict=True)}
         replies: dict[int, Reply] = {}
         for number, (member, card) in enumerate(zip(self.members, self.cards, strict=True)):
             yield {card.note: ANSWERING}
             try:
-                for reply in member.ask(
-                    images, turns[number], question, max_new_tokens=tokens, temperature=temperature
-                ):
+                for reply in _answers(member, now, turns[number]):
                     replies[number] = reply
                     yield {card.answer: reply.text}
             except Exception as error:
@@ -199,14 +195,14 @@ class Page:
                 yield {card.note: _time_text(replies[number])}
         # Of a model that failed, the conversation goes on without this question.
         after = [
-            (*of_model, Turn(question, replies[number].text)) if number in replies else of_model
+            (*of_model, Turn(now.question, replies[number].text)) if number in replies else of_model
             for number, of_model in enumerate(turns)
         ]
-        yield {self.conversation: Conversation(names, tuple(after))}
+        yield {self.conversation: Conversation(now.names, tuple(after))}
         maps: dict[int, list[AttentionMap]] = {}
         for number, reply in replies.items():
             try:
-                maps[number] = self.members[number].attention_maps(images, turns[number], question, reply.text)
+                maps[number] = _maps(self.members[number], now, turns[number], reply.text)
             except Exception as error:
                 yield {
                     self.cards[number].note: f"{_time_text(replies[number])} No map of its attention: {_message(error)}"
@@ -307,20 +303,20 @@ class _Card:
         self.parts = (self.said, self.answer, self.overlay, self.note)
 
 
-def _picture(label: str, height: int, value: str | None = None) -> gr.Image:
-    """A place for a picture. gradio would copy or fetch what a request names, and decode it; `open_image` looks at its size first."""
-    place = gr.Image(
-        value,
-        label=label,
-        show_label=False,  # it would lie over a corner of the picture
-        sources=["upload", "clipboard"],
-        buttons=[],
-        height=height,
-        elem_classes="picture",
-    )
-    cast(Any, place).async_move_resource_to_block_cache = _untouched
-    cast(Any, place).preprocess = _upload
-    return place
+def _answers(member: Member, now: Asked, turns: Sequence[Turn]) -> Iterator[Reply]:
+    options: dict[str, Any] = {"max_new_tokens": now.tokens, "temperature": now.temperature}
+    return member.ask(now.images, turns, now.question, video=now.video, **options)
+
+
+def _maps(member: Member, now: Asked, turns: Sequence[Turn], answer: str) -> list[AttentionMap]:
+    """Of pictures.
+
+    Raises:
+        ValueError: there is a video among what is shown; and as `attention_maps`.
+    """
+    if now.video is not None:
+        raise ValueError("it is shown on pictures alone, and there is a video.")
+    return member.attention_maps(now.images, turns, now.question, answer)
 
 
 def _transcript(turns: Sequence[Turn], question: str) -> str:
@@ -338,50 +334,6 @@ def _share_text(shown: Sequence[AttentionMap]) -> str:
     shares = " and ".join(f"{float(of_picture.attention.sum()):.0%}" for of_picture in shown)
     where = "the picture" if len(shown) == 1 else "these pictures"
     return f"{shares} of its attention is on {where}; the brightest spot gets {most(shown):.1f} times the average."
-
-
-def _upload(sent: Any) -> str | None:
-    """Where the picture lies that a request names: an upload of this page, or nothing that is opened.
-
-    Raises:
-        Error: for everything else in the same words, so that they do not tell what there is on this computer.
-    """
-    if sent is None or sent.path is None:
-        return None
-    file = uploaded(sent.path, UPLOADS)
-    if file is None:
-        raise gr.Error("This picture was not uploaded here, or too long ago: choose it again.", print_exception=False)
-    return str(file)
-
-
-async def _untouched(path: str) -> str:
-    """What a request names is neither copied nor fetched by gradio."""
-    return path
-
-
-def _read(asked: Sequence[Any]) -> tuple[tuple[str, ...], list[bytes], str, int, float]:
-    """The pictures' names and files, the question, how many tokens an answer can have, and the temperature.
-
-    Raises:
-        SampleError: there is no picture, or it is nothing that a model can be shown; or there is no question; or a number is none that
-            the page offers.
-    """
-    *pictures, question, tokens, temperature = asked
-    names = tuple(picture for picture in pictures if picture is not None)
-    if not names:
-        raise SampleError("There is no picture yet: choose one, drop it or paste it.")
-    if not isinstance(question, str) or not question.strip():
-        raise SampleError("There is no question yet.")
-    if not 1 <= tokens < math.inf:
-        raise SampleError(f"An answer has one token at least, not {tokens}.")
-    if not 0 <= temperature <= HOTTEST:
-        raise SampleError(f"The temperature is from 0 to {HOTTEST}, not {temperature}.")
-    images = []
-    for name in names:
-        content = Path(name).read_bytes()
-        open_image({"bytes": content, "path": Path(name).name})
-        images.append(content)
-    return names, images, question, int(tokens), float(temperature)
 
 
 def _message(error: Exception) -> str:

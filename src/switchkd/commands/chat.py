@@ -32,9 +32,9 @@ class Chat(Verb):
 
     #: A checkpoint directory, a run, or a name on the hub; several with --web, as NAME=MODEL if they are to be called something.
     models: Annotated[Positional[tuple[str, ...]], arg(metavar="[NAME=]MODEL ...")]
-    #: The image to talk about; several, shown to the model together, as --image A --image B (not with --web).
+    #: The image to talk about; several, shown to the model together, as --image A --image B.
     image: UseAppendAction[tuple[Path, ...]] = ()
-    #: The video to talk about, a file or a folder of its frames; several as --video A --video B (not with --web).
+    #: The video to talk about, a file or a folder of its frames; several as --video A --video B (with --web one file).
     video: UseAppendAction[tuple[Path, ...]] = ()
     #: Ask only this, print the answer and end; with --web: what the page begins with.
     question: str | None = None
@@ -52,10 +52,16 @@ class Chat(Verb):
         if not self.models:
             return fail("chat with which model? Name a checkpoint directory, or a model on the Hugging Face hub", 2)
         if self.web:
-            if self.video:
-                return fail("the page shows no videos: ask about one in the terminal, without --web", 2)
-            if len(self.image) > 1:
-                return fail(f"the page begins with one image, not with {len(self.image)}: give one --image", 2)
+            for what, given, most in (("image", self.image, 4), ("video", self.video, 1)):
+                if len(given) > most:
+                    return fail(
+                        f"the page shows up to {most} {what}{'s' * (most > 1)}, and got {len(given)} --{what}", 2
+                    )
+            if self.video and self.video[0].is_dir():
+                return fail(
+                    f"{self.video[0]} is a folder, and the page shows a video's file: ask in the terminal, without --web",
+                    2,
+                )
             return self._serve()
         if len(self.models) > 1:
             return fail(
@@ -82,7 +88,7 @@ class Chat(Verb):
 
     def _serve(self) -> int:
         """Show the page until Ctrl-C, SIGTERM or SIGHUP (`switchkd.interrupts`)."""
-        require_paths(self.image)
+        require_paths([*self.image, *self.video])
         for path in by_name(self.models).values():
             require_model(path)
         password = None if self.host is None else _password()
@@ -91,9 +97,12 @@ class Chat(Verb):
             from switchkd.chat.panel import load_models
             from switchkd.chat.web_page import Page
 
-        picture = self.image[0] if self.image else None
         page = Page(
-            load_models(self.models), max_new_tokens=self.max_new_tokens, picture=picture, question=self.question
+            load_models(self.models),
+            max_new_tokens=self.max_new_tokens,
+            pictures=self.image,
+            video=self.video[0] if self.video else None,
+            question=self.question,
         )
         try:
             address = page.open(self.port, host=self.host, password=password)
