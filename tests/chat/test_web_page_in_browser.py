@@ -197,15 +197,19 @@ def test_what_cannot_be_asked_is_a_message_on_the_page(browser, serve, tmp_path)
 def test_a_video_plays_on_the_page_and_is_asked_about(browser, serve, tmp_path):
     clip = write_clip(tmp_path / "clip.mp4", "libx264", 96, 128)
     member = Pretender("one")
-    with visit(browser, serve([member])) as seen:
+    address = serve([member])
+    with visit(browser, address) as seen:
         seen.page.get_by_text("A video").click()
         seen.page.locator("input[type=file][accept*=video]").set_input_files(clip)
         seen.page.wait_for_function("document.querySelector('video')?.readyState >= 2")
         assert seen.page.evaluate("document.querySelector('video').duration") == 3
+        trim = seen.page.get_by_role("button", name="Trim", include_hidden=True)  # would load a program from elsewhere
+        assert (trim.count(), trim.is_hidden()) == (1, True)
         seen.page.get_by_label("Question").fill("What moves?")
         seen.page.get_by_role("button", name="Ask").click()
         seen.page.wait_for_function("document.querySelector('.note textarea')?.value.includes('there is a video')")
         assert [box.input_value() for box in seen.page.locator(".answer textarea").all()] == ["yes"]
+        assert seen.elsewhere(address) == seen.complaints == []
         assert seen.sideways() == 0
     assert [asked[0] for asked in member.asked] == [[clip.read_bytes()]]
 

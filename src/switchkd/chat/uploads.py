@@ -66,7 +66,9 @@ def video_place(height: int, value: Path | None = None) -> gr.Video:
         folder = UPLOADS / "first"
         folder.mkdir(exist_ok=True)
         first = shutil.copy(value, folder / f"video{value.suffix}")
-    place = gr.Video(first, label="Video", show_label=False, sources=["upload"], buttons=[], height=height)
+    place = gr.Video(
+        first, label="Video", show_label=False, sources=["upload"], buttons=[], height=height, elem_classes="video"
+    )
     return cast(gr.Video, _uploads_alone(place))
 
 

@@ -33,6 +33,7 @@ LOCALHOST = "127.0.0.1"
 _CSS = """
 .gradio-container {max-width: 1280px !important; margin: 0 auto}
 .picture img {width: 100% !important; height: 100% !important; object-fit: contain}
+.video button:is([aria-label^=Trim], [aria-label^=Reset]) {display: none}  /* cutting loads a program from elsewhere */
 .answer textarea {font-size: 1.15rem; font-weight: 600}
 .said textarea {font-size: 0.85rem; border: none !important; background: none !important; box-shadow: none !important}
 .said:has(:placeholder-shown) {display: none}
