@@ -25,11 +25,12 @@ from transformers import (
     LlavaProcessor,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
+    Qwen2Config,
     SiglipVisionConfig,
 )
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from examples.world_weights.models import CHAT_TEMPLATE, END, IMAGE, PAD, SPECIAL, UNKNOWN
+from examples.world_weights.models import CHAT_TEMPLATE, END, IMAGE, PAD, SPECIAL, UNKNOWN, student_config
 from examples.world_weights.packing import batches, cell_labels
 from switchkd.world.assets import student_path
 from switchkd.world.scenes import COLOURS, COLUMNS, DIGITS, GRID, ROWS, SHAPES, SIZES
@@ -115,11 +116,17 @@ def new_student(
         patch_size=PATCH,
         vision_use_head=False,
     )
-    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    text = student_config().text_config
+    assert isinstance(text, Qwen2Config)
+    text.vocab_size, text.eos_token_id, text.pad_token_id = (
+        len(tokenizer),
+        tokenizer.eos_token_id,
+        tokenizer.pad_token_id,
+    )
     config = LlavaConfig(
         vision_config=vision,
-        text_config=old.config.text_config.to_dict() | {"vocab_size": len(tokenizer)} | ends,
-        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
+        text_config=text,
+        image_token_index=tokenizer.get_vocab()[IMAGE],
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
         tie_word_embeddings=False,
