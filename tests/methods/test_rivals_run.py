@@ -51,6 +51,17 @@ train: {{output: {output}/run, max_steps: 2, per_device_train_batch_size: 4, lea
     ("method", "teacher", "terms"),
     [
         ({"name": "em_kd"}, "more_tokens", {"answers", "matched", "affinity"}),
+        (
+            {"name": "switch_kd", "window": 32, "switch_layers": 1, "features": 1.0},
+            "more_tokens",
+            {"switch", "features"},
+        ),
+        pytest.param(
+            {"name": "switch_kd", "window": 32, "switch_layers": 0},
+            "teacher",
+            {"switch", "align"},
+            marks=pytest.mark.slow,
+        ),
         pytest.param({"name": "sft", "matched": 0.25}, "more_tokens", {"matched"}, marks=pytest.mark.slow),
         ({"name": "compodistill"}, "teacher", {"answers", "looks"}),
         pytest.param(
@@ -68,6 +79,19 @@ def test_two_steps(files, tmp_path, method, teacher, terms):
     assert len(lines) == 2
     assert all(terms <= line.keys() for line in lines)
     assert all(line[term] > 0 for line in lines for term in terms)
+
+
+@pytest.mark.long
+def test_every_second_step_has_the_switch(files, tmp_path):
+    code, lines = run(files, tmp_path, {"name": "switch_kd", "window": 32, "switch_every": 2}, "more_tokens")
+    assert code == 0
+    assert ["switch" in line for line in lines] == [True, False]
+
+
+def test_more_layers_than_the_teacher_has_are_refused_before_its_weights_are_read(files, tmp_path, capsys):
+    code, lines = run(files, tmp_path, {"name": "switch_kd", "switch_layers": 4}, "teacher")
+    assert (code, lines) == (1, [])
+    assert "through 4 layers of the teacher's language model, which has 3" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize("reading", ["paper", "code"])

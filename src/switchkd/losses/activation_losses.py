@@ -27,6 +27,19 @@ def squared_error(
     return difference.square().mean()
 
 
+def relative_error(
+    student: Float[Tensor, "places channels"], teacher: Float[Tensor, "places channels"]
+) -> Float[Tensor, ""]:
+    """Σ(s − t)² / Σt², both sums over all places and channels.
+
+    Without a unit: 0 where both are equal, 1 for a student of zeros; at least float32. Nothing to compare gives 0.
+    """
+    if student.numel() == 0:
+        return student.sum()
+    student, teacher = at_least_float32(student), at_least_float32(teacher)
+    return (student - teacher).square().sum() / teacher.square().sum()
+
+
 def relation(student: Float[Tensor, "n _"], teacher: Float[Tensor, "n _"]) -> Float[Tensor, ""]:
     """1 − cos(R_S, R_T), R = y yᵀ, the n × n products between the outputs y of n tokens (LLaVA-KD, arXiv 2410.16236).
 
