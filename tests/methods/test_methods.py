@@ -69,6 +69,7 @@ REFUSED = [
     ),
     (SwitchKD, {"switch_every": 2, "switch": 0.0}, "switch is 0, so there is nothing that switch_every=2"),
     (SwitchKD, {"switch_until": 0.5, "switch": 0.0}, "switch is 0, so there is nothing that .*switch_until=0.5"),
+    (FeatureKD, {"fisher_rows": -1}, "feature_kd: fisher_rows must not be negative, got -1"),
     (SwitchKD, {"softmax": "rows"}, "SwitchKD: softmax: must be one of all, row, got 'rows'; did you mean `row`"),
 ]
 REFUSED += [

@@ -105,8 +105,8 @@ class Pathway(nn.Module):
 
     @property
     def sizes(self) -> Sizes:
-        """Width and heads of the language model."""
-        return self.family.language_sizes
+        """Width and heads of the language model, and the width of V(x)."""
+        return self.family.model_sizes
 
     @property
     def _language(self) -> PreTrainedModel:

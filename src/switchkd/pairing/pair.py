@@ -23,6 +23,7 @@ from switchkd.models.teacher_head import TeacherHead
 from switchkd.pairing import compatibility
 from switchkd.pairing.bridge import Bridge
 from switchkd.pairing.crossing import Crossing
+from switchkd.pairing.fisher import feature_fisher
 from switchkd.pairing.vocabulary import Ids, Vocabulary
 from switchkd.signals import Activations, Compared, FromHidden, FromTopLogits, Head, Logits, Route, Signals
 
@@ -286,6 +287,10 @@ class Pair(nn.Module):
         explained = self.bridge.fit(self._examples(batches))
         self.student.train(training)
         return explained
+
+    def feature_importance(self, batches: Iterable[Batch]) -> Float[Tensor, " width"]:
+        """How much each channel of V_T(x) matters to what the teacher says about these batches (`pairing.fisher`)."""
+        return feature_fisher(self._live, (self.crossing.over(batch.readers[TEACHER]) for batch in batches))
 
     def _examples(self, batches: Iterable[Batch]) -> Iterator[tuple[list[FeatureGrid], list[FeatureGrid]]]:
         assert self.teacher is not None
