@@ -79,7 +79,6 @@ docs: env
 	$(BIN)/sphinx-build -W -b html docs docs/_build/html
 
 # What the losses and a step cost, beside their peers: long on one core. Everything runs, then it fails if anything fell short.
-# Not here: benchmarks/mismatch.py, which trains students.
 BENCHMARKS := "loss_from_logits.py --check" "loss_from_hidden.py --check" "vocabulary.py --check" "memory.py --check" \
 	step.py options.py packing.py padding.py "rows.py --rows 20000"
 

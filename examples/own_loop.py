@@ -38,7 +38,7 @@ def train(
     steps = epochs * len(batches)
     for epoch in range(epochs):
         for number, batch in enumerate(batches, start=1 + epoch * len(batches)):
-            sums = step(batch, progress=number / steps)
+            sums = step(batch, progress=number / steps, step=number - 1)
             loss = sums.loss / sums.answers
             loss.backward()
             optimizer.step()

@@ -29,7 +29,7 @@ PAD, END, IMAGE, USER, ASSISTANT, SYSTEM, UNKNOWN = (
     "<|system|>",
     "<|unknown|>",
 )
-_SPECIAL = [PAD, END, IMAGE, USER, ASSISTANT, SYSTEM, UNKNOWN]
+SPECIAL = [PAD, END, IMAGE, USER, ASSISTANT, SYSTEM, UNKNOWN]
 
 #: A turn is its role's token and its content; answers end with a token of their own, which is learned like the answer.
 CHAT_TEMPLATE = """\
@@ -76,13 +76,13 @@ def _llava_config(vision: SiglipVisionConfig, width: int, layers: int, mlp: int)
         # 1/sqrt(width): the usual 0.02 suits wide models; at this size answers that need the image come much later
         initializer_range=width**-0.5,
         bos_token_id=None,
-        eos_token_id=_SPECIAL.index(END),
-        pad_token_id=_SPECIAL.index(PAD),
+        eos_token_id=SPECIAL.index(END),
+        pad_token_id=SPECIAL.index(PAD),
     )
     return LlavaConfig(
         vision_config=vision,
         text_config=text,
-        image_token_index=_SPECIAL.index(IMAGE),
+        image_token_index=SPECIAL.index(IMAGE),
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
         tie_word_embeddings=False,
@@ -123,7 +123,7 @@ def train_tokenizer(texts: Iterator[str]) -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=True)
     ascii_characters = [chr(code) for code in range(33, 127)]
     trainer = trainers.WordPieceTrainer(
-        vocab_size=4 * VOCABULARY, special_tokens=_SPECIAL, initial_alphabet=ascii_characters, show_progress=False
+        vocab_size=4 * VOCABULARY, special_tokens=SPECIAL, initial_alphabet=ascii_characters, show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(

@@ -59,8 +59,8 @@ def pixels(pictures: Sequence[np.ndarray]) -> Float[Tensor, "images channels hei
     return (torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
 
 
-def patch_labels(scenes: Sequence[Scene]) -> Int[Tensor, "images patches 5"]:
-    """Form, colour and size of the thing in the cell of each patch, from 1 (0: empty cell); row and column of the cell, from 0."""
+def cell_labels(scenes: Sequence[Scene]) -> Int[Tensor, "images rows columns 5"]:
+    """Form, colour and size of the thing in each cell, from 1 (0: empty cell); row and column of the cell, from 0."""
     labels = torch.zeros((len(scenes), GRID, GRID, 5), dtype=torch.long)
     labels[..., 3] = torch.arange(GRID)[:, None]
     labels[..., 4] = torch.arange(GRID)
@@ -68,8 +68,13 @@ def patch_labels(scenes: Sequence[Scene]) -> Int[Tensor, "images patches 5"]:
         for thing in scene.things:
             values = (_FORMS.index(thing.form), COLOURS.index(thing.colour), SIZES.index(thing.size))
             labels[index, thing.row, thing.column, :3] = torch.tensor(values) + 1
+    return labels
+
+
+def patch_labels(scenes: Sequence[Scene]) -> Int[Tensor, "images patches 5"]:
+    """The same for each patch: those of the cell that it lies in."""
     patches = IMAGE_SIZE // PATCH // GRID
-    return labels.repeat_interleave(patches, 1).repeat_interleave(patches, 2).flatten(1, 2)
+    return cell_labels(scenes).repeat_interleave(patches, 1).repeat_interleave(patches, 2).flatten(1, 2)
 
 
 def batches(stream: Iterator[Sample], size: int, steps: int) -> Iterator[list[Sample]]:

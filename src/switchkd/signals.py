@@ -37,11 +37,14 @@ class Head(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """Of a language model: what maps from one to another are made for."""
+    """Of a model: what maps from one to another are made for."""
 
+    #: Of the language model.
     width: int
     #: Of the attention's queries.
     heads: int
+    #: Channels of V(x).
+    features: int
 
 
 @runtime_checkable

@@ -34,7 +34,7 @@ def test_hand_computed():
         }
         for given in inside.values()
     ]
-    maps = Maps(Sizes(width=1, heads=2), Sizes(width=1, heads=1)).double()
+    maps = Maps(Sizes(width=1, heads=2, features=32), Sizes(width=1, heads=1, features=32)).double()
     found = AlignKD(soft=2.0, attention=3.0, projected=1.0, focus=0.5, top=2).sample_terms(
         written_out(*both, logits=3), maps
     )
@@ -103,15 +103,15 @@ def test_where_each_term_reaches(term, parts):
 
 
 def test_the_maps_begin_as_mean_and_isometry():
-    maps = Maps(Sizes(width=24, heads=2), Sizes(width=40, heads=4))
+    maps = Maps(Sizes(width=24, heads=2, features=32), Sizes(width=40, heads=4, features=32))
     rows, attention = torch.randn(2000, 24), torch.rand(2, 5, 3)
     assert torch.allclose(maps.attention(attention), attention.mean(dim=0).expand(4, 5, 3))
     assert maps.projected(rows).square().mean().item() == pytest.approx(rows.square().mean().item(), rel=1e-4)
-    assert torch.equal(Maps(Sizes(8, 2), Sizes(8, 2)).width.weight, torch.eye(8))
+    assert torch.equal(Maps(Sizes(8, 2, 32), Sizes(8, 2, 32)).width.weight, torch.eye(8))
 
 
 def test_only_what_has_a_weight_is_asked_for_and_learned():
-    sizes = Sizes(8, 2)
+    sizes = Sizes(8, 2, 32)
     assert AlignKD(attention=0, projected=0, focus=0).needs == {"student", "teacher", TEXT}
     assert AlignKD(attention=0, projected=0, focus=0).learned(sizes, sizes) is None
     assert AlignKD(attention=0, focus=0, soft=0).needs == {"student", "teacher", PROJECTED}
@@ -128,4 +128,4 @@ def test_what_cannot_be_laid_side_by_side_is_refused():
     with pytest.raises(
         ValueError, match=r"sample 'sample-0@0' has 1 queries of Attention\(.*\) in the student and 2 in the teacher"
     ):
-        method.sample_terms(written_out(student, teacher, logits=3), method.learned(Sizes(8, 1), Sizes(8, 1)))
+        method.sample_terms(written_out(student, teacher, logits=3), method.learned(Sizes(8, 1, 32), Sizes(8, 1, 32)))

@@ -139,7 +139,7 @@ def test_what_configs_do_not_tell_the_first_batch_does():
 
 def test_a_frozen_vision_encoder_is_refused():
     with pytest.raises(
-        ValueError, match=r"vision encoder is frozen \(0 of \d+ parameters train\) and its term on V\(x\)"
+        ValueError, match=r"vision encoder is frozen \(0 of \d+ parameters train\) and the term on V\(x\)"
     ):
         make_pair(FeatureKD(), train=("projector", "language"))
 

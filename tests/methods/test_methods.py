@@ -49,6 +49,27 @@ REFUSED = [
     (SwitchKD, {"direction": "backward"}, "SwitchKD: direction: must be one of forward, reverse, got 'backward'"),
     (SwitchKD, {"switch_warmup": 1.5}, "switch_kd: switch_warmup is a share of the steps, from 0 to 1, got 1.5"),
     (SwitchKD, {"switch_warmup": 0.1, "switch": 0.0}, "switch_warmup is 0.1, but switch is 0, so there is nothing"),
+    (SwitchKD, {"switch_every": 0}, "switch_every is at least 1 step .* got switch_every=0, switch_until=1.0"),
+    (
+        SwitchKD,
+        {"switch_until": 0.0},
+        "switch_until a share of the steps above 0 .* got switch_every=1, switch_until=0.0",
+    ),
+    (SwitchKD, {"switch_until": 1.5}, "switch_until a share of the steps above 0 and up to 1, got .*switch_until=1.5"),
+    (
+        SwitchKD,
+        {"switch_until": 0.2, "switch_warmup": 0.3},
+        "switch_warmup is 0.3 and switch_until 0.2: the switch would end",
+    ),
+    (SwitchKD, {"switch_layers": -1}, "switch_layers is a number of layers, or 0 for projected features alone, got -1"),
+    (
+        SwitchKD,
+        {"switch_layers": 1, "switch": 0.0},
+        "switch is 0, so there is nothing that .*switch_layers=1 could change",
+    ),
+    (SwitchKD, {"switch_every": 2, "switch": 0.0}, "switch is 0, so there is nothing that switch_every=2"),
+    (SwitchKD, {"switch_until": 0.5, "switch": 0.0}, "switch is 0, so there is nothing that .*switch_until=0.5"),
+    (FeatureKD, {"fisher_rows": -1}, "feature_kd: fisher_rows must not be negative, got -1"),
     (SwitchKD, {"softmax": "rows"}, "SwitchKD: softmax: must be one of all, row, got 'rows'; did you mean `row`"),
 ]
 REFUSED += [

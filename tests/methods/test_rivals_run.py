@@ -3,7 +3,9 @@
 import json
 
 import pytest
+import torch
 from run_files import write_data, write_model
+from safetensors.torch import load_file
 from tiny import tiny_processor
 from transformers import LlavaProcessor, SiglipImageProcessorPil
 
@@ -51,6 +53,18 @@ train: {{output: {output}/run, max_steps: 2, per_device_train_batch_size: 4, lea
     ("method", "teacher", "terms"),
     [
         ({"name": "em_kd"}, "more_tokens", {"answers", "matched", "affinity"}),
+        (
+            {"name": "switch_kd", "window": 32, "switch_layers": 1, "features": 1.0},
+            "more_tokens",
+            {"switch", "features"},
+        ),
+        pytest.param(
+            {"name": "switch_kd", "window": 32, "switch_layers": 0},
+            "teacher",
+            {"switch", "align"},
+            marks=pytest.mark.slow,
+        ),
+        ({"name": "feature_kd", "window": 32, "fisher_rows": 8}, "more_tokens", {"features"}),
         pytest.param({"name": "sft", "matched": 0.25}, "more_tokens", {"matched"}, marks=pytest.mark.slow),
         ({"name": "compodistill"}, "teacher", {"answers", "looks"}),
         pytest.param(
@@ -68,6 +82,34 @@ def test_two_steps(files, tmp_path, method, teacher, terms):
     assert len(lines) == 2
     assert all(terms <= line.keys() for line in lines)
     assert all(line[term] > 0 for line in lines for term in terms)
+
+
+@pytest.mark.long
+def test_every_second_step_has_the_switch(files, tmp_path):
+    code, lines = run(files, tmp_path, {"name": "switch_kd", "window": 32, "switch_every": 2}, "more_tokens")
+    assert code == 0
+    assert ["switch" in line for line in lines] == [True, False]
+
+
+@pytest.mark.long
+def test_a_run_that_goes_on_has_the_weights_of_its_features(files, tmp_path):
+    """They are in its checkpoints, and the same wherever they are measured."""
+    assert run(files, tmp_path, {"name": "feature_kd", "window": 32, "fisher_rows": 8}, "teacher")[0] == 0
+    (file,) = tmp_path.glob("run/*/checkpoint-2/learned.safetensors")
+    kept = load_file(file)["weights"]
+    assert kept.mean().item() == pytest.approx(1, abs=1e-5)
+    assert kept.max() > 1.2 * kept.min()
+    recipe = (tmp_path / "recipe.yaml").read_text()
+    (tmp_path / "more.yaml").write_text(recipe.replace(f"{tmp_path}/run", f"{tmp_path}/again"))
+    assert main(["train", str(tmp_path / "more.yaml"), "--train.max_steps", "1"]) == 0
+    (again,) = tmp_path.glob("again/*/checkpoint-1/learned.safetensors")
+    assert torch.equal(load_file(again)["weights"], kept)
+
+
+def test_more_layers_than_the_teacher_has_are_refused_before_its_weights_are_read(files, tmp_path, capsys):
+    code, lines = run(files, tmp_path, {"name": "switch_kd", "switch_layers": 4}, "teacher")
+    assert (code, lines) == (1, [])
+    assert "through 4 layers of the teacher's language model, which has 3" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize("reading", ["paper", "code"])

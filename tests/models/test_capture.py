@@ -8,7 +8,7 @@ from tiny_models import read_alike, read_apart, tiny_batch, tiny_inputs, tiny_ll
 
 from switchkd.batch import TEACHER
 from switchkd.models import Pathway
-from switchkd.models.capture import Attention, Hidden, Projected, Vision, capture, of_samples
+from switchkd.models.capture import Attention, Hidden, Projected, Switched, Vision, capture, of_samples
 from switchkd.models.families.family import share
 from switchkd.pairing import Pair
 from switchkd.signals import Activations
@@ -69,6 +69,21 @@ def test_hidden_states_of_any_layer_are_those_of_the_plain_model(name):
         for (depth, place), at in ((pair, at) for pair in HIDDEN.items() for at in WHERE):
             expected = states[place][sample][expected_positions[at]]
             torch.testing.assert_close(activations[Hidden(depth, at)][sample], expected, rtol=0, atol=1e-10)
+
+
+@every_family
+def test_a_part_of_the_language_model_makes_what_the_whole_makes_there(name):
+    pathway, inputs = Pathway(tiny(name).double()), inputs_for(name)
+    sites = frozenset(Switched(layers) for layers in range(4))
+    whole, seen = captured(pathway, inputs, sites), pathway.see(inputs)
+    for site in sites:
+        with pathway.first_layers(site.layers), capture(pathway, seen, inputs, frozenset({site})) as noted:
+            pathway.say(seen, inputs)
+        assert all(map(torch.equal, site.of_samples(noted), whole[site])), site
+    for sample in range(len(inputs.lengths)):
+        where = positions(inputs, sample)
+        assert len(whole[Switched(0)][sample]) == len(where["visual"])
+        assert len(whole[Switched(1)][sample]) == len(where["visual"]) + len(where["answers"])
 
 
 @every_family

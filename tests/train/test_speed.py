@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from switchkd.methods import SFT
+from switchkd.methods import SFT, SwitchKD
 from switchkd.train import peak
 from switchkd.train.compile_time import CompileTime
 from switchkd.train.operations import CountOperations
@@ -139,6 +139,31 @@ def test_the_first_micro_batch_alone_is_counted_whatever_is_computed_again(tmp_p
     assert [line.endswith(" TFLOP/s") for line in lines] == [True, True]
     first, again = (counted.total for counted in begun)
     assert first == again > 0
+
+
+def test_steps_that_leave_a_pathway_out_are_counted_apart(tmp_path, monkeypatch):
+    counted = []
+    leave = CountOperations.__exit__
+    monkeypatch.setattr(CountOperations, "__exit__", lambda self, *e: counted.append(self.total) or leave(self, *e))
+    trainer = make_trainer(tmp_path, steps=6, method=SwitchKD(window=32, switch_every=3))
+    trainer.train()
+    assert len(counted) == 2
+    assert counted[0] > 1.3 * counted[1] > 0
+
+
+def test_operations_are_those_of_each_kind_of_step(clock):
+    speed = Speed()
+    for kind, rows_of in (("dear", 30), ("cheap", 10)):
+        with speed.operations(1, kind):
+            multiply(rows_of, 1000)
+    speed.begin(0)
+    speed.count(1000, 1, "dear")
+    speed.count(3000, 1, "cheap")
+    assert "0.012 TFLOP/s" in speed.since_last(
+        2, 4
+    )  # 1,000 · 60 million and 3,000 · 20 million operations in ten seconds
+    speed.count(10, 1, "never counted")
+    assert "TFLOP/s" not in speed.since_last(3, 4)
 
 
 def test_compiling_is_said_of_the_step_that_it_takes_and_of_no_other(capsys):

@@ -387,6 +387,10 @@ def test_rows_that_the_cache_has_not_are_named_and_the_command_adds_them(reopene
         ("align_kd", "align_kd of stage train compares what is inside the teacher"),
         ("compodistill", "compodistill of stage train compares what is inside the teacher"),
         ("em_kd", "em_kd of stage train compares what is inside the teacher"),
+        (
+            {"name": "switch_kd", "switch_layers": 1},
+            r"switch_kd of stage train compares what is inside the teacher \(Switched",
+        ),
         ({"name": "switch_kd", "features": 1.0}, "switch_kd.* of stage train compares what is inside the teacher"),
     ],
 )

@@ -10,6 +10,7 @@ from switchkd.batch import TEACHER
 from switchkd.doctor.findings import Finding
 from switchkd.doctor.samples import Examined
 from switchkd.methods import Method
+from switchkd.methods.feature_weights import FeatureWeights
 from switchkd.signals import Activations, Compared, FromHidden, Head, Signals, Sizes
 
 #: Ids of the vocabulary of the two known models, and how far the narrow one's favourite stands out: far enough for temperatures up to 20.
@@ -77,8 +78,12 @@ def _terms(method: Method, learner: Float[Tensor, "1 vocab"], teacher: Float[Ten
     signals = _signals(method, learner, teacher)
     terms = {name: term.values for name, term in method.token_terms(signals.logits()).items()}
     if method.sites:
-        sizes = Sizes(width=_VOCABULARY, heads=1)
-        terms |= method.sample_terms(signals, method.learned(sizes, sizes))
+        sizes = Sizes(width=_VOCABULARY, heads=1, features=_VOCABULARY)
+        learned = method.learned(sizes, sizes)
+        for module in [] if learned is None else learned.modules():
+            if isinstance(module, FeatureWeights):  # nothing has been measured here
+                module.measured_as(torch.ones(_VOCABULARY))
+        terms |= method.sample_terms(signals, learned)
     return terms
 
 

@@ -3,7 +3,7 @@
 `fused_loss` is the exception that saves the memory: from hidden states to sums, for any loss that is a `ChunkLoss`.
 """
 
-from switchkd.losses.activation_losses import affinity, of_logits, relation, squared_error
+from switchkd.losses.activation_losses import affinity, of_logits, relation, relative_error, squared_error
 from switchkd.losses.attention_losses import attention_distance
 from switchkd.losses.chunks import AutogradTerms, ChunkLoss
 from switchkd.losses.cross_entropy_dbild import CrossEntropyDBiLD
@@ -34,6 +34,7 @@ __all__ = [
     "of_logits",
     "plain_loss",
     "relation",
+    "relative_error",
     "reverse_kl",
     "soft_cross_entropy",
     "squared_error",

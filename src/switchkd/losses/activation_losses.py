@@ -15,16 +15,32 @@ LogitLoss = Callable[[Float[Tensor, "n vocab"], Float[Tensor, "n vocab"]], Float
 
 
 def squared_error(
-    student: Float[Tensor, "*places channels"], teacher: Float[Tensor, "*places channels"]
+    student: Float[Tensor, "*places channels"],
+    teacher: Float[Tensor, "*places channels"],
+    weights: Float[Tensor, " channels"] | None = None,
 ) -> Float[Tensor, ""]:
-    """MSE = mean over all places and channels of (s − t)².
+    """MSE = mean over all places and channels c of w_c·(s − t)², w = 1 unless given.
 
     In squared units of what is compared; at least float32. Nothing to compare gives 0.
     """
     if student.numel() == 0:
         return student.sum()
     difference = at_least_float32(student.flatten(0, -2)) - at_least_float32(teacher.flatten(0, -2))
-    return difference.square().mean()
+    squares = difference.square()
+    return (squares if weights is None else squares * weights).mean()
+
+
+def relative_error(
+    student: Float[Tensor, "places channels"], teacher: Float[Tensor, "places channels"]
+) -> Float[Tensor, ""]:
+    """Σ(s − t)² / Σt², both sums over all places and channels.
+
+    Without a unit: 0 where both are equal, 1 for a student of zeros; at least float32. Nothing to compare gives 0.
+    """
+    if student.numel() == 0:
+        return student.sum()
+    student, teacher = at_least_float32(student), at_least_float32(teacher)
+    return (student - teacher).square().sum() / teacher.square().sum()
 
 
 def relation(student: Float[Tensor, "n _"], teacher: Float[Tensor, "n _"]) -> Float[Tensor, ""]:

@@ -17,17 +17,18 @@ if TYPE_CHECKING:
     from torch import nn
 
     from switchkd.losses import ChunkLoss
-    from switchkd.signals import AnswerLogits, SampleTerms, Signals, TokenTerms
+    from switchkd.signals import AnswerLogits, SampleTerms, Signals, Sizes, TokenTerms
 
 
 @dataclass(frozen=True)
 class FeatureKD(Method):
-    """L = CE(z_S, y) + λ·DBiLD(z_T, z_S) + μ·MSE(B(V_S(x)), V_T(x)).
+    """L = CE(z_S, y) + λ·DBiLD(z_T, z_S) + μ·mean_c w_c·MSE_c(B(V_S(x)), V_T(x)), c the channels.
 
-    `align` is λ, with `temperature`, `window` and `min_k` as in `switch_kd`; `features` is μ. The MSE is a mean over all visual tokens and
-    channels of a row, not divided by the scale of V_T. B is the pair's bridge where the encoders differ in width, tokens or family
-    (FitNets, arXiv 1412.6550), and the identity where they do not. The term trains the student's vision encoder and the bridge, and
-    nothing else.
+    `align` is λ, with `temperature`, `window` and `min_k` as in `switch_kd`; `features` is μ. MSE_c is a mean over all visual tokens of a
+    row, not divided by the scale of V_T. With `fisher_rows` a channel weighs as much as it matters to what the teacher says
+    (`pairing.fisher`; w has a mean of 1), measured on that many rows before the first step; without, w = 1. B is the pair's bridge where
+    the encoders differ in width, tokens or family (FitNets, arXiv 1412.6550), and the identity where they do not. The term trains the
+    student's vision encoder and the bridge, and nothing else.
     """
 
     name: ClassVar[str] = "feature_kd"
@@ -43,6 +44,8 @@ class FeatureKD(Method):
     window: int | None = 128
     #: As in `switch_kd`.
     min_k: int = 3
+    #: Channels are weighed by the teacher's Fisher information, measured on so many first rows of the data; 0: all alike.
+    fisher_rows: int = 0
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -54,6 +57,8 @@ class FeatureKD(Method):
         check_temperature(self.name, self.temperature)
         if self.min_k < 2 or (self.window is not None and self.window < self.min_k):
             raise ValueError(f"feature_kd: need 2 <= min_k <= window, got min_k={self.min_k}, window={self.window}")
+        if self.fisher_rows < 0:
+            raise ValueError(f"feature_kd: fisher_rows must not be negative, got {self.fisher_rows}")
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -74,10 +79,20 @@ class FeatureKD(Method):
         import torch
 
         from switchkd.losses import squared_error
+        from switchkd.methods.feature_weights import FeatureWeights
 
+        weights = learned.known() if isinstance(learned, FeatureWeights) else None
         pairs = signals.activations[TEACHER].pairs(Vision())
-        errors = [squared_error(student_features, teacher_features) for student_features, teacher_features in pairs]
+        errors = [
+            squared_error(student_features, teacher_features, weights) for student_features, teacher_features in pairs
+        ]
         return {"features": self.features * torch.stack(errors)}
+
+    def learned(self, student: Sizes, teacher: Sizes) -> nn.Module | None:
+        """The weights of the channels, which are measured once and kept; None where they are alike."""
+        from switchkd.methods.feature_weights import FeatureWeights
+
+        return FeatureWeights(teacher.features, self.fisher_rows) if self.fisher_rows else None
 
     def statistics(self, logits: AnswerLogits) -> TokenTerms:
         """The knees of `align`."""

@@ -109,8 +109,14 @@ class Method(ABC):
         """Which way the divergences among the terms point. The doctor holds it against a pair of known distributions."""
         return {}
 
-    def at(self, progress: float) -> Method:
-        """The method as it is at a step of a stage, `progress` from above 0 (first step) to 1 (last): itself, unless a weight changes."""
+    def at(self, progress: float, step: int | None = None) -> Method:
+        """The method as it is at a step of a stage: itself, unless a weight changes. What it does not need then is not computed.
+
+        Args:
+            progress: from above 0 (first step) to 1 (last).
+            step: the number of the step, from 0. None: no step in particular, as on held-out rows; a term that only every n-th step has
+                is then there, at its mean weight.
+        """
         return self
 
     def statistics(self, logits: AnswerLogits) -> TokenTerms:

@@ -80,9 +80,9 @@ class Plus(Method):
             term: way for added in self._added.values() for term, way in added.directions.items()
         }
 
-    def at(self, progress: float) -> Plus:
+    def at(self, progress: float, step: int | None = None) -> Plus:
         """With the method as it is at this step."""
-        return replace(self, method=self.method.at(progress))
+        return replace(self, method=self.method.at(progress, step))
 
     def learned(self, student: Sizes, teacher: Sizes) -> nn.Module | None:
         """What each of them learns, by the name of its method."""

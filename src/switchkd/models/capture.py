@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from switchkd.names import Kind, Place
+from switchkd.names import Kind, Place, Route
 
 if TYPE_CHECKING:  # recipes name places through their methods, and import no torch
     from jaxtyping import Bool, Float
@@ -67,6 +67,12 @@ class Capture:
         ids = self.pathway.family.visual_token_ids
         return {kind: self._of_samples(self.inputs.tokens == ids[kind]) for kind in self.inputs.media}
 
+    def split(
+        self, states: Float[Tensor, "batch sequence width"], positions: Bool[Tensor, "batch sequence"]
+    ) -> list[Float[Tensor, "tokens width"]]:
+        """What each sample has at these tokens."""
+        return list(states.flatten(0, 1)[positions.flatten()].split(self._of_samples(positions)))
+
     def _of_samples(self, positions: Bool[Tensor, "batch sequence"]) -> list[int]:
         samples = self.inputs.samples()[positions]
         return list(samples.bincount(minlength=len(self.inputs.lengths)).tolist())
@@ -100,6 +106,18 @@ VISUAL = frozenset(("tokens_per_image", "tokens_per_tile", "merge_size", "patch_
 _TEXT = frozenset(("tokenizer", "chat template"))
 #: What must agree for these tokens to be compared one by one.
 _ALIKE: dict[Where, frozenset[str]] = {"visual": VISUAL, "text": _TEXT, "answers": _TEXT, "all": VISUAL | _TEXT}
+
+
+#: What messages call the visual switch, however far it runs.
+SWITCH = "the switch"
+
+
+def learned_by_vision_alone(needs: Iterable[Route | Site]) -> str:
+    """What of a method's needs trains the student's vision encoder and nothing else, for a message; empty where nothing does."""
+    needs = list(needs)
+    if any(need == "switch" or isinstance(need, Switched) for need in needs):
+        return SWITCH
+    return "the term on V(x)" if any(isinstance(need, Site) and need.bridged for need in needs) else ""
 
 
 def _on_entering(pathway: Pathway, note: Callable[[Any], None]) -> Iterable[RemovableHandle]:
@@ -152,12 +170,7 @@ class Projected(Site):
 
     def of_samples(self, capture: Capture) -> list[Float[Tensor, "tokens width"]]:
         """None of a sample without an image."""
-        projected = capture.noted[self]
-        if not projected:
-            width = capture.pathway.sizes.width
-            return [capture.pathway.head.weight.new_zeros(0, width) for _ in capture.counts("visual")]
-        tokens, family = capture.visual_counts(), capture.pathway.family
-        return _together({kind: list(family.tokens_of(one).split(tokens[kind])) for kind, one in projected.items()})
+        return _projected(capture.noted[self], capture)
 
 
 @dataclass(frozen=True)
@@ -183,17 +196,11 @@ class Hidden(Site):
         if self.layer == 1:
             whole = pathway.model.model
             return [whole.register_forward_hook(lambda module, inputs, output: note(output.last_hidden_state))]
-        layer = _at_depth(pathway.family.layers(pathway.model), self.layer)
-        return [
-            layer.register_forward_hook(
-                lambda module, inputs, output: note(output[0] if isinstance(output, tuple) else output)
-            )
-        ]
+        return [_on_leaving(_at_depth(pathway.family.layers(pathway.model), self.layer), note)]
 
     def of_samples(self, capture: Capture) -> list[Float[Tensor, "tokens width"]]:
         """In the order of the tokens."""
-        states, positions = capture.noted[self].flatten(0, 1), capture.positions(self.at)
-        return list(states[positions.flatten()].split(capture.counts(self.at)))
+        return capture.split(capture.noted[self], capture.positions(self.at))
 
 
 @dataclass(frozen=True)
@@ -204,6 +211,36 @@ class HiddenSet(Hidden):
     def alike(self) -> frozenset[str]:
         """Nothing."""
         return frozenset()
+
+
+@dataclass(frozen=True)
+class Switched(Site):
+    """Behind the first `layers` layers of the teacher's language model: [tokens, width], at visual tokens and at what predicts answers.
+
+    The student's is what the teacher makes there of B(V_S(x)), the teacher's what it makes of V_T(x). With no layers it is P_T(·), the
+    visual tokens as they enter the language model; of features that enter at later layers (deepstack) it has none.
+    """
+
+    bridged: ClassVar[bool] = True
+    layers: int
+
+    @property
+    def alike(self) -> frozenset[str]:
+        """Nothing: it is one model that reads one text, both times."""
+        return frozenset()
+
+    def hook(self, pathway: Pathway, note: Callable[[Any], None]) -> Iterable[RemovableHandle]:
+        """Behind the last of these layers, or where the visual tokens enter."""
+        if not self.layers:
+            return _on_entering(pathway, note)
+        return [_on_leaving(pathway.family.layers(pathway.model)[self.layers - 1], note)]
+
+    def of_samples(self, capture: Capture) -> list[Float[Tensor, "tokens width"]]:
+        """In the order of the tokens."""
+        if not self.layers:
+            return _projected(capture.noted[self], capture)
+        positions = capture.positions("visual") | capture.positions("answers")
+        return capture.split(capture.noted[self], positions)
 
 
 @dataclass(frozen=True)
@@ -286,6 +323,22 @@ def _between(
         weights[row][:, queries[row] & (samples[row] == number)][:, :, keys[row] & (samples[row] == number)]
         for number, row in enumerate(capture.inputs.rows().tolist())
     ]
+
+
+def _on_leaving(layer: nn.Module, note: Callable[[Any], None]) -> RemovableHandle:
+    """Note what a decoder layer makes."""
+    return layer.register_forward_hook(
+        lambda module, inputs, output: note(output[0] if isinstance(output, tuple) else output)
+    )
+
+
+def _projected(entering: Any, capture: Capture) -> list[Float[Tensor, "tokens width"]]:
+    """P(V(x)) of each sample; none of one without an image."""
+    if not entering:
+        width = capture.pathway.sizes.width
+        return [capture.pathway.head.weight.new_zeros(0, width) for _ in capture.counts("visual")]
+    tokens, family = capture.visual_counts(), capture.pathway.family
+    return _together({kind: list(family.tokens_of(one).split(tokens[kind])) for kind, one in entering.items()})
 
 
 def _together(parts: dict[Kind, list[Tensor]]) -> list[Tensor]:

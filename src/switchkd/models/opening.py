@@ -52,7 +52,7 @@ def load_config(path: str | Path) -> PretrainedConfig:
 
         def sizes() -> object:
             family = family_of(config)
-            return family.geometry, family.language_sizes, family.positions, family.blank()
+            return family.geometry, family.model_sizes, family.positions, family.blank()
 
         naming(path, (CONFIG,), sizes)
     return config

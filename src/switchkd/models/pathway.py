@@ -71,6 +71,20 @@ class Pathway(nn.Module):
         hidden: Tensor = outputs.last_hidden_state
         return hidden.flatten(0, 1).index_select(0, inputs.predicts)
 
+    @contextmanager
+    def first_layers(self, count: int | None) -> Iterator[None]:
+        """Have the language model end behind so many of its layers, inside a `with` block; no other is computed. None: behind all."""
+        if count is None:
+            yield
+            return
+        language = self._language
+        layers: nn.ModuleList = language.get_submodule("layers")  # type: ignore[assignment]
+        language.layers = layers[:count]
+        try:
+            yield
+        finally:
+            language.layers = layers
+
     def _text(self, inputs: Inputs) -> dict[str, Any]:
         """What the language model takes besides what it sees."""
         if inputs.offsets is not None:
@@ -91,8 +105,8 @@ class Pathway(nn.Module):
 
     @property
     def sizes(self) -> Sizes:
-        """Width and heads of the language model."""
-        return self.family.language_sizes
+        """Width and heads of the language model, and the width of V(x)."""
+        return self.family.model_sizes
 
     @property
     def _language(self) -> PreTrainedModel:

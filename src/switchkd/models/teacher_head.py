@@ -43,7 +43,7 @@ class TeacherHead(nn.Module):
     @property
     def sizes(self) -> Sizes:
         """Width and heads of the language model."""
-        return self.family.language_sizes
+        return self.family.model_sizes
 
 
 def load_head(path: str | Path, *, dtype: str = "auto", device: torch.device | None = None) -> TeacherHead:
@@ -58,7 +58,7 @@ def load_head(path: str | Path, *, dtype: str = "auto", device: torch.device | N
     tensors = naming(name, WEIGHTS, lambda: _tensors(name, tied=bool(config.to_dict().get("tie_word_embeddings"))))
     weight, bias = tensors
     family = family_of(config)
-    expected = [family.geometry.vocabulary_rows, family.language_sizes.width]
+    expected = [family.geometry.vocabulary_rows, family.model_sizes.width]
     if list(weight.shape) != expected:
         raise ValueError(
             f"{name}: the head has the shape {list(weight.shape)} in the weights, and {expected} by config.json: they belong to different "

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from switchkd.models.capture import Site
+from switchkd.models.capture import SWITCH, Site, Switched, learned_by_vision_alone
 from switchkd.models.families import Family
 from switchkd.models.families.family import LABELS
 from switchkd.signals import Route
@@ -70,7 +70,8 @@ def raise_if_incompatible(
     chosen = sorted((need for need in needs if isinstance(need, Site)), key=str)
     sites = [(site, {LABELS.get(what, what) for what in site.alike}) for site in chosen]
     crossing = "switch" in needs or any(site.bridged for site, _ in sites)
-    without = "set the method's switch to 0" if "switch" in needs else "choose a method that does not compare them"
+    has_switch = learned_by_vision_alone(needs) == SWITCH
+    without = "set the method's switch to 0" if has_switch else "choose a method that does not compare them"
     for difference in differences:
         for site, alike in sites:
             if difference.what in alike and difference.verdict != "fits" and not site.bridged:
@@ -86,6 +87,17 @@ def raise_if_incompatible(
             raise ValueError(
                 f"{pair} differ in {difference}: give the pair a bridge (in a recipe, `pair: {{bridge: auto}}`), choose a student with the "
                 f"teacher's, or {without}"
+            )
+
+
+def check_layers(needs: Collection[Route | Site], teacher: Family) -> None:
+    """Raise ValueError, with both numbers, for a switch through more layers than the teacher's language model has."""
+    layers = teacher.config.text_config.num_hidden_layers
+    for site in needs:
+        if isinstance(site, Switched) and site.layers > layers:
+            raise ValueError(
+                f"the switch is to run through {site.layers} layers of the teacher's language model, which has {layers}: set the method's "
+                f"switch_layers to {layers} at most, or leave it out for a switch that runs to the answers"
             )
 
 

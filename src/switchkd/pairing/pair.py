@@ -8,13 +8,22 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from switchkd.batch import TEACHER, Aligned, Batch, Inputs, TopLogits
-from switchkd.models.capture import Capture, Site, Vision, capture, check_same_text, of_samples
+from switchkd.models.capture import (
+    Capture,
+    Site,
+    Switched,
+    capture,
+    check_same_text,
+    learned_by_vision_alone,
+    of_samples,
+)
 from switchkd.models.families import FeatureGrid, Features
 from switchkd.models.pathway import Pathway
 from switchkd.models.teacher_head import TeacherHead
 from switchkd.pairing import compatibility
 from switchkd.pairing.bridge import Bridge
 from switchkd.pairing.crossing import Crossing
+from switchkd.pairing.fisher import feature_fisher
 from switchkd.pairing.vocabulary import Ids, Vocabulary
 from switchkd.signals import Activations, Compared, FromHidden, FromTopLogits, Head, Logits, Route, Signals
 
@@ -106,40 +115,57 @@ class Pair(nn.Module):
         assert of_first is not None
         return torch.cat([of_first.new_zeros(len(one.targets)) if dropped is None else dropped, of_first])
 
-    def forward(self, batch: Batch) -> Signals:
+    def forward(self, batch: Batch, needs: frozenset[Route | Site] | None = None) -> Signals:
         """The signals that `needs` names: the student's, the teacher's and the switch's distributions, and what is inside both models.
 
+        Args:
+            batch: what both read.
+            needs: of what the pair was made for, what is wanted now; None: all. Pathways that are not wanted do not run.
+
         Raises:
-            ValueError: for inputs that the two cannot be compared on, naming the sample.
+            ValueError: for inputs that the two cannot be compared on, naming the sample, and needs that the pair was not made for.
         """
-        inputs, reader, crossing = batch.student, self._reader(batch), self.crossing
+        needs = self.needs if needs is None else needs
+        if unknown := needs - self.needs:
+            raise ValueError(
+                f"the pair was not made for {', '.join(sorted(map(str, unknown)))}: name it in its `needs`"
+            )
+        sites = frozenset(need for need in needs if isinstance(need, Site))
+        switched = frozenset(site for site in sites if isinstance(site, Switched))
+        inputs, reader, crossing = batch.student, self._reader(batch) if "teacher" in needs else None, self.crossing
         seen = self.student.see(inputs)  # V_S(x)
-        student, captured = self._say(self.student, seen, inputs)  # L_S(P_S(V_S(x)), t)
+        student, captured = self._say(self.student, seen, inputs, sites - switched)  # L_S(P_S(V_S(x)), t)
         logits = FromHidden(student, self.student.head)
         signals = Signals(logits, inputs.targets, inputs.sample, batch.keys, compared={}, activations={})
         if reader is None:
             return signals
-        if batch.shared[TEACHER].stored is not None and not self.sites:  # a cache has what the teacher says
-            switch = self._switch(self.cross(seen, batch), reader) if "switch" in self.needs else None
+        if batch.shared[TEACHER].stored is not None and not sites:  # a cache has what the teacher says
+            switch = self._switch(self.cross(seen, batch), reader)[0] if "switch" in needs else None
             return replace(signals, compared={TEACHER: self._compared(None, switch, batch)})
-        if any("tokenizer" in site.alike for site in self.sites) and reader is not inputs:
+        if any("tokenizer" in site.alike for site in sites) and reader is not inputs:
             check_same_text(self.student, self._live, inputs, reader, batch.keys)
         reader = crossing.over(reader)
         with torch.no_grad(), crossing.precision():
-            teacher, of_teacher = self._say(self._live, self._live.see(reader), reader)  # L_T(P_T(V_T(x)), t)
-        crossed = self.cross(seen, batch)  # V_S(x), or B(V_S(x))
-        switch = None
-        if "switch" in self.needs:  # the teacher's answers about what the student sees
-            switch = self._switch(crossed, reader)  # L_T(P_T(V_S(x)), t): the visual switch
+            teacher, of_teacher = self._say(self._live, self._live.see(reader), reader, sites)  # L_T(P_T(V_T(x)), t)
+        crosses = "switch" in needs or any(site.bridged for site in sites)
+        crossed = self.cross(seen, batch) if crosses else None  # V_S(x), or B(V_S(x))
+        switch, of_switch = None, dict[Site, list[Tensor]]()
+        if "switch" in needs:  # the teacher's answers about what the student sees
+            switch, of_switch = self._switch(crossed, reader, switched)  # L_T(P_T(V_S(x)), t): the visual switch
+        elif switched:  # the same, as far as its states are compared
+            _, of_switch = self._switch(crossed, reader, switched, max(site.layers for site in switched))
         signals = replace(signals, compared={TEACHER: self._compared(crossing.back(teacher), switch, batch)})
-        if not self.sites:
+        if not sites:
             return signals
-        of_student = of_samples(captured, self.sites)
+        of_student = of_samples(captured, sites - switched) | of_switch
         if self.bridge is not None:  # what crosses the bridge lies where the teacher's own does
-            over = replace(of_teacher, features=crossing.over(crossed))
-            of_student |= crossing.back({site: site.of_samples(over) for site in self.sites if site.bridged})
+            over, bridged = (
+                replace(of_teacher, features=crossing.over(crossed)),
+                [s for s in sites - switched if s.bridged],
+            )
+            of_student |= crossing.back({site: site.of_samples(over) for site in bridged})
         heads = self.shared.cut_student(self.student.head), self.shared.cut_teacher(self._head)
-        both = Activations(of_student, crossing.back(of_samples(of_teacher, self.sites)), *heads, batch.keys)
+        both = Activations(of_student, crossing.back(of_samples(of_teacher, sites)), *heads, batch.keys)
         return replace(signals, activations={TEACHER: both})
 
     @torch.no_grad()
@@ -168,15 +194,23 @@ class Pair(nn.Module):
         assert teacher is not None
         return teacher.head
 
-    def _switch(self, crossed: Features | None, reader: Inputs) -> Tensor:
-        """L_T(P_T(V_S(x)), t), hidden states where the student is."""
-        with self.crossing.precision():
-            said = self._live.say(self.crossing.over(crossed), self.crossing.over(reader))
-        return self.crossing.back(said)
+    def _switch(
+        self,
+        crossed: Features | None,
+        reader: Inputs,
+        sites: frozenset[Switched] = frozenset(),
+        layers: int | None = None,
+    ) -> tuple[Tensor, dict[Site, list[Tensor]]]:
+        """L_T(P_T(V_S(x)), t), hidden states where the student is, and what is looked at on the way; through so many layers alone."""
+        with self.crossing.precision(), self._live.first_layers(layers):
+            said, captured = self._say(self._live, self.crossing.over(crossed), self.crossing.over(reader), sites)
+        return self.crossing.back(said), self.crossing.back(of_samples(captured, sites))
 
-    def _say(self, pathway: Pathway, seen: Features | None, inputs: Inputs) -> tuple[Tensor, Capture]:
+    def _say(
+        self, pathway: Pathway, seen: Features | None, inputs: Inputs, sites: frozenset[Site]
+    ) -> tuple[Tensor, Capture]:
         """What a pathway says about what is seen, and what the method looks at inside it."""
-        with capture(pathway, seen, inputs, self.sites) as captured:
+        with capture(pathway, seen, inputs, sites) as captured:
             hidden = pathway.say(seen, inputs)
         return hidden, captured
 
@@ -254,6 +288,10 @@ class Pair(nn.Module):
         self.student.train(training)
         return explained
 
+    def feature_importance(self, batches: Iterable[Batch]) -> Float[Tensor, " width"]:
+        """How much each channel of V_T(x) matters to what the teacher says about these batches (`pairing.fisher`)."""
+        return feature_fisher(self._live, (self.crossing.over(batch.readers[TEACHER]) for batch in batches))
+
     def _examples(self, batches: Iterable[Batch]) -> Iterator[tuple[list[FeatureGrid], list[FeatureGrid]]]:
         assert self.teacher is not None
         for batch in batches:
@@ -299,9 +337,10 @@ def check_compatible(
         )
     differences = compatibility.compare(student.family, teacher.family)
     compatibility.raise_if_incompatible(differences, needs, bridge=bridged)
+    compatibility.check_layers(needs, teacher.family)
     vision = student.part_parameters("vision").values()
-    if needs & {"switch", Vision()} and not any(parameter.requires_grad for parameter in vision):
-        what = "the switch" if "switch" in needs else "its term on V(x)"
+    what = learned_by_vision_alone(needs)
+    if what and not any(parameter.requires_grad for parameter in vision):
         raise ValueError(
             f"the student's vision encoder is frozen (0 of {sum(p.numel() for p in vision)} parameters train) and {what} trains nothing "
             "else: add vision to the stage's `train`, or choose another method (for the switch: `switch: 0`)"

@@ -13,7 +13,7 @@ from switchkd.data.forms import check_columns
 from switchkd.methods import METHODS, Method
 from switchkd.methods.plugins import find_plugin
 from switchkd.methods.plus import SAMPLE_TERMS
-from switchkd.models.capture import Vision
+from switchkd.models.capture import SWITCH, learned_by_vision_alone
 from switchkd.recipe.data_section import Data as Data
 from switchkd.recipe.data_section import Named as Named
 from switchkd.recipe.data_section import WeightedData as WeightedData
@@ -127,14 +127,13 @@ class ResolvedStage:
 
 def _check_vision_learns(stage: ResolvedStage, freeze: Sequence[str]) -> None:
     """Raise ValueError where a term that trains the vision encoder and nothing else would find it frozen, and be dead work."""
-    needs = stage.method.needs
-    term = "the switch" if "switch" in needs else "the term on V(x)" if Vision() in needs else ""
+    term = learned_by_vision_alone(stage.method.needs)
     unused = f"stage {stage.name} trains {', '.join(stage.train)}" if "vision" not in stage.train else ""
     frozen = "student.freeze names vision" if "vision" in freeze else unused
     require(
         not (term and frozen),
         f"{frozen}, and the method of stage {stage.name}, {stage.method.label}, uses {term}: {term} trains nothing but the vision encoder. "
-        f"Let it learn, or choose another method{' or `switch: 0`' if 'switch' in needs else ''}",
+        f"Let it learn, or choose another method{' or `switch: 0`' if term == SWITCH else ''}",
     )
 
 

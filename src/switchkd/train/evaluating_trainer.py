@@ -13,6 +13,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from switchkd.batch import Batch, named
 from switchkd.losses import SummedLoss
+from switchkd.methods import Need
 from switchkd.train import checkpoint
 from switchkd.train.finite_trainer import FiniteTrainer
 from switchkd.train.held_out import HeldOut
@@ -50,6 +51,18 @@ class EvaluatingTrainer(FiniteTrainer):
         self.held_out = held_out
         self._held_out_sums: TermSums = {}
         self._run = str(arguments.output_dir)
+
+    # ---- where the stage is
+
+    @property
+    def _place(self) -> tuple[float, int]:
+        """What of the stage is done when this step is, and the step's number from 0."""
+        return (self.state.global_step + 1) / max(self.state.max_steps, 1), self.state.global_step
+
+    @property
+    def _needs(self) -> frozenset[Need]:
+        """What the method needs at this step."""
+        return self.step.method.at(*self._place).needs
 
     # ---- measuring
 

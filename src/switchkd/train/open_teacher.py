@@ -23,7 +23,7 @@ from switchkd.models.packed_rows import use_flash_attention
 from switchkd.models.revision import at_revision
 from switchkd.models.teacher_head import TeacherHead, load_head
 from switchkd.pairing.bridge import Bridge
-from switchkd.pairing.compatibility import raise_if_incompatible
+from switchkd.pairing.compatibility import check_layers, raise_if_incompatible
 from switchkd.pairing.pair_report import PairReport, compare_models
 from switchkd.pairing.reading import OwnInputs, SameInputs
 from switchkd.pairing.vocabulary import Ids
@@ -103,6 +103,7 @@ def know_teacher(
         bridge=recipe.pair.bridge != "none",
         pair=f"{recipe.student.path} and {teacher.path}",
     )
+    check_layers(needs, family_of(configs[1]))
     for difference in report.mismatches:
         _log.info("student and teacher differ in %s: %s", difference, difference.verdict)
     reading: SameInputs | OwnInputs

@@ -78,7 +78,7 @@ class Progress(TrainerCallback):
         if not (self.bar or due):
             return
         names = ["loss", *self.terms] if len(self.terms) > 1 else self.terms  # a single term is the loss
-        terms = [*(f"{name} {logs[name]:.3f}" for name in names), f"lr {logs['learning_rate']:.1e}"]
+        terms = [*(f"{name} {logs[name]:.3f}" for name in names if name in logs), f"lr {logs['learning_rate']:.1e}"]
         logged = "  ".join([*terms, self.speed.since_last(state.global_step, state.max_steps)])
         line = f"{self.stage}: step {state.global_step} of {state.max_steps}  {logged}"
         if self.bar:

@@ -3,7 +3,8 @@
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -16,7 +17,8 @@ from switchkd.train.peak import Peak
 class Speed:
     """Counts tokens and samples of all processes, for what is said of them now and then.
 
-    Operations are counted in one micro-batch, and later tokens are taken to cost as many: counting them takes longer than launching them.
+    Operations are counted in one micro-batch of every kind, and later tokens of that kind are taken to cost as many: counting them takes
+    longer than launching them. Kinds are steps that need other pathways.
 
     Args:
         processes: among which the tokens are spread.
@@ -26,31 +28,30 @@ class Speed:
     def __init__(self, processes: int = 1, peak: Peak | None = None) -> None:
         self.processes = processes
         self.peak = peak or Peak()
-        self._per_token = 0.0
-        self._tokens = self._samples = 0
+        self._per_token = dict[Hashable, float]()
+        self._tokens, self._samples = Counter[Hashable](), 0
         self._first, self._begun = 0, time.monotonic()
         self._since = self._begun
 
-    def count(self, tokens: int, samples: int) -> None:
+    def count(self, tokens: int, samples: int, kind: Hashable = None) -> None:
         """Count a step: all tokens that the student reads of it, those of prompts and images included, without padding."""
-        self._tokens += tokens
+        self._tokens[kind] += tokens
         self._samples += samples
 
-    @property
-    def knows_operations(self) -> bool:
-        """Whether `operations` has counted."""
-        return self._per_token > 0
+    def knows_operations(self, kind: Hashable = None) -> bool:
+        """Whether `operations` has counted a step of this kind."""
+        return kind in self._per_token
 
     @contextmanager
-    def operations(self, tokens: int) -> Iterator[None]:
+    def operations(self, tokens: int, kind: Hashable = None) -> Iterator[None]:
         """Count the operations of one micro-batch of this process, which has so many tokens."""
         with CountOperations() as counted:
             yield
-        self._per_token = counted.total / tokens
+        self._per_token[kind] = counted.total / tokens
 
     def begin(self, step: int) -> None:
         """Training begins behind this step."""
-        self._tokens = self._samples = 0
+        self._tokens, self._samples = Counter(), 0
         self._first, self._begun = step, time.monotonic()
         self._since = self._begun
 
@@ -66,21 +67,22 @@ class Speed:
         now = time.monotonic()
         seconds, each = max(now - self._since, 1e-9), (now - self._begun) / max(step - self._first, 1)
         said = (
-            f"{self._tokens / seconds:,.0f} tokens/s",
+            f"{self._tokens.total() / seconds:,.0f} tokens/s",
             f"{self._samples / seconds:,.1f} samples/s",
-            *self._reached(self._tokens / seconds),
+            *self._reached(seconds),
             f"{peak_memory() / 2**30:.1f} GiB at most",
             f"{timedelta(seconds=round(each * (steps - step)))} left",
         )
-        self._tokens = self._samples = 0
+        self._tokens, self._samples = Counter(), 0
         self._since = now
         return "  ".join(said)
 
-    def _reached(self, tokens_per_second: float) -> list[str]:
-        """TFLOP/s of one device, and its MFU."""
-        if not self.knows_operations:
+    def _reached(self, seconds: float) -> list[str]:
+        """TFLOP/s of one device, and its MFU; nothing where a kind of step has not been counted."""
+        if not self._per_token or not all(map(self.knows_operations, self._tokens)):
             return []
-        tflops = self._per_token * tokens_per_second / self.processes / 1e12
+        operations = sum(self._per_token[kind] * tokens for kind, tokens in self._tokens.items())
+        tflops = operations / seconds / self.processes / 1e12
         each = " per process" if self.processes > 1 else ""
         return [f"{tflops:.3g} TFLOP/s{each}", *self.peak.shares(tflops)]
 

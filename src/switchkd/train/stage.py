@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from accelerate.utils import set_seed
 from datasets import Dataset
 from torch import nn
 
+from switchkd.batch import Batch
 from switchkd.data.formats import load_rows
 from switchkd.data.index import build_index
 from switchkd.data.packing import Packs
@@ -20,6 +22,7 @@ from switchkd.data.template_choice import use_format
 from switchkd.data.video_sampling import sampling_of, use_sampling
 from switchkd.data.weighing import weigh
 from switchkd.methods import Need
+from switchkd.methods.feature_weights import FeatureWeights
 from switchkd.models import Pathway, load_pathway
 from switchkd.models.liger import use_kernels
 from switchkd.models.opening import check_files, check_weights, load_config, load_processor
@@ -275,6 +278,9 @@ def open_stage(
         context = replace(context, stream=stream)
     if pair.bridge is not None and not pair.bridge.fitted and recipe.pair.fit_rows:
         fit_bridge(context, recipe.pair.fit_rows)
+    for module in [] if pair.learned is None else pair.learned.modules():
+        if isinstance(module, FeatureWeights) and not module.measured:
+            weigh_features(context, module)
     return context
 
 
@@ -289,19 +295,32 @@ def _learned(run: RunContext, stage: ResolvedStage) -> nn.Module | None:
 
 def fit_bridge(context: StageContext, rows: int) -> None:
     """Fit the pair's new bridge to the teacher's features of the first rows."""
+    explained = context.pair.fit_bridge(_first_batches(context, rows))
+    _log.info(
+        "bridge fitted on %d rows: it explains %.1f %% of the variance of the teacher's features",
+        min(rows, len(context.rows)),
+        100 * explained,
+    )
+
+
+def weigh_features(context: StageContext, weights: FeatureWeights) -> None:
+    """Measure how much each channel of the teacher's features matters to what it says about the first rows."""
+    weights.measured_as(context.pair.feature_importance(_first_batches(context, weights.rows)))
+    _log.info(
+        "features weighed on %d rows: their weights are %.2g to %.2g, 1 in the mean",
+        min(weights.rows, len(context.rows)),
+        weights.weights.min(),
+        weights.weights.max(),
+    )
+
+
+def _first_batches(context: StageContext, rows: int) -> Iterator[Batch]:
+    """So many first rows, in batches of the stage's size, where the student is."""
     size = context.stage.per_device_train_batch_size
     chosen = context.rows.select(range(min(rows, len(context.rows))))
     device = context.pair.student.head.weight.device
-    batches = (
-        context.collator(list(chosen.select(range(start, min(start + size, len(chosen)))))).to(device)
-        for start in range(0, len(chosen), size)
-    )
-    explained = context.pair.fit_bridge(batches)
-    _log.info(
-        "bridge fitted on %d rows: it explains %.1f %% of the variance of the teacher's features",
-        len(chosen),
-        100 * explained,
-    )
+    for start in range(0, len(chosen), size):
+        yield context.collator(list(chosen.select(range(start, min(start + size, len(chosen)))))).to(device)
 
 
 def total_steps(context: StageContext) -> int:

@@ -36,19 +36,23 @@ class DistillationStep(nn.Module):
         self.method = method
         self.loss = loss
 
-    def forward(self, batch: Batch, progress: float = 1.0, *, dropped_mass: bool = False) -> SummedLoss:
+    def forward(
+        self, batch: Batch, progress: float = 1.0, step: int | None = None, *, dropped_mass: bool = False
+    ) -> SummedLoss:
         """The sum of all terms over the batch's answer tokens, in nats.
 
         Args:
             batch: what every model reads.
             progress: where in its stage the step is, above 0 and at most 1: weights may depend on it.
+            step: its number in the stage, from 0; None: no step in particular (`Method.at`).
             dropped_mass: add to the statistics what the teacher says about ids that are not compared, and what the student says about
                 ids whose logits a cache does not keep; products with whole heads.
         """
-        signals = self.pair(batch)
+        method = self.method.at(progress, step)
+        signals = self.pair(batch, method.needs)
         if batch.written is not None:
             signals = replace(signals, labelled=~batch.written[signals.sample])
-        sums = self._sum(self.method.at(progress), signals)
+        sums = self._sum(method, signals)
         if dropped_mass and (mass := self.pair.dropped_mass(signals)) is not None:
             sums = sums._replace(statistics=sums.statistics | {"dropped_mass": mass.sum()})
         if dropped_mass and (mass := uncovered_mass(signals)) is not None:
@@ -60,12 +64,13 @@ class DistillationStep(nn.Module):
             sums = plain_loss(AutogradTerms(method.token_terms, method.statistics), signals)
         else:
             sums = fused_loss(method.chunk_loss(), signals)
-        if not signals.activations:
+        if signals.activations:
+            with torch.autocast(signals.sample.device.type, enabled=False):  # in the precision of what is compared
+                terms = method.sample_terms(signals, self.pair.learned)
+            sums = with_samples(sums, terms, signals)
+        elif method.needs == self.pair.needs:
             return sums
-        with torch.autocast(signals.sample.device.type, enabled=False):  # in the precision of what is compared
-            terms = method.sample_terms(signals, self.pair.learned)
-        sums = with_samples(sums, terms, signals)
-        # a rank whose samples have no image must give what learns with the student a gradient too, or DDP waits
+        # where no sample has an image, or this step leaves a pathway out, what learns with the student has a gradient too, or DDP waits
         modules = [module for module in self.pair.auxiliary_modules.values() if module is not None]
         return sums._replace(loss=sums.loss + 0 * sum(p.sum() for module in modules for p in module.parameters()))
 

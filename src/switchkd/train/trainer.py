@@ -97,7 +97,7 @@ class DistillationTrainer(EvaluatingTrainer):
         self._told = False
         #: Whether a sample of the global batch has an image.
         self._has_images = True
-        #: The names of the method's terms, from the first batch on.
+        #: The names of the method's terms, so far.
         self.terms: list[str] = []
         self.speed = Speed(args.world_size)
         self._drawn_at = time.perf_counter()
@@ -118,15 +118,15 @@ class DistillationTrainer(EvaluatingTrainer):
         if self._batches[0] != now:
             self._batches = (now, [])
         self._batches[1].append(inputs.keys)
-        progress = now / max(self.state.max_steps, 1)
         try:
-            sums: SummedLoss = model(inputs, progress, dropped_mass=now % self.args.logging_steps == 0)
+            sums: SummedLoss = model(inputs, *self._place, dropped_mass=now % self.args.logging_steps == 0)
         except (ValueError, IndexError, RuntimeError) as error:
             where = f"; {self._explain(str(error))}" if isinstance(error, NotFiniteError) else ""
             error.args = (f"step {now}, samples {named(inputs.keys)}: {error}{where}",)
             raise
         self.check_loss(sums, inputs)
-        self._record(sums, own_inputs=any(reader is not inputs.student for reader in inputs.readers.values()))
+        apart = any(reader is not inputs.student for reader in inputs.readers.values())
+        self._record(sums, own_inputs=apart and "teacher" in self._needs)
         # DDP averages gradients over ranks; the division here is already global
         loss = sums.loss / num_items_in_batch * self.accelerator.num_processes
         if not loss.requires_grad:  # only what looks at images learns, and no sample here has one
@@ -144,7 +144,7 @@ class DistillationTrainer(EvaluatingTrainer):
             counts = over_hosts(counts, "sum")
         count, images, read, samples = counts
         self._has_images = images > 0
-        self.speed.count(read, samples)
+        self.speed.count(read, samples, self._needs)
         return count
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
@@ -163,13 +163,13 @@ class DistillationTrainer(EvaluatingTrainer):
         return batches
 
     def training_step(self, model: torch.nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """One micro-batch, forward and backward; the first one's operations are counted.
+        """One micro-batch, forward and backward; the operations of the first one of each kind are counted.
 
         Where no sample of the global batch has an image, ranks still ran a blank one (models/pathway.py) and the vision encoder has a
         gradient of zero: taken away, or momentum and weight decay would move what a single process leaves alone.
         """
-        known = self.speed.knows_operations
-        with nullcontext() if known else self.speed.operations(int(inputs.student.lengths.sum())):
+        known = self.speed.knows_operations(self._needs)
+        with nullcontext() if known else self.speed.operations(int(inputs.student.lengths.sum()), self._needs):
             loss = super().training_step(model, inputs, *args, **kwargs)
         if self.accelerator.sync_gradients and not self._has_images:
             bridge = [] if self.pair.bridge is None else list(self.pair.bridge.parameters())
@@ -211,7 +211,7 @@ class DistillationTrainer(EvaluatingTrainer):
                 sums.answers,
             )
         self._told = True
-        self.terms[:] = sums.terms
+        self.terms += [name for name in sums.terms if name not in self.terms]
         add_terms(self._sums, sums, own_inputs=own_inputs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -367,10 +367,10 @@ class Family(ABC):
         return int(self.config.text_config.max_position_embeddings)
 
     @property
-    def language_sizes(self) -> Sizes:
-        """Of the language model."""
+    def model_sizes(self) -> Sizes:
+        """Of the language model, and of what it sees."""
         text = self.config.text_config
-        return Sizes(width=text.hidden_size, heads=text.num_attention_heads)
+        return Sizes(width=text.hidden_size, heads=text.num_attention_heads, features=self.geometry.feature_width)
 
 
 def share(sizes: list[int], parts: list[int]) -> list[int]:
