@@ -30,6 +30,9 @@ class Teacher:
     revision: str | None = None
     #: Where its weights lie, in place of the student's device: `cpu`, or another card of this machine, such as `cuda:1`.
     device: str | None = None
+    #: So large a share of the weights of its language model's linear layers, those of the smallest magnitude, is 0 in the first fifth of a
+    #: stage's steps, and less from fifth to fifth, down to none in the last (Masters).
+    mask: float | None = None
     #: A folder that `switchkd cache RECIPE` fills once with what this teacher says of every row: training then reads it there.
     cache: str | None = None
     #: The cache keeps so many largest logits of every answer token, and no hidden states: smaller, and no longer exact.
@@ -43,6 +46,22 @@ class Teacher:
             f"device must be cpu, or a card with its number, such as cuda:1, got {self.device!r}",
         )
         require(self.cache != "", "cache must name a folder, or none")
+        require(
+            self.mask is None or 0 < self.mask < 1,
+            f"mask is a share of the weights, above 0 and below 1, got {self.mask}; leave it out for none",
+        )
+        others = {
+            "cache": (self.cache, "a cache holds what the whole teacher says"),
+            "quantization": (
+                self.quantization,
+                "quantised weights have no magnitudes to go by, and cannot be changed in place",
+            ),
+        }
+        for name, (given, why) in others.items():
+            require(
+                self.mask is None or given is None,
+                f"mask is {self.mask} and {name} is {given}: {why}; keep one of the two",
+            )
         at_least(self, 2, "cache_logits")
         require(
             self.cache_logits is None or self.cache is not None,

@@ -22,6 +22,7 @@ from switchkd.data.weighing import weigh
 from switchkd.methods import Need
 from switchkd.models import Pathway, load_pathway
 from switchkd.models.liger import use_kernels
+from switchkd.models.masking import MagnitudeMask
 from switchkd.models.opening import check_files, check_weights, load_config, load_processor
 from switchkd.models.packed_rows import check_packable, use_flash_attention
 from switchkd.models.refusals import refuse_unreadable
@@ -256,7 +257,9 @@ def open_stage(
         learned=_learned(run, stage),
         teacher_device=None if teacher is None else device_of(teacher.section),
     )
-    step = DistillationStep(pair, stage.method, loss=recipe.train.loss)
+    share = None if teacher is None else teacher.section.mask
+    mask = None if share is None or pair.teacher is None else MagnitudeMask(pair.teacher)
+    step = DistillationStep(pair, stage.method, loss=recipe.train.loss, mask=mask, masked=share or 0.0)
     context = StageContext(run, stage, rows, step, run.collator(stage), directory, held_out)
     if recipe.data.packing:
         packs = Packs(rows, recipe.data.max_length, seed=recipe.train.seed)
