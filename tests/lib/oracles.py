@@ -183,3 +183,14 @@ def dbild(
                 loss += (kl(ours, theirs) if direction == "reverse" else kl(theirs, ours)) / len(groups)
         losses.append(temperature**2 * loss if t_squared else loss)
     return losses
+
+
+def attention_received(attention: Tensor) -> list[float]:
+    """The share of each key in the weights of all heads and queries; 0 where there are none."""
+    of_keys = [0.0] * attention.shape[-1]
+    for head in attention:
+        for weights in rows(head):
+            for key, weight in enumerate(weights):
+                of_keys[key] += weight
+    total = math.fsum(of_keys)
+    return [value / total if total else 0.0 for value in of_keys]

@@ -35,6 +35,7 @@ def test_what_can_be_added():
         "matched",
         "affinity",
         "looks",
+        "instructed",
     ]
     assert list(SAMPLE_TERMS) == expected
     for kind in METHODS.values():  # no term of a method is called as one that can be added to it

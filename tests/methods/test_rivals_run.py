@@ -56,6 +56,7 @@ train: {{output: {output}/run, max_steps: 2, per_device_train_batch_size: 4, lea
         pytest.param(
             {"name": "compodistill", "reading": "code"}, "teacher", {"answers", "looks"}, marks=pytest.mark.slow
         ),
+        ({"name": "align_ti"}, "teacher", {"answers", "instructed"}),
         pytest.param(
             {"name": "switch_kd", "window": 32, "looks": 2.0}, "teacher", {"switch", "looks"}, marks=pytest.mark.slow
         ),

@@ -12,14 +12,27 @@ from transformers import TrainerCallback
 
 from switchkd.batch import TEACHER
 from switchkd.losses import ChunkLoss, CrossEntropyDBiLD
-from switchkd.methods import EMKD, KD, METHODS, SFT, AlignKD, BiLD, CompoDistill, FeatureKD, LLaVAKD, LLaVAMoD, SwitchKD
+from switchkd.methods import (
+    EMKD,
+    KD,
+    METHODS,
+    SFT,
+    AlignKD,
+    AlignTI,
+    BiLD,
+    CompoDistill,
+    FeatureKD,
+    LLaVAKD,
+    LLaVAMoD,
+    SwitchKD,
+)
 from switchkd.models import Pathway
 
 CASES = [SFT(), KD(), KD(beta=0.5, temperature=2.0), BiLD(), SwitchKD(window=32), SwitchKD(align=0.0, window=None)]
 CASES += [LLaVAMoD(temperature=2.0)]
 #: With terms about the inside of both models, which are added to those on the answers.
 RIVALS = [FeatureKD(window=32), LLaVAKD(temperature=2.0), AlignKD(top=3, attention=20.0, projected=0.05, focus=0.05)]
-RIVALS += [EMKD(temperature=2.0), CompoDistill(looks=3.0), CompoDistill(reading="code")]
+RIVALS += [EMKD(temperature=2.0), CompoDistill(looks=3.0), CompoDistill(reading="code"), AlignTI(instructed=3.0)]
 CASES += RIVALS
 #: Terms and statistics of each.
 LINES = {
@@ -32,6 +45,7 @@ LINES = {
     "align_kd": 5,
     "em_kd": 4,
     "compodistill": 3,
+    "align_ti": 3,
 }
 
 
@@ -160,7 +174,7 @@ def test_under_bf16_the_logits_stay_float32_and_the_losses_equal(tmp_path):
     assert fused["grad_norm"] == pytest.approx(plain["grad_norm"], rel=1e-2)
 
 
-@pytest.mark.parametrize("method", [AlignKD, LLaVAKD, FeatureKD, EMKD, CompoDistill])
+@pytest.mark.parametrize("method", [AlignKD, LLaVAKD, FeatureKD, EMKD, CompoDistill, AlignTI])
 def test_under_bf16_sample_terms_are_computed_outside_autocast(tmp_path, method):
     seen = []
 

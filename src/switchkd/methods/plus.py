@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
 from switchkd.methods.align_kd import AlignKD
+from switchkd.methods.align_ti import AlignTI
 from switchkd.methods.compodistill import CompoDistill
 from switchkd.methods.em_kd import EMKD
 from switchkd.methods.feature_kd import FeatureKD
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 
 #: Term → the method it comes from.
 SAMPLE_TERMS: dict[str, type[Method]] = {
-    term: method for method in (FeatureKD, LLaVAKD, AlignKD, EMKD, CompoDistill) for term in method.sample_weights
+    term: method
+    for method in (FeatureKD, LLaVAKD, AlignKD, EMKD, CompoDistill, AlignTI)
+    for term in method.sample_weights
 }
 
 

@@ -78,8 +78,11 @@ class Pair(nn.Module):
         )
         self.learned = learned
         self.sites = frozenset(need for need in needs if isinstance(need, Site))
-        for pathway in (student, *([self.teacher] if self.teacher is not None else [])):
-            pathway.show_attention(any(site.eager_attention for site in self.sites))
+        #: Of these, what is looked at in the student too.
+        self.student_sites = frozenset(site for site in self.sites if not site.teacher_alone)
+        student.show_attention(any(site.eager_attention for site in self.student_sites))
+        if self.teacher is not None:
+            self.teacher.show_attention(any(site.eager_attention for site in self.sites))
         head = teacher.head if teacher is not None and "teacher" in needs else None
         self.shared = Vocabulary(vocabulary, student.head, head)
         self.first_words = None if first_words is None or head is None else Vocabulary(first_words, student.head, head)
@@ -114,7 +117,7 @@ class Pair(nn.Module):
         """
         inputs, reader, crossing = batch.student, self._reader(batch), self.crossing
         seen = self.student.see(inputs)  # V_S(x)
-        student, captured = self._say(self.student, seen, inputs)  # L_S(P_S(V_S(x)), t)
+        student, captured = _say(self.student, seen, inputs, self.student_sites)  # L_S(P_S(V_S(x)), t)
         logits = FromHidden(student, self.student.head)
         signals = Signals(logits, inputs.targets, inputs.sample, batch.keys, compared={}, activations={})
         if reader is None:
@@ -126,7 +129,7 @@ class Pair(nn.Module):
             check_same_text(self.student, self._live, inputs, reader, batch.keys)
         reader = crossing.over(reader)
         with torch.no_grad(), crossing.precision():
-            teacher, of_teacher = self._say(self._live, self._live.see(reader), reader)  # L_T(P_T(V_T(x)), t)
+            teacher, of_teacher = _say(self._live, self._live.see(reader), reader, self.sites)  # L_T(P_T(V_T(x)), t)
         crossed = self.cross(seen, batch)  # V_S(x), or B(V_S(x))
         switch = None
         if "switch" in self.needs:  # the teacher's answers about what the student sees
@@ -134,7 +137,7 @@ class Pair(nn.Module):
         signals = replace(signals, compared={TEACHER: self._compared(crossing.back(teacher), switch, batch)})
         if not self.sites:
             return signals
-        of_student = of_samples(captured, self.sites)
+        of_student = of_samples(captured, self.student_sites)
         if self.bridge is not None:  # what crosses the bridge lies where the teacher's own does
             over = replace(of_teacher, features=crossing.over(crossed))
             of_student |= crossing.back({site: site.of_samples(over) for site in self.sites if site.bridged})
@@ -173,12 +176,6 @@ class Pair(nn.Module):
         with self.crossing.precision():
             said = self._live.say(self.crossing.over(crossed), self.crossing.over(reader))
         return self.crossing.back(said)
-
-    def _say(self, pathway: Pathway, seen: Features | None, inputs: Inputs) -> tuple[Tensor, Capture]:
-        """What a pathway says about what is seen, and what the method looks at inside it."""
-        with capture(pathway, seen, inputs, self.sites) as captured:
-            hidden = pathway.say(seen, inputs)
-        return hidden, captured
 
     def _reader(self, batch: Batch) -> Inputs | None:
         """What the teacher reads; None where the method has no teacher."""
@@ -273,6 +270,13 @@ class Pair(nn.Module):
         if self.teacher is not None:
             self.teacher.eval()
         return self
+
+
+def _say(pathway: Pathway, seen: Features | None, inputs: Inputs, sites: frozenset[Site]) -> tuple[Tensor, Capture]:
+    """What a pathway says about what is seen, and what the method looks at inside it."""
+    with capture(pathway, seen, inputs, sites) as captured:
+        hidden = pathway.say(seen, inputs)
+    return hidden, captured
 
 
 def _chosen(hidden: Float[Tensor, "answers hidden"], places: Int[Tensor, " compared"] | None) -> Tensor:

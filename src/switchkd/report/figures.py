@@ -30,7 +30,7 @@ UNITS = {
     **dict.fromkeys(("ce", "kd", "bild", "align", "switch", "answers", "mimic"), _NATS),
     **dict.fromkeys(("features", "attention", "projected", "focus"), _SQUARED),
     "soft": "nats per text token",
-    **dict.fromkeys(("visual", "matched"), "nats per visual token"),
+    **dict.fromkeys(("visual", "matched", "instructed"), "nats per visual token"),
     "looks": "1 − cosine, a sum over layers",
     "affinity": "smooth L1 of cosines, from 0 to 1½",
     "relation": "1 − cosine, from 0 to 2",

@@ -150,7 +150,10 @@ def _check_attention(recipe: Recipe) -> None:
     if not stages:
         return
     teachers = [(name, model) for name, model in recipe.teachers.items() if any(s.teacher == model for s in stages)]
-    models: list[tuple[str, Student | Teacher]] = [("student", recipe.student), *teachers]
+    sites = [site for stage in stages for site in stage.method.sites if site.eager_attention]
+    models: list[tuple[str, Student | Teacher]] = [*teachers]
+    if not all(site.teacher_alone for site in sites):
+        models.insert(0, ("student", recipe.student))
     for who, model in models:
         if model.attn_implementation not in ("auto", "eager"):
             raise ValueError(
