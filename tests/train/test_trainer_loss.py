@@ -27,6 +27,7 @@ from switchkd.methods import (
     SwitchKD,
 )
 from switchkd.models import Pathway
+from switchkd.names import VisualWeights
 
 CASES = [SFT(), KD(), KD(beta=0.5, temperature=2.0), BiLD(), SwitchKD(window=32), SwitchKD(align=0.0, window=None)]
 CASES += [LLaVAMoD(temperature=2.0)]
@@ -34,6 +35,10 @@ CASES += [LLaVAMoD(temperature=2.0)]
 RIVALS = [FeatureKD(window=32), LLaVAKD(temperature=2.0), AlignKD(top=3, attention=20.0, projected=0.05, focus=0.05)]
 RIVALS += [EMKD(temperature=2.0), CompoDistill(looks=3.0), CompoDistill(reading="code"), AlignTI(instructed=3.0)]
 CASES += RIVALS
+#: With weights of answers, one of them by gradients that are written out.
+WEIGHTS = VisualWeights(share=0.4, high=0.8)
+WEIGHTED = [KD().weighted(WEIGHTS), SwitchKD(window=32).weighted(WEIGHTS)]
+CASES += WEIGHTED
 #: Terms and statistics of each.
 LINES = {
     "sft": 1,
@@ -46,11 +51,12 @@ LINES = {
     "em_kd": 4,
     "compodistill": 3,
     "align_ti": 3,
+    "weighted": 7,
 }
 
 
 def test_every_method_is_compared():
-    assert {type(method) for method in CASES} == set(METHODS.values())
+    assert {type(method.core) for method in CASES} == set(METHODS.values())
 
 
 def trained(output, **settings):
@@ -74,12 +80,14 @@ def test_fused_and_plain_train_alike(method, tmp_path):
     fused, plain = (trained(tmp_path / loss, method=method, loss=loss) for loss in ("fused", "plain"))
     assert_same(fused, plain)
     expected = (LINES | {"switch_kd": 6 if "align=1" in str(method) else 4})[method.name]
+    if method == WEIGHTED[0]:
+        expected = LINES["kd"] + 1  # and the visual advantage
     bookkeeping = {"step", "loss", "grad_norm", "learning_rate", "epoch", "answer_tokens"}
     assert len(set(fused[0][0]) - bookkeeping) == expected
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("method", RIVALS, ids=str)
+@pytest.mark.parametrize("method", [*RIVALS, *WEIGHTED], ids=str)
 def test_accumulated_sample_terms_are_the_same_step(method, tmp_path):
     runs = []
     for batch_size, accumulation in ((4, 1), (1, 4), (2, 2)):

@@ -61,7 +61,17 @@ class Plus(Method):
     @property
     def label(self) -> str:
         """All that is summed: `switch_kd + features`."""
-        return " + ".join((self.method.name, *self.weights))
+        return " + ".join((self.method.label, *self.weights))
+
+    @property
+    def core(self) -> Method:
+        """Without what is added."""
+        return self.method.core
+
+    @property
+    def compares_answers(self) -> bool:
+        """What is added does not."""
+        return self.method.compares_answers
 
     @cached_property
     def _added(self) -> dict[str, Method]:

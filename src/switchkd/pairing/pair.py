@@ -12,9 +12,11 @@ from switchkd.models.capture import Capture, Site, Vision, capture, check_same_t
 from switchkd.models.families import FeatureGrid, Features
 from switchkd.models.pathway import Pathway
 from switchkd.models.teacher_head import TeacherHead
+from switchkd.names import VisualWeights
 from switchkd.pairing import compatibility
 from switchkd.pairing.bridge import Bridge
 from switchkd.pairing.crossing import Crossing
+from switchkd.pairing.visual_weights import shows_something, weighed, without_detail
 from switchkd.pairing.vocabulary import Ids, Vocabulary
 from switchkd.signals import Activations, Compared, FromHidden, FromTopLogits, Head, Logits, Route, Signals
 
@@ -50,7 +52,7 @@ class Pair(nn.Module):
         student: Pathway,
         teacher: Pathway | TeacherHead | None,
         *,
-        needs: frozenset[Route | Site],
+        needs: frozenset[Route | Site | VisualWeights],
         vocabulary: int | Ids | None = None,
         first_words: Ids | None = None,
         bridge: Bridge | None = None,
@@ -78,6 +80,8 @@ class Pair(nn.Module):
         )
         self.learned = learned
         self.sites = frozenset(need for need in needs if isinstance(need, Site))
+        #: How answer tokens are weighed; None: all alike.
+        self.weights = next((need for need in needs if isinstance(need, VisualWeights)), None)
         #: Of these, what is looked at in the student too.
         self.student_sites = frozenset(site for site in self.sites if not site.teacher_alone)
         student.show_attention(any(site.eager_attention for site in self.student_sites))
@@ -122,7 +126,8 @@ class Pair(nn.Module):
         signals = Signals(logits, inputs.targets, inputs.sample, batch.keys, compared={}, activations={})
         if reader is None:
             return signals
-        if batch.shared[TEACHER].stored is not None and not self.sites:  # a cache has what the teacher says
+        cached = batch.shared[TEACHER].stored is not None
+        if cached and not self.sites and self.weights is None:  # a cache has what the teacher says
             switch = self._switch(self.cross(seen, batch), reader) if "switch" in self.needs else None
             return replace(signals, compared={TEACHER: self._compared(None, switch, batch)})
         if any("tokenizer" in site.alike for site in self.sites) and reader is not inputs:
@@ -130,11 +135,17 @@ class Pair(nn.Module):
         reader = crossing.over(reader)
         with torch.no_grad(), crossing.precision():
             teacher, of_teacher = _say(self._live, self._live.see(reader), reader, self.sites)  # L_T(P_T(V_T(x)), t)
+            blurred = None if self.weights is None else without_detail(self._live, reader, self.weights.detail)
         crossed = self.cross(seen, batch)  # V_S(x), or B(V_S(x))
         switch = None
         if "switch" in self.needs:  # the teacher's answers about what the student sees
             switch = self._switch(crossed, reader)  # L_T(P_T(V_S(x)), t): the visual switch
-        signals = replace(signals, compared={TEACHER: self._compared(crossing.back(teacher), switch, batch)})
+        compared = self._compared(crossing.back(teacher), switch, batch)
+        if self.weights is not None:
+            without = self._compared(crossing.back(blurred), None, batch)
+            shows = crossing.back(shows_something(self._live, reader))
+            compared = weighed(compared, without, inputs.sample, shows, self.weights)
+        signals = replace(signals, compared={TEACHER: compared})
         if not self.sites:
             return signals
         of_student = of_samples(captured, self.student_sites)
@@ -284,7 +295,11 @@ def _chosen(hidden: Float[Tensor, "answers hidden"], places: Int[Tensor, " compa
 
 
 def check_compatible(
-    student: Pathway, teacher: Pathway | TeacherHead | None, needs: frozenset[Route | Site], *, bridged: bool = False
+    student: Pathway,
+    teacher: Pathway | TeacherHead | None,
+    needs: frozenset[Route | Site | VisualWeights],
+    *,
+    bridged: bool = False,
 ) -> list[compatibility.Difference]:
     """Raise ValueError, with both numbers, if `teacher` cannot teach `student` what is in `needs`.
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 from switchkd.methods import Method
 from switchkd.models.quantize import Quantization
+from switchkd.names import VisualWeights
 from switchkd.recipe.field_checks import at_least, require, share
 from switchkd.typed_fields import check_fields
 
@@ -139,6 +140,11 @@ def check_teacher(stage: str, method: Method, teacher: Teacher | None, *, own: b
     )
     if not learns or teacher is None or teacher.cache is None:
         return
+    require(
+        not any(isinstance(need, VisualWeights) for need in method.needs),
+        f"teacher.cache is set, and the answers of stage {stage} have visual weights (method {method.label}): for these the teacher reads "
+        "every batch once more, its pictures without detail, and no cache holds what it says then; keep one of the two",
+    )
     # a cache holds what the teacher says and nothing else
     inside = ", ".join(sorted(map(str, method.sites)))
     require(
