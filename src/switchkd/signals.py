@@ -111,6 +111,9 @@ class Compared:
     places: Int[np.ndarray, " compared"] | None = None
     #: Further answers, over other ids: one model's token has a space before the word that the other's has not; None without any.
     first_words: "Compared | None" = None
+    #: What each weighs in divergences, and its visual advantage in nats (`VisualWeights`); None where all weigh the same.
+    weights: Float[Tensor, " compared"] | None = None
+    advantage: Float[Tensor, " compared"] | None = None
 
 
 @dataclass(frozen=True)
@@ -230,6 +233,8 @@ class Signals:
                     one.targets,
                     one.answers,
                     one.ids,
+                    one.weights,
+                    one.advantage,
                 )
                 for name, one in self.compared.items()
             },
@@ -264,6 +269,8 @@ class ComparedLogits:
     #: As in `Compared`.
     answers: Int[Tensor, " compared"] | None = None
     ids: Int[Tensor, " vocab"] | None = None
+    weights: Float[Tensor, " compared"] | None = None
+    advantage: Float[Tensor, " compared"] | None = None
 
     @cached_property
     def student(self) -> Float[Tensor, "compared vocab"]:

@@ -19,8 +19,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 ByName = Mapping[type, Mapping[str, type]]
 #: What looks for a name that such a table does not have.
 FindOther = Callable[[type, str], type | None]
-#: For a base class, numbers that every section of its kind may hold besides its fields, and what makes of both what is meant.
-Additions = Mapping[type, tuple[Collection[str], Callable[[Any, dict[str, float]], Any]]]
+#: For a base class, what every section of its kind may hold besides its fields, by its type, and what makes of both what is meant.
+Additions = Mapping[type, tuple[Mapping[str, Any], Callable[[Any, dict[str, Any]], Any]]]
 _NO_NAMES: ByName = {}
 
 
@@ -136,7 +136,7 @@ class Builder:
         if kind in self.by_name and isinstance(value, str):
             value = {"name": value}
         value = dict(self._mapping(value, at))
-        addable, add = self.additions.get(kind, ((), None))
+        addable, add = self.additions.get(kind, ({}, None))
         if kind in self.by_name:
             table, name = self.by_name[kind], value.pop("name", None)
             if isinstance(name, str) and name not in table and (other := self._other_choice(kind, name, at)):
@@ -149,7 +149,7 @@ class Builder:
         hints = _types(kind)
         known = {one.name: one for one in fields(kind)}
         chosen = [name for name in addable if name in value and name not in known]
-        added = {name: self.build(float, value.pop(name), f"{at}.{name}") for name in chosen}
+        added = {name: self.build(addable[name], value.pop(name), f"{at}.{name}") for name in chosen}
         for key in value:
             if key not in known:
                 raise self._unknown_key(str(key), at, [*known, *addable])

@@ -183,3 +183,48 @@ def dbild(
                 loss += (kl(ours, theirs) if direction == "reverse" else kl(theirs, ours)) / len(groups)
         losses.append(temperature**2 * loss if t_squared else loss)
     return losses
+
+
+def visual_weights(
+    advantage: list[float], sample: list[int], shows: list[bool], share: float, high: float
+) -> list[float]:
+    """Row by row: the tokens that lose most without detail weigh `high` of the row together, the others the rest; mean 1."""
+    weights = [1.0] * len(advantage)
+    for row in range(len(shows)):
+        places = [place for place, whose in enumerate(sample) if whose == row]
+        n = len(places)
+        most = next(count for count in range(n + 1) if count >= share * n - 1e-6)
+        best = sorted(places, key=lambda place: (-advantage[place], place))[:most]
+        chosen = [place for place in best if advantage[place] > 0]
+        others = [place for place in places if place not in chosen]
+        if not shows[row] or not chosen or not others:
+            continue
+        for place in chosen:
+            weights[place] = high * n / len(chosen)
+        for place in others:
+            weights[place] = (1 - high) * n / len(others)
+    return weights
+
+
+def coarse(picture: list[list[float]], cells: tuple[int, int]) -> list[list[float]]:
+    """Each pixel is the mean of the cell whose corner is nearest; the sides must be multiples of the cells."""
+    height, width = len(picture), len(picture[0])
+    tall, wide = height // cells[0], width // cells[1]
+    made = [[0.0] * width for _ in range(height)]
+    for y in range(height):
+        for x in range(width):
+            top, left = y // tall * tall, x // wide * wide
+            inside = [picture[a][b] for a in range(top, top + tall) for b in range(left, left + wide)]
+            made[y][x] = math.fsum(inside) / len(inside)
+    return made
+
+
+def attention_received(attention: Tensor) -> list[float]:
+    """The share of each key in the weights of all heads and queries; 0 where there are none."""
+    of_keys = [0.0] * attention.shape[-1]
+    for head in attention:
+        for weights in rows(head):
+            for key, weight in enumerate(weights):
+                of_keys[key] += weight
+    total = math.fsum(of_keys)
+    return [value / total if total else 0.0 for value in of_keys]

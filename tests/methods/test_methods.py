@@ -6,7 +6,19 @@ from dataclasses import asdict
 import pytest
 
 from switchkd.losses import CrossEntropyDBiLD, DBiLDSettings
-from switchkd.methods import EMKD, KD, METHODS, AlignKD, BiLD, CompoDistill, FeatureKD, LLaVAKD, LLaVAMoD, SwitchKD
+from switchkd.methods import (
+    EMKD,
+    KD,
+    METHODS,
+    AlignKD,
+    AlignTI,
+    BiLD,
+    CompoDistill,
+    FeatureKD,
+    LLaVAKD,
+    LLaVAMoD,
+    SwitchKD,
+)
 
 REFUSED = [
     (KD, {"beta": -0.1}, r"kd: beta must lie between 0 \(forward KL\) and 1 \(reverse KL\), got -0.1"),
@@ -42,6 +54,13 @@ REFUSED = [
     ),
     (CompoDistill, {"answers": 0, "looks": 0}, "compodistill: weights .* not all 0"),
     (CompoDistill, {"reading": "both"}, "CompoDistill: reading: must be one of paper, code, got 'both'"),
+    (
+        AlignTI,
+        {"instructed": -1.0},
+        "align_ti: weights must be finite, not negative and not all 0, got .*'instructed': -1.0",
+    ),
+    (AlignTI, {"answers": 0, "instructed": 0}, "align_ti: weights .* not all 0"),
+    (AlignTI, {"layer": 1.1}, "align_ti: layer is a depth, from 0 for the first to 1 for the last, got 1.1"),
     (LLaVAMoD, {"mimic": 0.0}, "llava_mod: mimic must be positive and finite, got 0.0; without it, use method sft"),
     (SwitchKD, {"min_k": 1}, "switch_kd: need 2 <= min_k <= window, got min_k=1, window=128"),
     (SwitchKD, {"min_k": 9, "window": 8}, "switch_kd: need 2 <= min_k <= window, got min_k=9, window=8"),
@@ -74,7 +93,7 @@ REFUSED = [
 ]
 REFUSED += [
     (method, {"temperature": value}, message)
-    for method in (KD, BiLD, SwitchKD, FeatureKD, LLaVAKD, LLaVAMoD, AlignKD, EMKD, CompoDistill)
+    for method in (KD, BiLD, SwitchKD, FeatureKD, LLaVAKD, LLaVAMoD, AlignKD, EMKD, CompoDistill, AlignTI)
     for value, message in (
         (0.0, f"{method.name}: temperature must be positive and finite, got 0.0"),
         (-1.0, f"{method.name}: temperature must be positive and finite, got -1.0"),

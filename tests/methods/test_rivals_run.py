@@ -70,6 +70,14 @@ train: {{output: {output}/run, max_steps: 2, per_device_train_batch_size: 4, lea
         pytest.param(
             {"name": "compodistill", "reading": "code"}, "teacher", {"answers", "looks"}, marks=pytest.mark.slow
         ),
+        ({"name": "align_ti"}, "teacher", {"answers", "instructed"}),
+        ({"name": "kd", "weights": "visual"}, "more_tokens", {"kd", "visual_advantage"}),
+        pytest.param(
+            {"name": "switch_kd", "window": 32, "instructed": 2.0, "weights": {"share": 0.5}},
+            "teacher",
+            {"switch", "align", "instructed", "visual_advantage"},
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             {"name": "switch_kd", "window": 32, "looks": 2.0}, "teacher", {"switch", "looks"}, marks=pytest.mark.slow
         ),

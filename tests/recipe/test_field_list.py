@@ -6,6 +6,7 @@ from pathlib import Path
 
 from switchkd.cli import main
 from switchkd.methods import METHODS
+from switchkd.names import VisualWeights
 from switchkd.recipe.data_section import Video
 from switchkd.recipe.field_list import as_markdown, sections
 from switchkd.recipe.schema import Data, LearningRates, LoRA, Recipe, Stage, Student, Train, WeightedData
@@ -16,7 +17,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "fields.md"
 def test_every_section_is_there_with_every_field():
     listed = {section.name: [one.name for one in section.fields] for section in sections()}
     expected = {"": Recipe, "student": Student, "student.lora": LoRA, "data": Data, "data.train": WeightedData}
-    expected |= {"data.video": Video}
+    expected |= {"data.video": Video, "method.weights": VisualWeights}
     expected |= {"train": Train, "train.learning_rates": LearningRates, "stages[n]": Stage}
     expected |= {f"method: {name}": method for name, method in METHODS.items()}
     assert {name: listed[name] for name in expected} == {

@@ -8,7 +8,21 @@ import numpy as np
 import pytest
 import torch
 
-from switchkd import EMKD, KD, METHODS, SFT, AlignKD, BiLD, CompoDistill, FeatureKD, LLaVAKD, LLaVAMoD, Recipe, SwitchKD
+from switchkd import (
+    EMKD,
+    KD,
+    METHODS,
+    SFT,
+    AlignKD,
+    AlignTI,
+    BiLD,
+    CompoDistill,
+    FeatureKD,
+    LLaVAKD,
+    LLaVAMoD,
+    Recipe,
+    SwitchKD,
+)
 from switchkd.methods import Method
 from switchkd.recipe.parsing import RecipeError
 from switchkd.recipe.schema import (
@@ -69,6 +83,7 @@ KNOBS = {
     AlignKD: "top",
     EMKD: "matched",
     CompoDistill: "looks",
+    AlignTI: "layer",
 }
 
 

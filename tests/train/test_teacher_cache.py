@@ -386,6 +386,7 @@ def test_rows_that_the_cache_has_not_are_named_and_the_command_adds_them(reopene
         ("llava_kd", "llava_kd of stage train compares what is inside the teacher"),
         ("align_kd", "align_kd of stage train compares what is inside the teacher"),
         ("compodistill", "compodistill of stage train compares what is inside the teacher"),
+        ("align_ti", "align_ti of stage train compares what is inside the teacher"),
         ("em_kd", "em_kd of stage train compares what is inside the teacher"),
         (
             {"name": "switch_kd", "switch_layers": 1},

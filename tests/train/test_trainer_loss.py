@@ -12,16 +12,34 @@ from transformers import TrainerCallback
 
 from switchkd.batch import TEACHER
 from switchkd.losses import ChunkLoss, CrossEntropyDBiLD
-from switchkd.methods import EMKD, KD, METHODS, SFT, AlignKD, BiLD, CompoDistill, FeatureKD, LLaVAKD, LLaVAMoD, SwitchKD
+from switchkd.methods import (
+    EMKD,
+    KD,
+    METHODS,
+    SFT,
+    AlignKD,
+    AlignTI,
+    BiLD,
+    CompoDistill,
+    FeatureKD,
+    LLaVAKD,
+    LLaVAMoD,
+    SwitchKD,
+)
 from switchkd.models import Pathway
+from switchkd.names import VisualWeights
 
 CASES = [SFT(), KD(), KD(beta=0.5, temperature=2.0), BiLD(), SwitchKD(window=32), SwitchKD(align=0.0, window=None)]
 CASES += [LLaVAMoD(temperature=2.0)]
 #: With terms about the inside of both models, which are added to those on the answers.
 RIVALS = [FeatureKD(window=32), LLaVAKD(temperature=2.0), AlignKD(top=3, attention=20.0, projected=0.05, focus=0.05)]
-RIVALS += [EMKD(temperature=2.0), CompoDistill(looks=3.0), CompoDistill(reading="code")]
+RIVALS += [EMKD(temperature=2.0), CompoDistill(looks=3.0), CompoDistill(reading="code"), AlignTI(instructed=3.0)]
 RIVALS += [SwitchKD(window=32, switch_layers=1), SwitchKD(window=32, switch_layers=0, align=0.0)]
 CASES += RIVALS
+#: With weights of answers, one of them by gradients that are written out.
+WEIGHTS = VisualWeights(share=0.4, high=0.8)
+WEIGHTED = [KD().weighted(WEIGHTS), SwitchKD(window=32).weighted(WEIGHTS)]
+CASES += WEIGHTED
 #: Terms and statistics of each.
 LINES = {
     "sft": 1,
@@ -33,11 +51,13 @@ LINES = {
     "align_kd": 5,
     "em_kd": 4,
     "compodistill": 3,
+    "align_ti": 3,
+    "weighted": 7,
 }
 
 
 def test_every_method_is_compared():
-    assert {type(method) for method in CASES} == set(METHODS.values())
+    assert {type(method.core) for method in CASES} == set(METHODS.values())
 
 
 def trained(output, **settings):
@@ -64,12 +84,14 @@ def test_fused_and_plain_train_alike(method, tmp_path):
         expected = {(1, True): 6, (0, True): 4, (1, False): 5, (0, False): 2}[method.align, "switch" in method.needs]
     else:
         expected = LINES[method.name]
+    if method == WEIGHTED[0]:
+        expected = LINES["kd"] + 1  # and the visual advantage
     bookkeeping = {"step", "loss", "grad_norm", "learning_rate", "epoch", "answer_tokens"}
     assert len(set(fused[0][0]) - bookkeeping) == expected
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("method", RIVALS, ids=str)
+@pytest.mark.parametrize("method", [*RIVALS, *WEIGHTED], ids=str)
 def test_accumulated_sample_terms_are_the_same_step(method, tmp_path):
     runs = []
     for batch_size, accumulation in ((4, 1), (1, 4), (2, 2)):
@@ -164,7 +186,7 @@ def test_under_bf16_the_logits_stay_float32_and_the_losses_equal(tmp_path):
     assert fused["grad_norm"] == pytest.approx(plain["grad_norm"], rel=1e-2)
 
 
-@pytest.mark.parametrize("method", [AlignKD, LLaVAKD, FeatureKD, EMKD, CompoDistill])
+@pytest.mark.parametrize("method", [AlignKD, LLaVAKD, FeatureKD, EMKD, CompoDistill, AlignTI])
 def test_under_bf16_sample_terms_are_computed_outside_autocast(tmp_path, method):
     seen = []
 

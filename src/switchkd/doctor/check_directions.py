@@ -91,7 +91,8 @@ def _signals(method: Method, learner: Float[Tensor, "1 vocab"], teacher: Float[T
     """The learner as the student, and as what the teacher says about what the student sees."""
     identity, first = Head(torch.eye(_VOCABULARY)), torch.zeros(1, dtype=torch.long)
     student = FromHidden(learner, identity)
-    compared = Compared(FromHidden(teacher, identity), _VOCABULARY, first, student)
+    one = torch.ones(1)  # the answer weighs what it weighs without weights
+    compared = Compared(FromHidden(teacher, identity), _VOCABULARY, first, student, weights=one, advantage=0 * one)
     inside, of_teacher = (
         {site: [x[None, :, :1] if site.axes == ("queries", "keys") else x] for site in method.sites}
         for x in (learner, teacher)

@@ -4,7 +4,7 @@
 """
 
 from switchkd.losses.activation_losses import affinity, of_logits, relation, relative_error, squared_error
-from switchkd.losses.attention_losses import attention_distance
+from switchkd.losses.attention_losses import attention_distance, attention_received
 from switchkd.losses.chunks import AutogradTerms, ChunkLoss
 from switchkd.losses.cross_entropy_dbild import CrossEntropyDBiLD
 from switchkd.losses.dbild import DBiLDSettings, bild, dbild
@@ -23,6 +23,7 @@ __all__ = [
     "SummedLoss",
     "affinity",
     "attention_distance",
+    "attention_received",
     "bild",
     "cross_entropy",
     "dbild",

@@ -1,4 +1,4 @@
-"""Losses between the attention of two language models, for one sample at a time."""
+"""Losses between the attention of two language models, and what one of them looks at, for one sample at a time."""
 
 import torch
 from jaxtyping import Float
@@ -49,3 +49,18 @@ def attention_distance(
         kept = teacher_a <= peak
         student_a, teacher_a = student_a * kept, teacher_a * kept
     return (1 - torch.cosine_similarity(student_a, teacher_a, dim=1)).sum()
+
+
+@torch.no_grad()
+def attention_received(attention: Float[Tensor, "heads queries keys"]) -> Float[Tensor, " keys"]:
+    """w_i = Σ_hq A_hqi / Σ_hqj A_hqj: the share of all looks of some tokens, and of all heads, that falls on token i.
+
+    Args:
+        attention: A, weights after the softmax, not negative.
+
+    Returns:
+        Shares whose sum is 1, without a gradient, at least float32; 0 everywhere where nothing is looked at.
+    """
+    received = at_least_float32(attention).sum(dim=(0, 1))
+    total = received.sum()
+    return torch.where(total > 0, received / total, 0)

@@ -30,7 +30,8 @@ class CrossEntropyDBiLD(ChunkLoss):
 
     Term for term the sums of `cross_entropy` and `dbild`, but the softmax overwrites the student's logits and becomes their gradient, the
     sparse gradient of the align term is added in place, that of the switch term stays sparse, and the teacher's order serves both. Where
-    the plain losses refuse a non-finite logit, a term here becomes non-finite itself.
+    the plain losses refuse a non-finite logit, a term here becomes non-finite itself. Where answers have weights, both divergences of
+    each are multiplied by its own.
 
     Args:
         align: λ1, 0 without this term.
@@ -74,6 +75,8 @@ class CrossEntropyDBiLD(ChunkLoss):
         settings, window = self.settings, self.settings.window if self.settings.top_k is None else self.settings.top_k
         if logits.labelled is not None:
             return "some answers are the student's own, which have no cross-entropy"
+        if any(one.weights is not None for one in logits.compared.values()):
+            return "answers weigh more or less than others"
         every = [logits.student]
         for one in logits.compared.values():
             every += [one.teacher] if one.switch is None else [one.teacher, one.switch]
@@ -97,6 +100,8 @@ class CrossEntropyDBiLD(ChunkLoss):
         for name, compared in logits.compared.items() if self.align or self.switch else ():
             by_teacher = self.settings.choose(compared.teacher)
             sums.add(ChunkSums({}, {"knee_teacher": total(by_teacher[1])}))
+            if compared.advantage is not None:
+                sums.add(ChunkSums({}, {"visual_advantage": total(compared.advantage)}))
             if self.align:
                 align.append((compared, self._term("align", "student", self.align, compared, by_teacher, sums)))
             if self.switch:
@@ -124,6 +129,8 @@ class CrossEntropyDBiLD(ChunkLoss):
         logits = compared.of(learner)
         leaders = (by_teacher, self.settings.choose(logits))
         led = [self.settings.divergence(*chosen, logits, compared.teacher) for chosen in leaders]
+        if compared.weights is not None:
+            led = [(compared.weights * loss, compared.weights[:, None] * gradient) for loss, gradient in led]
         loss = torch.stack([total(divergence) for divergence, _ in led]).sum()
         sums.add(ChunkSums({term: weight * loss}, {f"knee_{learner}": total(leaders[1][1])}))
         gradient = torch.cat([values for _, values in led], dim=1).to(logits.dtype)
@@ -189,7 +196,9 @@ class CrossEntropyDBiLD(ChunkLoss):
         )
 
     def _named(self, ce: Float[Tensor, ""], sums: ChunkSums) -> ChunkSums:
-        return ChunkSums({"ce": ce, **sums.terms}, sums.statistics if self.settings.top_k is None else {})
+        fixed = self.settings.top_k is not None
+        told = {name: value for name, value in sums.statistics.items() if not (fixed and name.startswith("knee_"))}
+        return ChunkSums({"ce": ce, **sums.terms}, told)
 
 
 @functools.cache

@@ -282,7 +282,8 @@ class _Part:
             logits = [stored, *logits]
         teacher, switch = logits[0], logits[1] if len(logits) > 1 else None
         answers = None if one.answers is None else one.answers[part] - start
-        return ComparedLogits(whole, teacher, switch, one.targets[part], answers, one.ids)
+        weights, advantage = (x if x is None else x[part] for x in (one.weights, one.advantage))
+        return ComparedLogits(whole, teacher, switch, one.targets[part], answers, one.ids, weights, advantage)
 
     def _slices(self, compared: Compared) -> list[slice]:
         """Which of the compared answers are in each chunk."""

@@ -1,6 +1,7 @@
 """Methods: what is distilled. A new one is a loss, a frozen dataclass here, and a line in this table."""
 
 from switchkd.methods.align_kd import AlignKD
+from switchkd.methods.align_ti import AlignTI
 from switchkd.methods.bild import BiLD
 from switchkd.methods.compodistill import CompoDistill
 from switchkd.methods.em_kd import EMKD
@@ -25,6 +26,7 @@ METHODS: dict[str, type[Method]] = {
         AlignKD,
         EMKD,
         CompoDistill,
+        AlignTI,
     )
 }
 
@@ -34,6 +36,7 @@ __all__ = [
     "METHODS",
     "SFT",
     "AlignKD",
+    "AlignTI",
     "BiLD",
     "CompoDistill",
     "FeatureKD",

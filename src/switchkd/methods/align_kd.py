@@ -70,6 +70,11 @@ class AlignKD(Method):
         return frozenset(need for need, weight in weights.items() if weight)
 
     @property
+    def compares_answers(self) -> bool:
+        """All comparisons are about rows; soft targets are those of all text."""
+        return False
+
+    @property
     def directions(self) -> dict[str, Direction]:
         """Forward."""
         return {"soft": "forward"} if self.soft else {}

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
 from switchkd.models.capture import Site
-from switchkd.names import TEACHER, Direction, Route
+from switchkd.names import TEACHER, Direction, Route, VisualWeights
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from switchkd.losses import ChunkLoss
     from switchkd.signals import AnswerLogits, SampleTerms, Signals, Sizes, TokenTerms
 
-#: All that a method can ask for: pathways, and places inside both models.
-Need = Route | Site
+#: All that a method can ask for: pathways, places inside both models, and how answer tokens are weighed.
+Need = Route | Site | VisualWeights
 
 
 def check_temperature(name: str, temperature: float) -> None:
@@ -68,6 +68,27 @@ class Method(ABC):
         from switchkd.methods.plus import Plus
 
         return Plus(self, weights)
+
+    def weighted(self, weights: VisualWeights | None = None) -> Method:
+        """With answer tokens weighed by how much the teacher's opinion of them depends on what is seen, as in `KD().weighted()`.
+
+        Raises:
+            ValueError: where no term compares answers with the teacher's.
+        """
+        from switchkd.methods.weighted import Weighted
+
+        return Weighted(self, weights or VisualWeights())
+
+    @property
+    def core(self) -> Method:
+        """The method itself, without what a recipe adds to it."""
+        return self
+
+    @property
+    def compares_answers(self) -> bool:
+        """Whether a term of `token_terms` compares answers with the teacher's."""
+        weights = [getattr(self, name) for name in self.answer_weights]
+        return "teacher" in self.needs and (not weights or any(weights))
 
     @property
     def label(self) -> str:

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
 from switchkd.methods.align_kd import AlignKD
+from switchkd.methods.align_ti import AlignTI
 from switchkd.methods.compodistill import CompoDistill
 from switchkd.methods.em_kd import EMKD
 from switchkd.methods.feature_kd import FeatureKD
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 
 #: Term → the method it comes from.
 SAMPLE_TERMS: dict[str, type[Method]] = {
-    term: method for method in (FeatureKD, LLaVAKD, AlignKD, EMKD, CompoDistill) for term in method.sample_weights
+    term: method
+    for method in (FeatureKD, LLaVAKD, AlignKD, EMKD, CompoDistill, AlignTI)
+    for term in method.sample_weights
 }
 
 
@@ -58,7 +61,17 @@ class Plus(Method):
     @property
     def label(self) -> str:
         """All that is summed: `switch_kd + features`."""
-        return " + ".join((self.method.name, *self.weights))
+        return " + ".join((self.method.label, *self.weights))
+
+    @property
+    def core(self) -> Method:
+        """Without what is added."""
+        return self.method.core
+
+    @property
+    def compares_answers(self) -> bool:
+        """What is added does not."""
+        return self.method.compares_answers
 
     @cached_property
     def _added(self) -> dict[str, Method]:

@@ -25,8 +25,8 @@ if TYPE_CHECKING:  # recipes name places through their methods, and import no to
     from switchkd.models.pathway import Pathway
 
 #: Tokens of a sample: its visual tokens; its text, as far as the next token is text too (no padding, not the end of a sample); the
-#: positions that predict its answers; all that is no padding.
-Where = Literal["visual", "text", "answers", "all"]
+#: positions that predict its answers; what is neither seen nor answered, which is what is asked; all that is no padding.
+Where = Literal["visual", "text", "answers", "prompt", "all"]
 
 
 @dataclass
@@ -55,6 +55,9 @@ class Capture:
         if where == "all":
             return samples >= 0
         text = (samples >= 0) & ~visual
+        if where == "prompt":
+            mask.flatten()[self.inputs.predicts + 1] = True
+            return text & ~mask
         mask[:, :-1] = text[:, :-1] & text[:, 1:] & (samples[:, :-1] == samples[:, 1:])
         return mask
 
@@ -86,6 +89,8 @@ class Site(Place, ABC):
     eager_attention: ClassVar[bool] = False
     #: Whether the pair's bridge carries the student's to the teacher's shape, where the two differ.
     bridged: ClassVar[bool] = False
+    #: Whether it is looked at in the teacher and not in the student.
+    teacher_alone: ClassVar[bool] = False
 
     @property
     def alike(self) -> frozenset[str]:
@@ -105,7 +110,11 @@ class Site(Place, ABC):
 VISUAL = frozenset(("tokens_per_image", "tokens_per_tile", "merge_size", "patch_size", "frames_per_patch"))
 _TEXT = frozenset(("tokenizer", "chat template"))
 #: What must agree for these tokens to be compared one by one.
-_ALIKE: dict[Where, frozenset[str]] = {"visual": VISUAL, "text": _TEXT, "answers": _TEXT, "all": VISUAL | _TEXT}
+_ALIKE: dict[Where, frozenset[str]] = {
+    "visual": VISUAL,
+    **dict.fromkeys(("text", "answers", "prompt"), _TEXT),
+    "all": VISUAL | _TEXT,
+}
 
 
 #: What messages call the visual switch, however far it runs.
@@ -268,6 +277,18 @@ class Attention(Site):
     def of_samples(self, capture: Capture) -> list[Float[Tensor, "heads of to"]]:
         """In the order of the tokens."""
         return _between(capture.noted[self], capture, self.of, self.to)
+
+
+@dataclass(frozen=True)
+class TeacherAttention(Attention):
+    """`Attention` of the teacher alone: it is compared with nothing, and says what matters."""
+
+    teacher_alone: ClassVar[bool] = True
+
+    @property
+    def alike(self) -> frozenset[str]:
+        """Nothing."""
+        return frozenset()
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Literal
 from switchkd.models.capture import SWITCH, Site, Switched, learned_by_vision_alone
 from switchkd.models.families import Family
 from switchkd.models.families.family import LABELS
+from switchkd.names import VisualWeights
 from switchkd.signals import Route
 
 #: fits: the same. bridge: the switch needs a bridge. own inputs: each model reads images and text in its own way. shared ids: the ids that
@@ -54,7 +55,7 @@ def compare(student: Family, teacher: Family) -> list[Difference]:
 
 def raise_if_incompatible(
     differences: Iterable[Difference],
-    needs: Collection[Route | Site],
+    needs: Collection[Route | Site | VisualWeights],
     *,
     bridge: bool,
     pair: str = "student and teacher",

@@ -20,10 +20,12 @@ from switchkd.models.capture import (
 from switchkd.models.families import FeatureGrid, Features
 from switchkd.models.pathway import Pathway
 from switchkd.models.teacher_head import TeacherHead
+from switchkd.names import VisualWeights
 from switchkd.pairing import compatibility
 from switchkd.pairing.bridge import Bridge
 from switchkd.pairing.crossing import Crossing
 from switchkd.pairing.fisher import feature_fisher
+from switchkd.pairing.visual_weights import shows_something, weighed, without_detail
 from switchkd.pairing.vocabulary import Ids, Vocabulary
 from switchkd.signals import Activations, Compared, FromHidden, FromTopLogits, Head, Logits, Route, Signals
 
@@ -59,7 +61,7 @@ class Pair(nn.Module):
         student: Pathway,
         teacher: Pathway | TeacherHead | None,
         *,
-        needs: frozenset[Route | Site],
+        needs: frozenset[Route | Site | VisualWeights],
         vocabulary: int | Ids | None = None,
         first_words: Ids | None = None,
         bridge: Bridge | None = None,
@@ -87,8 +89,11 @@ class Pair(nn.Module):
         )
         self.learned = learned
         self.sites = frozenset(need for need in needs if isinstance(need, Site))
-        for pathway in (student, *([self.teacher] if self.teacher is not None else [])):
-            pathway.show_attention(any(site.eager_attention for site in self.sites))
+        #: Of these, what is looked at in the student too.
+        self.student_sites = frozenset(site for site in self.sites if not site.teacher_alone)
+        student.show_attention(any(site.eager_attention for site in self.student_sites))
+        if self.teacher is not None:
+            self.teacher.show_attention(any(site.eager_attention for site in self.sites))
         head = teacher.head if teacher is not None and "teacher" in needs else None
         self.shared = Vocabulary(vocabulary, student.head, head)
         self.first_words = None if first_words is None or head is None else Vocabulary(first_words, student.head, head)
@@ -115,7 +120,7 @@ class Pair(nn.Module):
         assert of_first is not None
         return torch.cat([of_first.new_zeros(len(one.targets)) if dropped is None else dropped, of_first])
 
-    def forward(self, batch: Batch, needs: frozenset[Route | Site] | None = None) -> Signals:
+    def forward(self, batch: Batch, needs: frozenset[Route | Site | VisualWeights] | None = None) -> Signals:
         """The signals that `needs` names: the student's, the teacher's and the switch's distributions, and what is inside both models.
 
         Args:
@@ -132,21 +137,25 @@ class Pair(nn.Module):
             )
         sites = frozenset(need for need in needs if isinstance(need, Site))
         switched = frozenset(site for site in sites if isinstance(site, Switched))
+        weights = next((need for need in needs if isinstance(need, VisualWeights)), None)
         inputs, reader, crossing = batch.student, self._reader(batch) if "teacher" in needs else None, self.crossing
         seen = self.student.see(inputs)  # V_S(x)
-        student, captured = self._say(self.student, seen, inputs, sites - switched)  # L_S(P_S(V_S(x)), t)
+        student_sites = frozenset(site for site in sites - switched if not site.teacher_alone)
+        student, captured = _say(self.student, seen, inputs, student_sites)  # L_S(P_S(V_S(x)), t)
         logits = FromHidden(student, self.student.head)
         signals = Signals(logits, inputs.targets, inputs.sample, batch.keys, compared={}, activations={})
         if reader is None:
             return signals
-        if batch.shared[TEACHER].stored is not None and not sites:  # a cache has what the teacher says
+        cached = batch.shared[TEACHER].stored is not None
+        if cached and not sites and weights is None:  # a cache has what the teacher says
             switch = self._switch(self.cross(seen, batch), reader)[0] if "switch" in needs else None
             return replace(signals, compared={TEACHER: self._compared(None, switch, batch)})
         if any("tokenizer" in site.alike for site in sites) and reader is not inputs:
             check_same_text(self.student, self._live, inputs, reader, batch.keys)
         reader = crossing.over(reader)
         with torch.no_grad(), crossing.precision():
-            teacher, of_teacher = self._say(self._live, self._live.see(reader), reader, sites)  # L_T(P_T(V_T(x)), t)
+            teacher, of_teacher = _say(self._live, self._live.see(reader), reader, sites)  # L_T(P_T(V_T(x)), t)
+            blurred = None if weights is None else without_detail(self._live, reader, weights.detail)
         crosses = "switch" in needs or any(site.bridged for site in sites)
         crossed = self.cross(seen, batch) if crosses else None  # V_S(x), or B(V_S(x))
         switch, of_switch = None, dict[Site, list[Tensor]]()
@@ -154,10 +163,15 @@ class Pair(nn.Module):
             switch, of_switch = self._switch(crossed, reader, switched)  # L_T(P_T(V_S(x)), t): the visual switch
         elif switched:  # the same, as far as its states are compared
             _, of_switch = self._switch(crossed, reader, switched, max(site.layers for site in switched))
-        signals = replace(signals, compared={TEACHER: self._compared(crossing.back(teacher), switch, batch)})
+        compared = self._compared(crossing.back(teacher), switch, batch)
+        if weights is not None:
+            without = self._compared(crossing.back(blurred), None, batch)
+            shows = crossing.back(shows_something(self._live, reader))
+            compared = weighed(compared, without, inputs.sample, shows, weights)
+        signals = replace(signals, compared={TEACHER: compared})
         if not sites:
             return signals
-        of_student = of_samples(captured, sites - switched) | of_switch
+        of_student = of_samples(captured, student_sites) | of_switch
         if self.bridge is not None:  # what crosses the bridge lies where the teacher's own does
             over, bridged = (
                 replace(of_teacher, features=crossing.over(crossed)),
@@ -203,16 +217,8 @@ class Pair(nn.Module):
     ) -> tuple[Tensor, dict[Site, list[Tensor]]]:
         """L_T(P_T(V_S(x)), t), hidden states where the student is, and what is looked at on the way; through so many layers alone."""
         with self.crossing.precision(), self._live.first_layers(layers):
-            said, captured = self._say(self._live, self.crossing.over(crossed), self.crossing.over(reader), sites)
+            said, captured = _say(self._live, self.crossing.over(crossed), self.crossing.over(reader), sites)
         return self.crossing.back(said), self.crossing.back(of_samples(captured, sites))
-
-    def _say(
-        self, pathway: Pathway, seen: Features | None, inputs: Inputs, sites: frozenset[Site]
-    ) -> tuple[Tensor, Capture]:
-        """What a pathway says about what is seen, and what the method looks at inside it."""
-        with capture(pathway, seen, inputs, sites) as captured:
-            hidden = pathway.say(seen, inputs)
-        return hidden, captured
 
     def _reader(self, batch: Batch) -> Inputs | None:
         """What the teacher reads; None where the method has no teacher."""
@@ -313,12 +319,23 @@ class Pair(nn.Module):
         return self
 
 
+def _say(pathway: Pathway, seen: Features | None, inputs: Inputs, sites: frozenset[Site]) -> tuple[Tensor, Capture]:
+    """What a pathway says about what is seen, and what the method looks at inside it."""
+    with capture(pathway, seen, inputs, sites) as captured:
+        hidden = pathway.say(seen, inputs)
+    return hidden, captured
+
+
 def _chosen(hidden: Float[Tensor, "answers hidden"], places: Int[Tensor, " compared"] | None) -> Tensor:
     return hidden if places is None else hidden.index_select(0, places)
 
 
 def check_compatible(
-    student: Pathway, teacher: Pathway | TeacherHead | None, needs: frozenset[Route | Site], *, bridged: bool = False
+    student: Pathway,
+    teacher: Pathway | TeacherHead | None,
+    needs: frozenset[Route | Site | VisualWeights],
+    *,
+    bridged: bool = False,
 ) -> list[compatibility.Difference]:
     """Raise ValueError, with both numbers, if `teacher` cannot teach `student` what is in `needs`.
 

@@ -9,6 +9,7 @@ from textwrap import fill
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from switchkd.methods import METHODS, Method
+from switchkd.names import VisualWeights
 from switchkd.recipe.schema import Recipe, Stage
 
 #: A field, below its comments.
@@ -37,6 +38,7 @@ class Section:
 def sections() -> list[Section]:
     """All sections, those of methods last."""
     found = list(_sections(Recipe, ""))
+    found += _sections(VisualWeights, "method.weights")
     for name, method in METHODS.items():
         found.append(Section(f"method: {name}", _summary(method), _fields(method)))
     return found

@@ -7,6 +7,7 @@ from typing import Literal
 
 from switchkd.methods import Method
 from switchkd.models.quantize import Quantization
+from switchkd.names import VisualWeights
 from switchkd.recipe.field_checks import at_least, require, share
 from switchkd.typed_fields import check_fields
 
@@ -30,6 +31,9 @@ class Teacher:
     revision: str | None = None
     #: Where its weights lie, in place of the student's device: `cpu`, or another card of this machine, such as `cuda:1`.
     device: str | None = None
+    #: So large a share of the weights of its language model's linear layers, those of the smallest magnitude, is 0 in the first fifth of a
+    #: stage's steps, and less from fifth to fifth, down to none in the last (Masters).
+    mask: float | None = None
     #: A folder that `switchkd cache RECIPE` fills once with what this teacher says of every row: training then reads it there.
     cache: str | None = None
     #: The cache keeps so many largest logits of every answer token, and no hidden states: smaller, and no longer exact.
@@ -43,6 +47,22 @@ class Teacher:
             f"device must be cpu, or a card with its number, such as cuda:1, got {self.device!r}",
         )
         require(self.cache != "", "cache must name a folder, or none")
+        require(
+            self.mask is None or 0 < self.mask < 1,
+            f"mask is a share of the weights, above 0 and below 1, got {self.mask}; leave it out for none",
+        )
+        others = {
+            "cache": (self.cache, "a cache holds what the whole teacher says"),
+            "quantization": (
+                self.quantization,
+                "quantised weights have no magnitudes to go by, and cannot be changed in place",
+            ),
+        }
+        for name, (given, why) in others.items():
+            require(
+                self.mask is None or given is None,
+                f"mask is {self.mask} and {name} is {given}: {why}; keep one of the two",
+            )
         at_least(self, 2, "cache_logits")
         require(
             self.cache_logits is None or self.cache is not None,
@@ -120,6 +140,11 @@ def check_teacher(stage: str, method: Method, teacher: Teacher | None, *, own: b
     )
     if not learns or teacher is None or teacher.cache is None:
         return
+    require(
+        not any(isinstance(need, VisualWeights) for need in method.needs),
+        f"teacher.cache is set, and the answers of stage {stage} have visual weights (method {method.label}): for these the teacher reads "
+        "every batch once more, its pictures without detail, and no cache holds what it says then; keep one of the two",
+    )
     # a cache holds what the teacher says and nothing else
     inside = ", ".join(sorted(map(str, method.sites)))
     require(

@@ -9,6 +9,7 @@ import yaml
 from switchkd.files import write_together
 from switchkd.methods import METHODS, Method
 from switchkd.methods.plus import Plus
+from switchkd.methods.weighted import WEIGHTS, Weighted
 
 if TYPE_CHECKING:
     from switchkd.recipe.schema import Recipe
@@ -25,6 +26,8 @@ def _plain_values(value: Any) -> Any:
         return [_plain_values(item) for item in value]
     if isinstance(value, Plus):
         return _plain_values(value.method) | value.weights
+    if isinstance(value, Weighted):
+        return _plain_values(value.method) | {WEIGHTS: _plain_values(value.weights)}
     if is_dataclass(value):
         plain = {field.name: _plain_values(getattr(value, field.name)) for field in fields(value)}
         return {"name": method_name(value)} | plain if isinstance(value, Method) else plain

@@ -13,7 +13,9 @@ from switchkd.data.forms import check_columns
 from switchkd.methods import METHODS, Method
 from switchkd.methods.plugins import find_plugin
 from switchkd.methods.plus import SAMPLE_TERMS
+from switchkd.methods.weighted import WEIGHTS
 from switchkd.models.capture import SWITCH, learned_by_vision_alone
+from switchkd.names import VisualWeights
 from switchkd.recipe.data_section import Data as Data
 from switchkd.recipe.data_section import Named as Named
 from switchkd.recipe.data_section import WeightedData as WeightedData
@@ -279,7 +281,7 @@ def build_recipe(tree: dict[str, Any], source: str, overrides: Sequence[str] = (
     if isinstance(method, dict) and isinstance(stages, list):
         tree = {**tree, "stages": [_inherit_method(stage, method) for stage in stages]}
     recipe: Recipe = Builder(
-        Recipe, {Method: METHODS}, source, flags.keys(), FOREIGN, _find_method, {Method: (SAMPLE_TERMS, _with_terms)}
+        Recipe, {Method: METHODS}, source, flags.keys(), FOREIGN, _find_method, {Method: (_ADDITIONS, _with_additions)}
     ).build(Recipe, tree)
     return recipe
 
@@ -290,9 +292,15 @@ def _with_named_method(section: Any) -> Any:
     return {**section, "method": {"name": method}} if isinstance(method, str) else section
 
 
-def _with_terms(method: Method, weights: dict[str, float]) -> Method:
-    weights = {term: weight for term, weight in weights.items() if weight}
-    return method.plus(**weights) if weights else method
+#: What every method may have besides its knobs, and its type: terms of other methods, and weights of answer tokens.
+_ADDITIONS: dict[str, Any] = {**dict.fromkeys(SAMPLE_TERMS, float), WEIGHTS: Literal["visual"] | VisualWeights | None}
+
+
+def _with_additions(method: Method, given: dict[str, Any]) -> Method:
+    weights = given.pop(WEIGHTS, None)
+    terms = {term: weight for term, weight in given.items() if weight}
+    method = method.plus(**terms) if terms else method
+    return method if weights is None else method.weighted(VisualWeights() if weights == "visual" else weights)
 
 
 def _find_method(kind: type, name: str) -> type | None:

@@ -27,10 +27,10 @@ _INK, _GRID, _LINE = "#1f2933", "#e4e7eb", "#9aa5b1"
 #: What a logged term is measured in, where that is known: the names are those of `methods/`.
 _NATS, _SQUARED = "nats per answer token", "squared distance"
 UNITS = {
-    **dict.fromkeys(("ce", "kd", "bild", "align", "switch", "answers", "mimic"), _NATS),
+    **dict.fromkeys(("ce", "kd", "bild", "align", "switch", "answers", "mimic", "visual_advantage"), _NATS),
     **dict.fromkeys(("features", "attention", "projected", "focus"), _SQUARED),
     "soft": "nats per text token",
-    **dict.fromkeys(("visual", "matched"), "nats per visual token"),
+    **dict.fromkeys(("visual", "matched", "instructed"), "nats per visual token"),
     "looks": "1 − cosine, a sum over layers",
     "affinity": "smooth L1 of cosines, from 0 to 1½",
     "relation": "1 − cosine, from 0 to 2",

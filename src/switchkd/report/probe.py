@@ -24,7 +24,6 @@ from switchkd.evaluate.attention import attention_maps
 from switchkd.evaluate.questions import Question, prompt, questions
 from switchkd.losses import knee
 from switchkd.methods import SFT, SwitchKD
-from switchkd.methods.plus import Plus
 from switchkd.models.run_folder import STUDENT
 from switchkd.pairing import Pair
 from switchkd.recipe.schema import Recipe, Stage, load_recipe
@@ -203,7 +202,7 @@ def _compute(
 def _knobs(recipe: Recipe) -> SwitchKD:
     """The window and the least k of the run's own method, or the defaults of Switch-KD."""
     for stage in reversed(recipe.resolved_stages()):
-        method = stage.method.method if isinstance(stage.method, Plus) else stage.method
+        method = stage.method.core
         if isinstance(method, SwitchKD):
             return method
     return SwitchKD()

@@ -25,6 +25,6 @@ def why_reloaded(context: StageContext, dtype: str = "auto") -> str | None:
         return f"it is {widths} in memory, and {str(run.student_dtype).removeprefix('torch.')} on the disk"
     if recipe.train.torch_compile or has_kernels(run.student.model):
         return "its layers are compiled or Liger's, which add in another order than those of plain transformers"
-    if recipe.student.attn_implementation != "auto" or any(site.eager_attention for site in context.pair.sites):
+    if recipe.student.attn_implementation != "auto" or any(site.eager_attention for site in context.pair.student_sites):
         return "its attention is another than plain transformers chooses"
     return None

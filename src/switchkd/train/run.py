@@ -127,6 +127,7 @@ def train_stage(context: StageContext, *, accept_changes: bool = False) -> None:
     with caught(stop.note):
         trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
         stop.raise_if_stopped(trainer.args, context.stage.name, trainer.state)
+    context.step.unmask()
     if stopped_early(trainer.state):
         if processes().is_main_process:
             say(

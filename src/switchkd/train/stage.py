@@ -25,6 +25,7 @@ from switchkd.methods import Need
 from switchkd.methods.feature_weights import FeatureWeights
 from switchkd.models import Pathway, load_pathway
 from switchkd.models.liger import use_kernels
+from switchkd.models.masking import MagnitudeMask
 from switchkd.models.opening import check_files, check_weights, load_config, load_processor
 from switchkd.models.packed_rows import check_packable, use_flash_attention
 from switchkd.models.refusals import refuse_unreadable
@@ -152,7 +153,10 @@ def _check_attention(recipe: Recipe) -> None:
     if not stages:
         return
     teachers = [(name, model) for name, model in recipe.teachers.items() if any(s.teacher == model for s in stages)]
-    models: list[tuple[str, Student | Teacher]] = [("student", recipe.student), *teachers]
+    sites = [site for stage in stages for site in stage.method.sites if site.eager_attention]
+    models: list[tuple[str, Student | Teacher]] = [*teachers]
+    if not all(site.teacher_alone for site in sites):
+        models.insert(0, ("student", recipe.student))
     for who, model in models:
         if model.attn_implementation not in ("auto", "eager"):
             raise ValueError(
@@ -259,7 +263,9 @@ def open_stage(
         learned=_learned(run, stage),
         teacher_device=None if teacher is None else device_of(teacher.section),
     )
-    step = DistillationStep(pair, stage.method, loss=recipe.train.loss)
+    share = None if teacher is None else teacher.section.mask
+    mask = None if share is None or pair.teacher is None else MagnitudeMask(pair.teacher)
+    step = DistillationStep(pair, stage.method, loss=recipe.train.loss, mask=mask, masked=share or 0.0)
     context = StageContext(run, stage, rows, step, run.collator(stage), directory, held_out)
     if recipe.data.packing:
         packs = Packs(rows, recipe.data.max_length, seed=recipe.train.seed)

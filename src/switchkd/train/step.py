@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from switchkd.batch import Batch, sample_id
 from switchkd.losses import AutogradTerms, SummedLoss, fused_loss, plain_loss, with_samples
 from switchkd.methods import Method
+from switchkd.models.masking import MagnitudeMask, masked_share
 from switchkd.pairing import Pair
 from switchkd.signals import Logits, Signals
 from switchkd.train.uncovered import uncovered_mass
@@ -24,17 +25,29 @@ class DistillationStep(nn.Module):
         pair: student, frozen teacher, and what learns with them.
         method: whose terms are summed.
         loss: `fused` makes the logits of some answer tokens at a time; `plain` of all at once, for debugging.
+        mask: masks weights of the teacher, `masked` of them at first and fewer from time to time.
+        masked: this share.
     """
 
     # How transformers.Trainer is told that the loss shifts answers and divides by the answer tokens of the global batch itself
     loss_type = "ForCausalLM"
     accepts_loss_kwargs = True
 
-    def __init__(self, pair: Pair, method: Method, *, loss: Literal["fused", "plain"] = "fused") -> None:
+    def __init__(
+        self,
+        pair: Pair,
+        method: Method,
+        *,
+        loss: Literal["fused", "plain"] = "fused",
+        mask: MagnitudeMask | None = None,
+        masked: float = 0.0,
+    ) -> None:
         super().__init__()
         self.pair = pair
         self.method = method
         self.loss = loss
+        self.mask = mask
+        self.masked = masked
 
     def forward(
         self, batch: Batch, progress: float = 1.0, step: int | None = None, *, dropped_mass: bool = False
@@ -49,6 +62,8 @@ class DistillationStep(nn.Module):
                 ids whose logits a cache does not keep; products with whole heads.
         """
         method = self.method.at(progress, step)
+        if self.mask is not None:
+            self.mask.set(masked_share(self.masked, progress))
         signals = self.pair(batch, method.needs)
         if batch.written is not None:
             signals = replace(signals, labelled=~batch.written[signals.sample])
@@ -73,6 +88,11 @@ class DistillationStep(nn.Module):
         # where no sample has an image, or this step leaves a pathway out, what learns with the student has a gradient too, or DDP waits
         modules = [module for module in self.pair.auxiliary_modules.values() if module is not None]
         return sums._replace(loss=sums.loss + 0 * sum(p.sum() for module in modules for p in module.parameters()))
+
+    def unmask(self) -> None:
+        """Make the teacher whole again: the next stage may learn from it too."""
+        if self.mask is not None:
+            self.mask.set(0.0)
 
     @torch.no_grad()
     def not_finite(self, batch: Batch) -> dict[str, list[str]]:

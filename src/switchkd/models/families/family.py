@@ -14,6 +14,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from switchkd.batch import Inputs, Media
+from switchkd.models.coarse import coarse
 from switchkd.names import Kind
 from switchkd.signals import Sizes
 
@@ -319,6 +320,10 @@ class Family(ABC):
     def photograph(self) -> Media:
         """An image of 640 × 480 pixels (`PHOTOGRAPH`) in the sizes and tiles that published processors make of it, of ones."""
         return self.blank()
+
+    def coarse(self, media: Media, detail: float) -> Media:
+        """The same, each picture shrunk to `detail` of its sides and enlarged again."""
+        return {name: coarse(one, detail) if name.startswith("pixel_values") else one for name, one in media.items()}
 
     # ---- sizes, from the config alone
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from switchkd.batch import Media
+from switchkd.models.coarse import coarse
 from switchkd.models.families.chat_blocks import content
 from switchkd.models.families.family import PHOTOGRAPH, Family, Features, Names, one
 from switchkd.models.families.llava import PARTS
@@ -59,6 +60,13 @@ class Mistral3(Family):
         block = one(self.config.vision_config.patch_size) * self.config.spatial_merge_size
         height, width = (-(-side // block) * block for side in PHOTOGRAPH)
         return {"pixel_values": torch.ones(1, 3, height, width), "image_sizes": torch.tensor([[height, width]])}
+
+    def coarse(self, media: Media, detail: float) -> Media:
+        """Without the padding of smaller images, which would get into them."""
+        pixels = media["pixel_values"].clone()
+        for image, (height, width) in zip(pixels, media["image_sizes"].tolist(), strict=True):
+            image[:, :height, :width] = coarse(image[:, :height, :width], detail)
+        return {**media, "pixel_values": pixels}
 
     def sizes(self) -> dict[str, int]:
         """The number of tokens follows from them and the image."""

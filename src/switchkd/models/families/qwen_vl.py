@@ -11,6 +11,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDe
 from transformers.vision_utils import get_vision_window_index
 
 from switchkd.batch import Inputs, Media
+from switchkd.models.coarse import coarse
 from switchkd.models.families.chat_blocks import CHATML_WITH_VIDEOS
 from switchkd.models.families.family import PHOTOGRAPH, Family, Names, Projected, one
 from switchkd.names import Kind
@@ -118,6 +119,23 @@ class Qwen2VL(Family):
             "pixel_values": pixels.new_ones(height * width, pixels.shape[1]),
             "image_grid_thw": torch.tensor([[1, height, width]]),
         }
+
+    def coarse(self, media: Media, detail: float) -> Media:
+        """The patches are put together to pictures, which are made coarse, and cut up again."""
+        changed, vision, merge = dict(media), self.config.vision_config, self.merge_size
+        frames, patch = one(vision.temporal_patch_size), one(vision.patch_size)
+        for name, grid in (("pixel_values", "image_grid_thw"), ("pixel_values_videos", "video_grid_thw")):
+            if name not in media:
+                continue
+            parts = []
+            sizes = media[grid].tolist()
+            for patches, (t, h, w) in zip(media[name].split([t * h * w for t, h, w in sizes]), sizes, strict=True):
+                blocks = patches.view(t, h // merge, w // merge, merge, merge, -1, frames, patch, patch)
+                pictures = blocks.permute(0, 5, 6, 1, 3, 7, 2, 4, 8)
+                shown = coarse(pictures.reshape(t, -1, h * patch, w * patch), detail)
+                parts.append(shown.view(pictures.shape).permute(0, 3, 6, 4, 7, 1, 2, 5, 8).reshape(patches.shape))
+            changed[name] = torch.cat(parts)
+        return changed
 
     @property
     def merge_size(self) -> int:
