@@ -122,16 +122,15 @@ def with_samples(sums: SummedLoss, terms: Mapping[str, Float[Tensor, " samples"]
 
 def added(parts: Sequence[SummedLoss]) -> SummedLoss:
     """The sum over all answer tokens of several batches, of which each may have terms that others have not."""
-    (first, *others) = parts
-    names = [dict.fromkeys(name for part in parts for name in getattr(part, kind)) for kind in ("terms", "statistics")]
 
-    def total(kind: str, name: str) -> Tensor:
-        return torch.stack([getattr(part, kind)[name] for part in parts if name in getattr(part, kind)]).sum()
+    def totals(sums: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        names = dict.fromkeys(name for one in sums for name in one)
+        return {name: torch.stack([one[name] for one in sums if name in one]).sum() for name in names}
 
-    return first._replace(
-        loss=torch.stack([part.loss for part in parts]).sum() if others else first.loss,
-        terms={name: total("terms", name) for name in names[0]},
-        statistics={name: total("statistics", name) for name in names[1]},
+    return SummedLoss(
+        loss=torch.stack([part.loss for part in parts]).sum(),
+        terms=totals([part.terms for part in parts]),
+        statistics=totals([part.statistics for part in parts]),
         answers=sum(part.answers for part in parts),
         compared=sum(part.compared for part in parts),
         chunk=max(part.chunk for part in parts),

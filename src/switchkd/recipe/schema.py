@@ -192,8 +192,6 @@ class Recipe:
     train: Train
     #: The model that is learned from; plain SFT needs none.
     teacher: Teacher | None = None
-    #: In the place of `teacher`, several by names of your own, of which every row names one in its field `teacher` (docs/data.md).
-    teachers: dict[str, Teacher] = field(default_factory=dict)
     #: Stages of training, one after the other; by default one that trains everything.
     stages: tuple[Stage, ...] = field(default_factory=lambda: (Stage("train"),))
     #: What the student is asked at the end; nothing if not given.
@@ -202,6 +200,8 @@ class Recipe:
     on_policy: OnPolicy | None = None
     #: What to do where student and teacher differ.
     pair: Pairing = field(default_factory=Pairing)
+    #: In the place of `teacher`, several by names of your own, of which every row names one in its field `teacher` (docs/data.md).
+    teachers: dict[str, Teacher] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_fields(self, {Method: METHODS}, _find_method)
