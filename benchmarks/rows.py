@@ -65,6 +65,9 @@ class Letters:
 
     fingerprint = "letters"
 
+    def fingerprint_of(self, row: dict) -> str:
+        return self.fingerprint
+
     def measure(self, row: dict) -> Measured:
         letters = [sum(len(part["text"] or "") for part in message["content"]) for message in row["messages"]]
         return Measured(sum(letters), sum(letters[1::2]), sum(letters[1::2]), sum(letters))

@@ -134,13 +134,13 @@ class TimedStep(DistillationStep):
         own, switch = (timed(clock, name, teacher.say) for name in ("teacher", "switch"))
         teacher.say = lambda *given: (switch if torch.is_grad_enabled() else own)(*given)
 
-    def _sum(self, method: Method, signals: Signals) -> SummedLoss:
+    def _sum(self, pair: Pair, method: Method, signals: Signals) -> SummedLoss:
         on_gpu = self.clock.device == "cuda"
         before = torch.cuda.memory_allocated() if on_gpu else 0
         if on_gpu:
             torch.cuda.reset_peak_memory_stats()
         with self.clock.span("loss"):
-            sums = super()._sum(method, signals)
+            sums = super()._sum(pair, method, signals)
         if on_gpu:
             self.loss_gib.append((torch.cuda.max_memory_allocated() - before) / 2**30)
         return sums

@@ -131,6 +131,16 @@ class Batch(NamedTuple):
     #: Whose answers the student wrote itself: there is no label for these, so no cross-entropy. None: nobody's.
     written: Bool[Tensor, " samples"] | None = None
 
+    @property
+    def parts(self) -> dict[str, "Batch"]:
+        """By whom they are taught → samples: all of them by one (`TaggedBatch` has others)."""
+        return {TEACHER: self}
+
+    @property
+    def own_inputs(self) -> bool:
+        """Whether a teacher reads something else than the student."""
+        return any(reader is not self.student for reader in self.readers.values())
+
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Batch":
         """The same on `device`."""
         return self._with(lambda tensor: tensor.to(device, non_blocking=non_blocking))
@@ -156,6 +166,48 @@ class Batch(NamedTuple):
         }
         shared, first_words = _mapped(self.shared, change), _mapped(self.first_words, change)
         return Batch(self.keys, student, readers, shared, first_words, _mapped(self.written, change))
+
+
+class TaggedBatch(NamedTuple):
+    """Some samples of which each is taught by one of several teachers: a batch of those of each.
+
+    What learns from it runs once for each part. A loss is a sum over answer tokens, which is divided by their number in the global batch,
+    so it does not matter which samples run together.
+    """
+
+    #: By the teacher's tag, in the order of the recipe; one that teaches none of the samples is absent, or has a part without answers.
+    parts: dict[str, Batch]
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Of all samples, part by part."""
+        return tuple(key for part in self.parts.values() for key in part.keys)
+
+    @property
+    def own_inputs(self) -> bool:
+        """Whether a teacher reads something else than the student."""
+        return any(part.own_inputs for part in self.parts.values())
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "TaggedBatch":
+        """The same on `device`."""
+        return TaggedBatch({tag: part.to(device, non_blocking=non_blocking) for tag, part in self.parts.items()})
+
+    def pin_memory(self) -> "TaggedBatch":
+        """As that of a `Batch`."""
+        return TaggedBatch({tag: part.pin_memory() for tag, part in self.parts.items()})
+
+    def without_answers(self) -> "TaggedBatch":
+        """As that of a `Batch`."""
+        return TaggedBatch({tag: part.without_answers() for tag, part in self.parts.items()})
+
+
+#: What a collator makes.
+AnyBatch = Batch | TaggedBatch
+
+
+def tokens_read(batch: AnyBatch) -> int:
+    """How many tokens the student reads in it, without padding."""
+    return sum(int(part.student.lengths.sum()) for part in batch.parts.values())
 
 
 def sample_id(key: str) -> str:

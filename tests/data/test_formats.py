@@ -52,7 +52,11 @@ def messages_row(**more):
 
 def expected_row(folder, **more):
     row = {"id": "x", "images": [{"bytes": None, "path": str(folder / "images" / "a.png")}], "videos": []}
-    return row | {"messages": CANONICAL, "kinds": [None], "accepted": [], "metric": None, "problem": None} | more
+    return (
+        row
+        | {"messages": CANONICAL, "kinds": [None], "accepted": [], "metric": None, "teacher": None, "problem": None}
+        | more
+    )
 
 
 def canonical(row):

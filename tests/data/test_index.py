@@ -95,7 +95,18 @@ def test_kept_rows_carry_their_lengths(tmp_path, collator):
     ]
     (tmp_path / "data.json").write_text(json.dumps(rows))
     kept = build_index(load_rows(tmp_path / "data.json"), collator).rows
-    assert kept.column_names == ["id", "source", "images", "videos", "messages", "kinds", "accepted", "metric", *ADDED]
+    assert kept.column_names == [
+        "id",
+        "source",
+        "images",
+        "videos",
+        "messages",
+        "kinds",
+        "accepted",
+        "metric",
+        "teacher",
+        *ADDED,
+    ]
     batch = collator(list(kept))
     assert list(kept["length"]) == batch.student.lengths.tolist()
     assert list(kept["answers"]) == batch.student.sample.bincount().tolist()

@@ -66,7 +66,7 @@ def opened(recipe: Recipe, scratch: Path) -> StageContext:
 def renamed(run: RunContext, recipe: Recipe, store: TeacherStore | None = None) -> RunContext:
     """An open run for a recipe that describes the same teacher in another section: nothing is loaded anew."""
     (known,) = run.teachers
-    weights = run.teachers.weights_for(run.recipe.resolved_stages()[0])
+    (weights,) = run.teachers.weights_for(run.recipe.resolved_stages()[0]).values()
     teachers = Teachers([replace(known, section=recipe.teacher, store=store)], lambda section, head_alone: weights)
     return replace(run, recipe=recipe, teachers=teachers)
 

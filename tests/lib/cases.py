@@ -54,6 +54,7 @@ def rows(sizes=SIZES) -> list[dict]:
                 "kinds": [None, None],
                 "accepted": [],
                 "metric": None,
+                "teacher": None,
                 "problem": None,
             }
         )

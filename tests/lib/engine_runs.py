@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from run_files import write_data, write_model
 from safetensors.torch import load_file
+from tiny_tokenizers import other_processor, sentencepiece_tokenizer
 
 import switchkd
 from switchkd import distill
@@ -34,6 +35,11 @@ RUNS = {
     "bf16": {"method": {"name": "switch_kd", "window": 32}, "train": {"bf16": True}},
     "packed": {"method": {"name": "switch_kd", "window": 32}, "data": {"packing": True, "max_length": 128}},
     "on_policy": {"method": {"name": "switch_kd", "window": 32}, "on_policy": {"share": 0.5, "max_new_tokens": 4}},
+    "tags": {
+        "method": {"name": "switch_kd", "window": 32},
+        "teachers": {"a": "teacher", "b": "foreign"},
+        "pair": {"fit_rows": 4, "min_aligned": 0.01},
+    },
 }
 #: The student's answers are refused where its weights are spread.
 UNSHARDED = {"on_policy"}
@@ -42,12 +48,19 @@ _STUDENTS = {"plain": {}, "tied": {"tied": True}, "narrow": {"width": 16}, "wide
 
 
 def write_runs(folder: Path, names: Sequence[str], **train: object) -> list[Path]:
-    """A recipe of each of these names, over 11 rows of which three have a picture, in steps of four: the last one of an epoch has three."""
+    """A recipe of each of these names, over 11 rows of which three have a picture, in steps of four: the last one of an epoch has three.
+
+    Every third row, and the first with a picture, is taught by the second teacher where there are two.
+    """
     write_model(folder / "teacher", seed=1, hidden=40, depth=3)
+    processor = other_processor(sentencepiece_tokenizer(), image_size=48, patch_size=8)
+    write_model(folder / "foreign", seed=3, processor=processor, hidden=64, width=48, image_size=48, vocabulary=448)
     for kind, sizes in _STUDENTS.items():
         write_model(folder / kind, seed=2, **sizes)
     write_data(folder / "train.json", 11)
     rows = json.loads((folder / "train.json").read_text())
+    for number, row in enumerate(rows):
+        row["teacher"] = "a" if number % 3 else "b"
     for row in rows[3:]:
         del row["image"]
         row["conversations"][0]["value"] = "What is in the image?"
@@ -58,8 +71,9 @@ def write_runs(folder: Path, names: Sequence[str], **train: object) -> list[Path
 def _write(folder: Path, name: str, run: dict, train: dict[str, object]) -> Path:
     settings = {"output": str(folder / name), "num_train_epochs": 2, "per_device_train_batch_size": 2, "learning_rate": 0.05,
                 "logging_steps": 1, "save_steps": 1, "report_to": [], "arguments": {"optim": "sgd"}}  # fmt: skip
+    teachers = {tag: {"path": str(folder / name)} for tag, name in run.pop("teachers", {}).items()}
     recipe = {
-        "teacher": {"path": str(folder / "teacher")},
+        **({"teachers": teachers} if teachers else {"teacher": {"path": str(folder / "teacher")}}),
         "student": {"path": str(folder / run.pop("student", "plain")), "lora": run.pop("lora", None)},
         **run,
         "data": {"train": str(folder / "train.json"), "max_length": 256, "max_bad_fraction": 0} | run.get("data", {}),
@@ -105,10 +119,5 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     """Of the student, and of what learned with it, in the last checkpoint of the last stage."""
     stage = sorted(run.glob("[0-9]-*"))[-1]
     last = max(stage.glob("checkpoint-*"), key=lambda path: int(path.name.removeprefix("checkpoint-")))
-    files = ("model.safetensors", "lora.safetensors", "learned.safetensors", "bridge.safetensors")
-    return {
-        f"{file}:{name}": tensor
-        for file in files
-        if (last / file).exists()
-        for name, tensor in load_file(last / file).items()
-    }
+    files = sorted(last.glob("*.safetensors"))
+    return {f"{file.name}:{name}": tensor for file in files for name, tensor in load_file(file).items()}

@@ -28,6 +28,8 @@ def made_once(estimate: Callable[..., Memory]) -> Callable[..., Memory]:
         teacher: PretrainedConfig | None,
         batch: Batch | None = None,
     ) -> Memory:
+        if stage.tagged:
+            return estimate(recipe, stage, student, teacher, batch)
         key = _key(recipe, stage, student, teacher, batch)
         if key not in made:
             made[key] = estimate(recipe, stage, student, teacher, batch)

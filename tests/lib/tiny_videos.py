@@ -1,6 +1,7 @@
 """Processors of the families that read videos, with video processors of tiny sizes, models that fit them, and rows with videos."""
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import transformers as hf
 from PIL import Image
-from tiny_processors import PROCESSORS
+from tiny_processors import PROCESSORS, tiny_for
 from transformers import ProcessorMixin
 
 _QWEN = {"patch_size": 4, "temporal_patch_size": 2, "merge_size": 2}
@@ -82,6 +83,7 @@ def row(
         "kinds": [None],
         "accepted": [],
         "metric": None,
+        "teacher": None,
         "problem": None,
     }
 
@@ -95,3 +97,35 @@ def rows() -> list[dict[str, Any]]:
         row("both", [("video", video(4, seed=2)), image, ("video", video(2, seed=3))], answer="A dog."),
         row("text", []),
     ]
+
+
+def write_files(folder: Path, name: str, processor) -> None:
+    """Two checkpoints, and rows in LLaVA's form: a folder of frames, a list of them, a picture, and text."""
+    for seed, part in enumerate(("student", "teacher")):
+        tiny_for(name, processor, seed=seed, depth=3 + seed).save_pretrained(folder / part)
+        processor.save_pretrained(folder / part)
+    for clip, count in (("rain", 6), ("sun", 3)):
+        (folder / clip).mkdir()
+        for number, pixels in enumerate(frames(count, seed=count)):
+            Image.fromarray(pixels).save(folder / clip / f"{number}.png")
+    listed = [f"sun/{number}.png" for number in range(3)]
+    shown = [{"video": "rain"}, {"video": listed}, {"image": "rain/0.png"}, {}]
+    lines = []
+    for number, media in enumerate(shown):
+        mark = "".join(f"<{kind}>\n" for kind in media)
+        turns = [
+            {"from": "human", "value": f"{mark}What is it?"},
+            {"from": "gpt", "value": f"A cat {'and a dog ' * number}."},
+        ]
+        lines.append(json.dumps({"id": f"r{number}", **media, "conversations": turns}))
+    (folder / "train.jsonl").write_text("\n".join(lines))
+    (folder / "recipe.yaml").write_text(
+        f"""
+teacher: {{path: {folder}/teacher}}
+student: {{path: {folder}/student}}
+method: {{name: switch_kd, window: 32}}
+data: {{train: {folder}/train.jsonl, max_length: 512, video: {{fps: 4, max_frames: 4}}}}
+train: {{output: {folder}/run, max_steps: 2, per_device_train_batch_size: 2, logging_steps: 1, save_steps: 2, learning_rate: 0.01}}
+evaluate: {{data: {folder}/train.jsonl, max_new_tokens: 2}}
+"""
+    )

@@ -37,7 +37,7 @@ def test_hand_computed():
     weight[0, :5] = torch.tensor([-3.0, 1.0, -2.0, 4.0, 2.0])
     weight[1:] = 9.0
     count = weight.numel()
-    mask = MagnitudeMask(teacher)
+    mask = MagnitudeMask(teacher, 0.2)
     mask.set((count - 40 * (weight.shape[0] - 1) - 3) / count)  # of the first row all zeros, and two of the five
     assert weight[0, :5].tolist() == [
         -3.0,
@@ -63,7 +63,7 @@ def test_oracle(dtype):
         for name, tensor in teacher.model.state_dict().items()
         if not any(name.endswith(k) for k in before)
     }
-    mask = MagnitudeMask(teacher)
+    mask = MagnitudeMask(teacher, 0.2)
     for share in (0.2, 0.15, 0.05, 0.3):
         mask.set(share)
         for name, weight in matrices(teacher).items():
@@ -82,7 +82,7 @@ def test_oracle(dtype):
 def test_only_the_matrices_of_the_language_models_layers_are_masked():
     teacher = make_teacher()
     before = {name: tensor.clone() for name, tensor in teacher.model.state_dict().items()}
-    MagnitudeMask(teacher).set(0.5)
+    MagnitudeMask(teacher, 0.2).set(0.5)
     changed = {name for name, tensor in teacher.model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed == {f"model.language_model.layers.{name}" for name in matrices(teacher)}
     assert len(changed) == 3 * 7
@@ -90,7 +90,7 @@ def test_only_the_matrices_of_the_language_models_layers_are_masked():
 
 def test_the_copy_is_made_and_told_once(caplog):
     teacher = make_teacher()
-    mask = MagnitudeMask(teacher)
+    mask = MagnitudeMask(teacher, 0.2)
     with caplog.at_level(logging.INFO, "switchkd"):
         mask.set(0.0)
         assert caplog.messages == []  # a teacher that stays whole is not copied
@@ -111,4 +111,4 @@ def test_weights_that_are_no_numbers_are_refused():
     layer = teacher.part("language")[0].layers[0].self_attn.q_proj
     layer.weight = nn.Parameter(layer.weight.to(torch.int8), requires_grad=False)
     with pytest.raises(ValueError, match="to 0, and these are quantised: take mask out, or choose another teacher"):
-        MagnitudeMask(teacher)
+        MagnitudeMask(teacher, 0.2)

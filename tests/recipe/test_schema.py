@@ -274,7 +274,7 @@ BAD = {
     "data by another name": (
         PLAIN.replace("train: train.json", "train: [{file: a.json, weight: 2}]"),
         [],
-        ["`data.train.0` has no `file` (it has: path, weight)"],
+        ["`data.train.0` has no `file` (it has: path, weight, teacher)"],
     ),
     "a number for data": (PLAIN.replace("train: train.json", "train: [5]"), [], ["data.train.0: must be text, got 5"]),
     "data without a name": (PLAIN, ["--data.train"], ["--data.train needs a value"]),

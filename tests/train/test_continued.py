@@ -80,8 +80,8 @@ def test_maps_of_other_sizes_are_an_error_and_of_another_method_are_left(first, 
     opened = open_tiny(tmp_path, method=AlignKD())  # other widths
     run = replace(opened.run, continued=before)
     with pytest.raises(ValueError, match=r"learned\.safetensors holds .* of another teacher or method"):
-        _learned(run, opened.stage)
-    assert _learned(run, replace(opened.stage, method=SFT())) is None
+        _learned(run, opened.stage, opened.pair.teacher, None)
+    assert _learned(run, replace(opened.stage, method=SFT()), opened.pair.teacher, None) is None
     assert "the learned maps of" in caplog.text
     assert "cannot go on: this pair has none" in caplog.text
     Continued(first / "run", ("sft",), None).take_over("learned", torch.nn.Linear(2, 2))

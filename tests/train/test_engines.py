@@ -1,7 +1,9 @@
 """DDP and FSDP2, as their shipped configurations start them on two processes: the run of one process, and a run that loses a process."""
 
+import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from engine_runs import ENGINES, RUNS, UNSHARDED, launch, steps, trained_alone, 
 from run_files import ANSWER_ALONE
 from steps import make_trainer
 from tiny_models import tiny_llava
+from tiny_videos import video_processor, write_files
 
 from switchkd.processes import sharded
 from switchkd.recipe.schema import load_recipe
@@ -31,7 +34,7 @@ NEAR = {"float32": 1e-5, "bf16": 5e-2}
 def alone(tmp_path_factory):
     """All recipes, each trained by one process."""
     folder = tmp_path_factory.mktemp("engines")
-    recipes = write_runs(folder, list(RUNS))
+    recipes = write_runs(folder, [name for name in RUNS if name not in UNSHARDED])
     for recipe in recipes:
         trained_alone(recipe)
     return folder
@@ -42,18 +45,20 @@ def alone(tmp_path_factory):
 def test_two_processes_are_one_that_is_cut_up(alone, tmp_path, engine):
     """Steps of four rows and a last one of three, most of them and whole steps without a picture; maps that are learned and a tied
     student; a bridge; adapters over accumulated and recomputed steps; two stages, of which the first has no teacher; bfloat16; packed rows;
-    answers of the student.
+    answers of the student; rows of two teachers, one over a bridge.
     """
     names = [name for name in RUNS if engine == "ddp" or name not in UNSHARDED]
     recipes = write_runs(tmp_path, names)
     process = launch(engine, SCRIPT, *recipes)
     output, _ = process.communicate(timeout=1800)
     assert process.returncode == 0, output[-3000:]
-    for name in names:
+    for name, recipe in zip(names, recipes, strict=True):
         near = NEAR["bf16" if name == "bf16" else "float32"]
-        two, one = (steps(folder) for folder in (tmp_path / name, alone / f"{name}-alone"))
+        # what the student draws depends on the rows, of which the paths of their pictures are a part
+        of_one = trained_alone(recipe) if name in UNSHARDED else alone / f"{name}-alone"
+        two, one = steps(tmp_path / name), steps(of_one)
         assert [line["step"] for line in two] == [line["step"] for line in one]
-        assert len(two) == {"stages": 12, "lora": 4, "packed": 2}.get(name, 6)
+        assert len(two) == {"stages": 12, "lora": 4, "packed": 4}.get(name, 6)
         for line, expected in zip(two, one, strict=True):
             assert line.keys() == expected.keys()
             assert line["answer_tokens"] == expected["answer_tokens"]
@@ -61,7 +66,7 @@ def test_two_processes_are_one_that_is_cut_up(alone, tmp_path, engine):
             # under FSDP2 what enters the first layer is bf16 too; later gradients differ more than losses and weights (docs/engines.md)
             if name != "bf16" or line["step"] == 1:
                 assert line["grad_norm"] == pytest.approx(expected["grad_norm"], rel=near), (name, line["step"])
-        found, expected = weights(tmp_path / name), weights(alone / f"{name}-alone")
+        found, expected = weights(tmp_path / name), weights(of_one)
         assert found.keys() == expected.keys(), name
         for tensor, value in expected.items():
             assert (found[tensor] - value).abs().max() <= near * value.abs().max(), (name, tensor)
@@ -69,10 +74,76 @@ def test_two_processes_are_one_that_is_cut_up(alone, tmp_path, engine):
     assert learned == "learned.safetensors"
     assert any(key.startswith("bridge.safetensors") for key in weights(tmp_path / "bridge"))
     assert any(key.startswith("lora.safetensors") for key in weights(tmp_path / "lora"))
+    assert any(key.startswith("bridge.b.safetensors") for key in weights(tmp_path / "tags"))
     if engine == "ddp":
         assert any(line["on_policy_rows"] > 0 for line in steps(tmp_path / "on_policy"))
     card = (tmp_path / "stages" / "student" / "README.md").read_text()
     assert f"| processes | 2 on cpu ({'FSDP' if engine == 'fsdp2' else 'MULTI_CPU'}) |" in card
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "llava_onevision"])
+def test_videos_on_two_processes_are_those_of_one(tmp_path, engine, name):
+    """Steps of two rows, one for each process: a video, a video, a picture, and nothing to see."""
+    pytest.importorskip("torchvision")
+    write_files(tmp_path, name, video_processor(name))
+    tree = yaml.safe_load((tmp_path / "recipe.yaml").read_text())
+    del tree["evaluate"]
+    tree["train"] |= {
+        "per_device_train_batch_size": 1,
+        "num_train_epochs": 2,
+        "report_to": [],
+        "arguments": {"optim": "sgd"},
+    }
+    del tree["train"]["max_steps"]
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(tree))
+    alone = trained_alone(recipe)
+    output, _ = (process := launch(engine, SCRIPT, recipe)).communicate(timeout=900)
+    assert process.returncode == 0, output[-3000:]
+    two, one = steps(tmp_path / "run"), steps(alone)
+    assert len(two) == len(one) == 4
+    for line, expected in zip(two, one, strict=True):
+        for value in ("step", "answer_tokens", "loss", "grad_norm"):
+            assert line[value] == pytest.approx(expected[value], rel=NEAR["float32"]), (line["step"], value)
+    found = weights(tmp_path / "run")
+    for tensor, value in weights(alone).items():
+        assert (found[tensor] - value).abs().max() <= NEAR["float32"] * value.abs().max(), tensor
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+def test_two_processes_share_a_stream_and_go_on_in_the_same_place(tmp_path, engine):
+    """Each reads files of its own, of rows of two teachers; a resumed run draws the rows that are left."""
+    streamed = {"streaming": True, "shuffle_buffer": 4}
+    settings = {"max_steps": 6, "save_total_limit": None}
+    for folder in ("whole", "broken"):
+        (recipe,) = write_runs(tmp_path / folder, ["tags"], **settings)
+        tree, rows = json.loads(recipe.read_text()), json.loads((tmp_path / folder / "train.json").read_text())
+        for part in range(4):
+            (tmp_path / folder / f"part-{part}.json").write_text(json.dumps(rows[3 * part : 3 * part + 3]))
+        tree["data"] |= {"train": str(tmp_path / folder / "part-*.json"), **streamed}
+        recipe.write_text(json.dumps(tree))
+        output, _ = (process := launch(engine, SCRIPT, recipe)).communicate(timeout=900)
+        assert process.returncode == 0, output[-3000:]
+    whole, broken = (tmp_path / folder / "tags" for folder in ("whole", "broken"))
+    (stage,) = broken.glob("1-*")
+    assert (stage / "checkpoint-3" / "stream-0.json").read_text() != (
+        stage / "checkpoint-3" / "stream-1.json"
+    ).read_text()
+    for step in range(4, 7):
+        shutil.rmtree(stage / f"checkpoint-{step}")
+    shutil.rmtree(broken / "student")
+    output, _ = (process := launch(engine, SCRIPT, recipe)).communicate(timeout=900)
+    assert process.returncode == 0, output[-3000:]
+    assert "step 3 of 6" in (broken / "train.log").read_text()
+    values = ("step", "loss", "grad_norm", "answer_tokens")
+    lines = [[{name: line[name] for name in values} for line in steps(run)] for run in (whole, broken)]
+    assert lines[0] == lines[1]
+    expected, found = weights(whole), weights(broken)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
 @pytest.mark.slow

@@ -237,7 +237,7 @@ def test_a_stage_takes_the_recipes_teacher_where_it_names_none():
     one, other = Teacher("t"), Teacher("u")
     made = recipe(teacher={"path": "t"}, stages=[Stage("a", teacher=other), Stage("b"), {"name": "c", "method": "sft"}])
     assert [stage.teacher for stage in made.resolved_stages()] == [other, one, None]
-    assert made.teachers == {"teacher": one, "stages.0.teacher": other}
+    assert made.teacher_sections == {"teacher": one, "stages.0.teacher": other}
     assert made.last_teacher == one
 
 

@@ -162,7 +162,7 @@ def test_all_that_is_loaded_of_the_teacher_is_its_head(pair):
     context, whole = pair.context("head"), pair.context("live")
     rows, width = whole.pair.teacher.head.weight.shape
     head = context.pair.teacher_head
-    assert isinstance(context.run.teachers.weights_for(context.stage), TeacherHead)
+    assert isinstance(context.run.teachers.weights_for(context.stage)[TEACHER], TeacherHead)
     assert sum(p.numel() for p in head.parameters()) == rows * width
     assert torch.equal(head.weight, whole.pair.teacher.head.weight)
     of_pair, of_student = (

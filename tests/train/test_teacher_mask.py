@@ -50,7 +50,7 @@ def test_the_loss_of_a_step_is_that_of_a_teacher_that_was_masked_by_hand(folder,
     expected = []
     for share in (0.5, 0.375, 0.0, 0.25, 0.0):
         pair = whole.pair
-        MagnitudeMask(pair.teacher).set(share)
+        MagnitudeMask(pair.teacher, share).set(share)
         with torch.no_grad():
             expected.append(whole.step(batch).loss.item())
         pair.teacher.load_state_dict(load_pathway(str(folder / "teacher")).state_dict())

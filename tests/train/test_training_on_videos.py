@@ -1,14 +1,12 @@
 """Rows with videos are trained on, asked about and talked about: as each family's own processor writes them."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from tiny_processors import PROCESSORS, tiny_for
-from tiny_videos import VIDEO_PROCESSORS, frames, row, rows, video, video_processor
+from tiny_videos import VIDEO_PROCESSORS, frames, row, rows, video, video_processor, write_files
 from transformers import AutoProcessor
 
 from switchkd import distill, load_recipe
@@ -118,38 +116,6 @@ def test_videos_are_never_cut(processors):
 
 
 # ---- whole runs
-
-
-def write_files(folder: Path, name: str, processor) -> None:
-    """Two checkpoints, and rows in LLaVA's form: a folder of frames, a list of them, a picture, and text."""
-    for seed, part in enumerate(("student", "teacher")):
-        tiny_for(name, processor, seed=seed, depth=3 + seed).save_pretrained(folder / part)
-        processor.save_pretrained(folder / part)
-    for clip, count in (("rain", 6), ("sun", 3)):
-        (folder / clip).mkdir()
-        for number, pixels in enumerate(frames(count, seed=count)):
-            Image.fromarray(pixels).save(folder / clip / f"{number}.png")
-    listed = [f"sun/{number}.png" for number in range(3)]
-    shown = [{"video": "rain"}, {"video": listed}, {"image": "rain/0.png"}, {}]
-    lines = []
-    for number, media in enumerate(shown):
-        mark = "".join(f"<{kind}>\n" for kind in media)
-        turns = [
-            {"from": "human", "value": f"{mark}What is it?"},
-            {"from": "gpt", "value": f"A cat {'and a dog ' * number}."},
-        ]
-        lines.append(json.dumps({"id": f"r{number}", **media, "conversations": turns}))
-    (folder / "train.jsonl").write_text("\n".join(lines))
-    (folder / "recipe.yaml").write_text(
-        f"""
-teacher: {{path: {folder}/teacher}}
-student: {{path: {folder}/student}}
-method: {{name: switch_kd, window: 32}}
-data: {{train: {folder}/train.jsonl, max_length: 512, video: {{fps: 4, max_frames: 4}}}}
-train: {{output: {folder}/run, max_steps: 2, per_device_train_batch_size: 2, logging_steps: 1, save_steps: 2, learning_rate: 0.01}}
-evaluate: {{data: {folder}/train.jsonl, max_new_tokens: 2}}
-"""
-    )
 
 
 #: Of the normal suite: one family; the others, and other ways to train, take as long each.

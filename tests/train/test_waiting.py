@@ -109,7 +109,7 @@ def test_no_method_makes_the_loss_wait(tmp_path, gpu, name):
     gpu()
     signals = trainer.pair(batch)
     with Waits() as waits:
-        trainer.step._sum(trainer.step.method, signals)
+        trainer.step._sum(trainer.pair, trainer.step.method, signals)
     assert waits.found == []
 
 

@@ -203,6 +203,9 @@ class AnswerAnew:
         from switchkd.recipe.schema import data_names
 
         recipe = load_recipe(Path(self.data), ())
+        if teacher is None and len(recipe.teachers) > 1:
+            there = ", ".join(f"{tag}: {one.path}" for tag, one in recipe.teachers.items())
+            raise ValueError(f"{self.data} names several teachers ({there}): give the one who answers with --teacher")
         teacher = teacher or (None if recipe.last_teacher is None else recipe.last_teacher.path)
         if teacher is None:
             raise ValueError(f"{self.data} names no teacher: give one with --teacher")

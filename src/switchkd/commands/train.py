@@ -90,7 +90,8 @@ def show(recipe: "Recipe", *, as_json: bool = False) -> None:
         length = f"{stage.max_steps} steps" if stage.max_steps > 0 else f"{stage.num_train_epochs:g} epochs"
         weights, memory = data_weights(stage.data), str(forecast(recipe, stage))
         data = ", ".join(name if weight == 1 else f"{name} (weight {weight:g})" for name, weight in weights)
-        taught = "" if stage.teacher is None or len(recipe.teachers) < 2 else f" from {stage.teacher.path}"
+        paths = [one.teacher.path for one in stage.by_teacher.values() if one.teacher is not None]
+        taught = f" from {' and '.join(paths)}" if paths and len(recipe.teacher_sections) > 1 else ""
         say(
             f"stage {number}, {stage.name}: {stage.method.label}{taught} trains {', '.join(stage.train)} for {length} on {data}"
         )
@@ -100,12 +101,15 @@ def show(recipe: "Recipe", *, as_json: bool = False) -> None:
                 "name": stage.name,
                 "method": stage.method.label,
                 "teacher": None if stage.teacher is None else stage.teacher.path,
+                "teachers": {tag: teacher.path for tag, teacher in stage.tagged.items()},
                 "train": stage.train,
                 "length": length,
                 "memory": memory,
             }
         )
-    for cache in dict.fromkeys(teacher.cache for teacher in recipe.teachers.values() if teacher.cache is not None):
+    for cache in dict.fromkeys(
+        teacher.cache for teacher in recipe.teacher_sections.values() if teacher.cache is not None
+    ):
         say(f"teacher's cache: {describe(Path(cache))}")
     if as_json:
         print_json({"recipe": plain, "stages": stages})

@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from switchkd.batch import Aligned, Batch, Stored
+from switchkd.batch import TEACHER, Aligned, Batch, Stored
 from switchkd.data.index import Measured
 from switchkd.data.reader import Encoded, Reader
 from switchkd.data.row_videos import videos_of
@@ -56,6 +56,10 @@ class EncodedSample:
     key: str
     student: Encoded
     teachers: dict[str, Reading]
+    #: Which of several teachers teaches it, where each row names one.
+    tag: str = TEACHER
+    #: Whether the student wrote its answer itself.
+    written: bool = False
 
 
 class Collator:
@@ -81,7 +85,11 @@ class Collator:
     def fingerprint(self) -> str:
         """Digest of all that a batch depends on besides its rows."""
         parts = {name: teacher.fingerprint for name, teacher in self.teachers.items()}
-        return _digest([self.student.fingerprint, parts])
+        return digest([self.student.fingerprint, parts])
+
+    def fingerprint_of(self, row: dict[str, Any]) -> str:
+        """The same for every row."""
+        return self.fingerprint
 
     def __call__(self, rows: list[dict[str, Any]]) -> Batch:
         """Encode and join.
@@ -104,7 +112,9 @@ class Collator:
             shared[name] = _aligned(readings, stored, first_words=False)
             if any(reading.first_words for reading in readings):
                 first_words[name] = _aligned(readings, stored, first_words=True)
-        return Batch(tuple(sample.key for sample in samples), student, readers, shared, first_words)
+        written = [sample.written for sample in samples]
+        batch = Batch(tuple(sample.key for sample in samples), student, readers, shared, first_words)
+        return batch._replace(written=torch.tensor(written)) if any(written) else batch
 
     def encode(self, row: dict[str, Any]) -> EncodedSample:
         """Encode one row for every model. Raises as `__call__`."""
@@ -113,7 +123,7 @@ class Collator:
             readings[name] = teacher.read(row, student)
             student = readings[name].student
         # rows of an index bring their key
-        key = row.get("key") or f"{row['id']}@{_digest([row['messages'], _shown(row), self.fingerprint])}"
+        key = row.get("key") or f"{row['id']}@{digest([row['messages'], _shown(row), self.fingerprint])}"
         return EncodedSample(key, student, readings)
 
     def measure(self, row: dict[str, Any]) -> Measured:
@@ -183,5 +193,6 @@ def _places(places: list[int], answers: int) -> torch.Tensor | None:
     return None if places == list(range(answers)) else torch.tensor(places, dtype=torch.long)
 
 
-def _digest(content: Any) -> str:
+def digest(content: Any) -> str:
+    """A short digest of plain values."""
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=8).hexdigest()

@@ -5,7 +5,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ from switchkd.data.sources import Data, Rows, Source, find_sources
 
 #: The canonical row. `source` says in which file it stands, and where; a video is a file, a folder of frames or its `frames`; `kinds` has
 #: one entry per assistant turn; `accepted` has all answers that are right, where there are more than that of the turn, and `metric` how it
-#: is scored; `problem` says why a row cannot be used (None: nothing found while reading) and is reported by `index.build_index`. Of a
+#: is scored; `teacher` names the one of several that teaches the row (null: it does not say); `problem` says why a row cannot be used
+#: (None: nothing found while reading) and is reported by `index.build_index`. Of a
 #: message, `reasoning` is what an answer was thought of before it (null: nothing), and `learned` whether it carries the loss.
 FEATURES = Features(
     {
@@ -45,16 +46,22 @@ FEATURES = Features(
         "kinds": List(Value("string")),
         "accepted": List(Value("string")),
         "metric": Value("string"),
+        "teacher": Value("string"),
         "problem": Value("string"),
     }
 )
 #: To be raised when this module makes other rows of the same file: what is in the cache counts no longer.
-_VERSION = 7
+_VERSION = 8
 #: Rows that are written at a time, fewer where they carry their images.
 _CHUNK_ROWS, _CHUNK_BYTES = 1_000, 64 << 20
 
 
-def load_rows(data: Data, image_root: str | Path | None = None, columns: Mapping[str, str] | None = None) -> Dataset:
+def load_rows(
+    data: Data,
+    image_root: str | Path | None = None,
+    columns: Mapping[str, str] | None = None,
+    teachers: Sequence[str | None] | None = None,
+) -> Dataset:
     """Read data, whatever their format, into canonical rows (`FEATURES`).
 
     The first start writes the rows into the cache (`cache_folder`); later ones map them into memory from there, as long as every file has
@@ -70,6 +77,7 @@ def load_rows(data: Data, image_root: str | Path | None = None, columns: Mapping
             `Dataset`, or a list or other iterable of rows, whose images may be Pillow's.
         image_root: the folder that image paths begin in.
         columns: our names of columns (`forms.COLUMNS`) → the data's.
+        teachers: for each of several `data`, the name that rows have as `teacher` if they do not say it themselves.
 
     Raises:
         DataError: naming file and line or row, for files that are missing, truncated or of unknown format, and for those of which no row
@@ -77,7 +85,7 @@ def load_rows(data: Data, image_root: str | Path | None = None, columns: Mapping
     """
     if isinstance(data, Dataset) and data.features == FEATURES:
         return data
-    reading = Reading(data, image_root, columns or {})
+    reading = Reading(data, image_root, columns or {}, teachers)
     if reading.identity is None:
         return Dataset(
             concat_tables([InMemoryTable(table) for table in _tables(reading)]), DatasetInfo(features=FEATURES)
@@ -101,10 +109,18 @@ def load_rows(data: Data, image_root: str | Path | None = None, columns: Mapping
 class Reading:
     """What is read, and how: sources, where their images are, and what their columns are called."""
 
-    def __init__(self, data: Data, image_root: str | Path | None, columns: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        data: Data,
+        image_root: str | Path | None,
+        columns: Mapping[str, str],
+        teachers: Sequence[str | None] | None = None,
+    ) -> None:
         check_columns(columns)
         self.columns = dict(columns)
-        self.sources = [(source, image_folder(source, image_root)) for source in find_sources(data)]
+        self.sources = [
+            (source, image_folder(source, image_root), teacher) for source, teacher in tagged_sources(data, teachers)
+        ]
         self._within = image_root is not None
         self.identity = self._identity()
         #: What was found in each source, when all has been read.
@@ -112,8 +128,11 @@ class Reading:
 
     def _identity(self) -> str | None:
         """The same as long as nothing has changed that rows are made of."""
-        files = [(source.name, source.identity(), str(root.resolve())) for source, root in self.sources]
-        if any(identity is None for _, identity, _ in files):
+        files = [
+            (source.name, source.identity(), str(root.resolve()), *([] if teacher is None else [teacher]))
+            for source, root, teacher in self.sources
+        ]
+        if any(identity is None for _, identity, *_ in files):
             return None
         return hashlib.blake2b(
             json.dumps([_VERSION, files, self.columns, self._within]).encode(), digest_size=16
@@ -132,8 +151,9 @@ class Reading:
         """
         ids: set[str] = set()
         count = 0
-        for source, root in self.sources:
-            one = SourceRows(source, root, self.columns, anywhere=isinstance(source, Rows) and not self._within)
+        for source, root, teacher in self.sources:
+            anywhere = isinstance(source, Rows) and not self._within
+            one = SourceRows(source, root, self.columns, teacher, anywhere=anywhere)
             self.noted.append(one.noted)
             before, refused, first_problem = count, 0, ""
             for content, raw in one.contents():
@@ -162,11 +182,21 @@ class SourceRows:
         source: what holds them.
         root: the folder that image paths begin in.
         columns: `data.columns`.
+        teacher: by whom its rows are taught, as far as they do not say it.
         anywhere: absolute paths may lead anywhere.
     """
 
-    def __init__(self, source: Source, root: Path, columns: Mapping[str, str], *, anywhere: bool = False) -> None:
+    def __init__(
+        self,
+        source: Source,
+        root: Path,
+        columns: Mapping[str, str],
+        teacher: str | None = None,
+        *,
+        anywhere: bool = False,
+    ) -> None:
         self.source, self.root, self.columns, self._anywhere = source, root, dict(columns), anywhere
+        self.teacher = teacher
         self.noted = Noted()
 
     def contents(self) -> Iterator[tuple[Any, RawRow]]:
@@ -192,9 +222,18 @@ class SourceRows:
                 "kinds": [],
                 "accepted": [],
                 "metric": None,
+                "teacher": None,
                 "problem": problem,
             }
-        return row
+        return row if row["teacher"] is not None else {**row, "teacher": self.teacher}
+
+
+def tagged_sources(data: Data, teachers: Sequence[str | None] | None) -> list[tuple[Source, str | None]]:
+    """Everything that `data` names, and by whom its rows are taught where they do not say it."""
+    if teachers is None or all(teacher is None for teacher in teachers):
+        return [(source, None) for source in find_sources(data)]
+    assert isinstance(data, Sequence), "one for each of several data"
+    return [(source, teacher) for one, teacher in zip(data, teachers, strict=True) for source in find_sources(one)]
 
 
 def image_folder(source: Source, image_root: str | Path | None) -> Path:

@@ -12,10 +12,12 @@ Row = dict[str, Any]
 #: What can be read from columns of other names (`data.columns`).
 COLUMNS = (
     "id", "question", "answer", "image", "images", "video", "videos", "system", "kind", "kinds", "messages", "conversations", "accepted",
-    "metric",
+    "metric", "teacher",
 )  # fmt: skip
 #: What may stand next to the turns in every form.
-_BESIDE = ("id", "image", "images", "video", "videos", "system", "kind", "kinds", "accepted", "metric")
+_BESIDE = ("id", "image", "images", "video", "videos", "system", "kind", "kinds", "accepted", "metric", "teacher")
+#: Letters of the name of a teacher that a row is taught by.
+LONGEST_TAG = 60
 #: Lists of turns, as LLaVA and ShareGPT write them, and as OpenAI does.
 _LISTS = ("conversations", "messages")
 #: One question and one answer: VQA, ms-swift, TRL, alpaca. Of each a row has one.
@@ -41,7 +43,7 @@ class Talk(NamedTuple):
     #: What its list of turns is called; in messages.
     name: str
     turns: list[Any]
-    #: id, image, images, video, videos, system, kind, kinds, accepted, metric: where the row has them.
+    #: id, image, images, video, videos, system, kind, kinds, accepted, metric, teacher: where the row has them.
     columns: Row
     #: Every other key.
     rest: Row

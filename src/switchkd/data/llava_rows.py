@@ -103,7 +103,7 @@ def llava_line(row: Row, folder: Path, pictures: Path, done: Converted) -> dict[
         line["videos"] = films
     if any(kind is not None for kind in row["kinds"]):
         line["kinds"] = row["kinds"]
-    line |= {name: row[name] for name in ("accepted", "metric") if row[name]}
+    line |= {name: row[name] for name in ("accepted", "metric", "teacher") if row[name]}
     return line | {"conversations": turns}
 
 

@@ -69,7 +69,7 @@ def look_over(
                 seen.problems.append(problem)
         elif len(seen.examples) < examples:
             seen.examples.append(row)
-    seen.sources = {source.name: noted for (source, _), noted in zip(reading.sources, reading.noted, strict=True)}
+    seen.sources = {source.name: noted for (source, *_), noted in zip(reading.sources, reading.noted, strict=True)}
     return seen
 
 

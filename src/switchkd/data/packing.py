@@ -8,9 +8,9 @@ import torch
 from datasets import Dataset
 from torch.utils.data import Dataset as TorchDataset
 
-from switchkd.batch import Batch, sample_id
-from switchkd.data.collate import Collator
+from switchkd.batch import AnyBatch, sample_id
 from switchkd.data.errors import DataError
+from switchkd.data.tagged import AnyCollator
 
 #: Samples that are drawn together, and share rows: enough to fill gaps with, few enough for rows to stay random.
 WINDOW = 4096
@@ -108,10 +108,10 @@ class Packs(TorchDataset[list[Row]]):
 class PackCollator:
     """Collates packed rows. Picklable, so that `DataLoader` workers can run it."""
 
-    def __init__(self, collator: Collator) -> None:
+    def __init__(self, collator: AnyCollator) -> None:
         self.collator = collator
 
-    def __call__(self, packs: list[list[Row]]) -> Batch:
+    def __call__(self, packs: list[list[Row]]) -> AnyBatch:
         """The batch of these. Raises as `Collator` does."""
         samples = [self.collator.encode(row) for rows in packs for row in rows]
         return self.collator.join(samples, [len(rows) for rows in packs])

@@ -21,7 +21,7 @@ from typing import Any
 from PIL import Image
 
 from switchkd.data.errors import DataError, SampleError
-from switchkd.data.forms import Row, answer_texts, read_form
+from switchkd.data.forms import LONGEST_TAG, Row, answer_texts, read_form
 from switchkd.data.image_marks import IMAGE_MARK, VIDEO_MARK, Part
 from switchkd.data.images import image_path
 from switchkd.data.lost_content import refuse_lost_of_row
@@ -129,8 +129,15 @@ def canonical_row(raw: Any, root: Path, noted: Noted, columns: Mapping[str, str]
         "kinds": kinds,
         "accepted": accepted,
         "metric": metric,
+        "teacher": _tag(talk.columns.get("teacher")),
         "problem": problem,
     }
+
+
+def _tag(value: Any) -> str | None:
+    """The name of the teacher. Other people's columns of that name hold other things, which no recipe with `teachers` has a name for."""
+    text = value if isinstance(value, str) else None if value is None else ascii(value)
+    return None if text is None else writable(text[: LONGEST_TAG + 1])
 
 
 def _put_first(marks: list[Part], turns: list[tuple[Row, list[Part]]]) -> None:

@@ -5,7 +5,7 @@ there are enough, and different rows of all of them otherwise. The order depends
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from itertools import islice
@@ -16,14 +16,15 @@ from datasets import Dataset
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import IterableDataset, get_worker_info
 
-from switchkd.batch import Batch
-from switchkd.data.collate import Collator, EncodedSample
+from switchkd.batch import AnyBatch
+from switchkd.data.collate import EncodedSample
 from switchkd.data.errors import DataError, SampleError
-from switchkd.data.formats import FEATURES, SourceRows, image_folder
+from switchkd.data.formats import FEATURES, SourceRows, image_folder, tagged_sources
 from switchkd.data.forms import Row, check_columns
 from switchkd.data.hub_sets import HubSet
 from switchkd.data.row_form import row_id
-from switchkd.data.sources import Source, find_sources
+from switchkd.data.sources import Source
+from switchkd.data.tagged import AnyCollator
 from switchkd.data.verdicts import NO_MEMORY
 
 #: A worker tells of so many rows that cannot be used without waiting for a whole batch.
@@ -37,16 +38,26 @@ class RowStream:
         data: names, as `formats.load_rows` takes them.
         image_root: the folder that image paths begin in.
         columns: our names of columns → the data's.
+        teachers: for each of the names, by whom its rows are taught where they do not say it.
 
     Raises:
         DataError: nothing is there, or there is no folder of images.
     """
 
-    def __init__(self, data: Iterable[str], image_root: str | Path | None, columns: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        data: Iterable[str],
+        image_root: str | Path | None,
+        columns: Mapping[str, str],
+        teachers: Sequence[str | None] | None = None,
+    ) -> None:
         check_columns(columns)
         self.columns = dict(columns)
-        sources = [shard for source in find_sources(list(data)) for shard in _shards(source)]
-        self.shards = [SourceRows(source, image_folder(source, image_root), columns) for source in sources]
+        tagged = tagged_sources(list(data), teachers)
+        sources = [(shard, teacher) for source, teacher in tagged for shard in _shards(source)]
+        self.shards = [
+            SourceRows(source, image_folder(source, image_root), columns, teacher) for source, teacher in sources
+        ]
 
     def __str__(self) -> str:
         return f"a stream of {len(self.shards)} {'shard' if len(self.shards) == 1 else 'shards'}"
@@ -54,7 +65,10 @@ class RowStream:
     @property
     def identity(self) -> str:
         """Changes with what the shards are, and in which order."""
-        files = [(shard.source.name, shard.source.identity()) for shard in self.shards]
+        files = [
+            (shard.source.name, shard.source.identity(), *([] if shard.teacher is None else [shard.teacher]))
+            for shard in self.shards
+        ]
         return f"{self} ({blake2b(json.dumps([files, self.columns]).encode(), digest_size=8).hexdigest()})"
 
     def head(self, count: int) -> Dataset:
@@ -106,7 +120,7 @@ class Drawn:
     """A batch of a worker, what it found on the way, and where it is now."""
 
     #: None: the worker has only something to tell.
-    batch: Batch | None
+    batch: AnyBatch | None
     worker: int
     position: Position
     #: Rows encoded since the last progress message.
@@ -135,7 +149,7 @@ class StreamedBatches(IterableDataset[Drawn | None]):
     def __init__(
         self,
         rows: datasets.IterableDataset,
-        collator: Collator,
+        collator: AnyCollator,
         batch_size: int,
         positions: Mapping[int, Position],
         turns: int,

@@ -62,6 +62,9 @@ class Encoder(Protocol):
     def fingerprint(self) -> str:
         """Changes with all that `measure` depends on: processor, chat template, limits; the teacher's too, where it reads otherwise."""
 
+    def fingerprint_of(self, row: dict[str, Any]) -> str:
+        """The same of what is asked of this row, whose key has it."""
+
     def measure(self, row: dict[str, Any]) -> Measured:
         """Encode one canonical row. Raises `SampleError`, naming the row, where it cannot be used."""
 
@@ -147,7 +150,7 @@ def _measure_changed(rows: Dataset, encoder: Encoder, finished: Path) -> None:
         number
         for number in pc.indices_nonzero(pc.is_valid(table["reason"])).to_pylist()
         if table["reason"][number].as_py().endswith(NO_MEMORY)
-        or row_key(rows[number], encoder.fingerprint) != table["key"][number].as_py()
+        or row_key(row := rows[number], encoder.fingerprint_of(row)) != table["key"][number].as_py()
     ]
     if not changed:
         return
@@ -202,7 +205,7 @@ class _Measurements(TorchDataset[Verdict]):
             self.rows = pickle.loads(paths)
 
     def _verdict(self, row: dict[str, Any]) -> Verdict:
-        key, images = row_key(row, self.encoder.fingerprint), shown_number(row)
+        key, images = row_key(row, self.encoder.fingerprint_of(row)), shown_number(row)
         try:
             return Verdict(key, *self.encoder.measure(row), images, None)
         except SampleError as error:

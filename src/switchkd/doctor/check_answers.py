@@ -198,7 +198,7 @@ def _end_of_answers(examined: Examined) -> Finding:
 def answer_tokens(examined: Examined) -> Iterator[Finding]:
     """What is compared are the same tokens: by the teacher's own tokenizer, or as the two texts were aligned."""
     teacher = examined.context.teacher
-    if teacher is None or examined.context.pair.teacher is None or not examined.context.collator.teachers:
+    if teacher is None or examined.context.pair.teacher is None or not examined.collator.teachers:
         return
     reading = teacher.reading
     yield _aligned(examined, reading) if isinstance(reading, OwnInputs) else _same_tokens(examined, teacher.section)

@@ -32,7 +32,11 @@ def lengths(examined: Examined) -> Iterator[Finding]:
         detail += f"; {context.packs}"
     yield Finding(level, "row lengths", detail)
     read = max(rows["length"])
-    for name, pathway in (("student", context.pair.student), ("teacher", context.pair.teacher)):
+    teachers = [
+        (f"teacher {tag}" if context.step.is_tagged else "teacher", pair.teacher)
+        for tag, pair in context.step.pairs.items()
+    ]
+    for name, pathway in (("student", context.pair.student), *teachers):
         if pathway is not None and read > pathway.family.positions:
             yield Finding(
                 "warning",

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import psutil
 import torch
 
-from switchkd.batch import Batch, Inputs
+from switchkd.batch import TEACHER, AnyBatch, Batch, Inputs, TaggedBatch
 from switchkd.doctor.findings import Finding, Level
 from switchkd.doctor.samples import Examined
 from switchkd.processes import sharded
@@ -14,19 +14,19 @@ from switchkd.train.memory import estimate, left_out
 
 def memory(examined: Examined) -> Iterator[Finding]:
     """The estimate for a batch of rows like the longest one, padded to the longest of all, or of packed rows like that with most images."""
-    context = examined.context
-    student, teacher = context.pair.student, context.pair.teacher or context.pair.teacher_head
+    context, step = examined.context, examined.context.step
+    student = context.pair.student
     rows = min(context.stage.per_device_train_batch_size, len(context.drawn))
-    if context.packs is None:
-        batch, length = context.collator.join([examined.samples[0]] * rows), max(context.rows["length"])
-    else:
-        fullest = [context.collator.encode(row) for row in context.packs.most_images()]
-        batch, length = context.collator.join(fullest * rows, [len(fullest)] * rows), context.packs.limit
-    tokens = [pathway.family.image_token_id for pathway in (student, teacher) if pathway is not None]
-    filler = next(token for token in range(3) if token not in tokens)
-    batch = _padded(batch, length, filler)
-    needed = estimate(
-        context.run.recipe, context.stage, student.model.config, teacher.family.config if teacher else None, batch
+    length = max(context.rows["length"]) if context.packs is None else context.packs.limit
+    heads = {tag: pair.teacher or pair.teacher_head for tag, pair in step.pairs.items()}
+    configs = {tag: head.family.config for tag, head in heads.items() if head is not None}
+    teachers = configs if step.is_tagged else configs.get(TEACHER)
+    needed = max(
+        (
+            estimate(context.run.recipe, context.stage, student.model.config, teachers, batch)
+            for batch in _largest(examined, rows)
+        ),
+        key=lambda one: one.peak,
     )
     free = _free_bytes(student.model.device)
     detail = f"{needed}{left_out(context.stage)}; {free / 2**30:.1f} GiB are free after the weights are loaded"
@@ -39,6 +39,34 @@ def memory(examined: Examined) -> Iterator[Finding]:
     if level == "failed" and sharded():
         level, detail = "warning", f"{detail}. That is without sharding, and with it a device needs less"
     yield Finding(level, "memory", detail)
+
+
+def _largest(examined: Examined, rows: int) -> Iterator[AnyBatch]:
+    """Batches of which one needs most: of several teachers each has its longest row, and one of them as many of it as there is room for."""
+    context = examined.context
+    heads = [context.pair.student, *(pair.teacher or pair.teacher_head for pair in context.step.pairs.values())]
+    tokens = [head.family.image_token_id for head in heads if head is not None]
+    filler = next(token for token in range(len(tokens) + 1) if token not in tokens)
+    if context.packs is not None:
+        fullest = [context.collator.encode(row) for row in context.packs.most_images()]
+        batch = context.collator.join(fullest * rows, [len(fullest)] * rows)
+        yield _padded(batch, context.packs.limit, filler) if isinstance(batch, Batch) else batch
+        return
+    if not context.step.is_tagged:
+        yield _padded(examined.collator.join([examined.samples[0]] * rows), max(context.rows["length"]), filler)
+        return
+    longest = {}
+    for tag, one in context.by_teacher.items():
+        if len(one.rows):
+            alone = Examined(one)
+            longest[tag] = alone.collator, alone.collator.encode(alone.rows[0]), max(one.rows["length"])
+    for most in longest:
+        chosen = sorted(longest, key=lambda tag: tag != most)[:rows]
+        parts = {}
+        for tag in chosen:
+            (collator, sample, length), count = longest[tag], rows - len(chosen) + 1 if tag == most else 1
+            parts[tag] = _padded(collator.join([sample] * count), length, filler)
+        yield TaggedBatch(parts)
 
 
 def _padded(batch: Batch, length: int, filler: int) -> Batch:

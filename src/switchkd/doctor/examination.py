@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeVar
@@ -17,6 +18,7 @@ from switchkd.doctor import (
     check_shift,
     check_stage,
     check_switch,
+    check_teachers,
     check_templates,
     check_weights,
 )
@@ -54,6 +56,9 @@ RUNNING: dict[str, Check] = {
     "data loader": check_loader.throughput,
 }
 
+#: Of these, what is looked at once for a stage; the others for each of several teachers by tags.
+OF_STAGES = ("steps", "trainable parameters", "KL directions", "row lengths", "held-out rows", "memory")
+
 
 def examine(recipe: Recipe) -> Findings:
     """Examine every stage of a recipe without training. What cannot be opened at all is a finding too, and ends the examination."""
@@ -79,12 +84,21 @@ def examine_stage(context: StageContext, *, samples: bool = False) -> Findings:
         context: the stage.
         samples: show some rows as the student reads them, too.
     """
-    findings, examined = Findings(), Examined(context)
+    findings, whole = Findings(), Examined(context)
+    if context.step.is_tagged:
+        findings.lines += _tried(findings, "teachers", check_teachers.teachers, whole)
+    # each of several teachers is examined with the rows that it teaches
+    taught = {tag: one for tag, one in context.by_teacher.items() if len(one.rows)} if context.step.is_tagged else {}
+    parts = {f"teacher {tag}: ": Examined(one) for tag, one in taught.items()} or {"": whole}
     for name, check in (LOOKING | RUNNING).items():
-        if name not in RUNNING or findings.ok:
-            findings.lines += _tried(findings, name, check, examined)
+        for label, examined in {"": whole}.items() if name in OF_STAGES else parts.items():
+            if name not in RUNNING or findings.ok:
+                lines = _tried(findings, f"{label}{name}", check, examined)
+                findings.lines += [replace(line, check=f"{label}{line.check}") for line in lines]
     if samples:
-        findings.samples = _tried(findings, "samples", check_answers.samples, examined)
+        for label, examined in parts.items():
+            shown = _tried(findings, f"{label}samples", check_answers.samples, examined)
+            findings.samples += [replace(sample, name=f"{label}{sample.name}") for sample in shown]
     return findings
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from switchkd.batch import TEACHER, Batch, Inputs
-from switchkd.data.collate import EncodedSample
+from switchkd.data.collate import Collator, EncodedSample
 from switchkd.data.images import open_image
 from switchkd.data.row_videos import videos_of
 from switchkd.losses import cross_entropy
@@ -65,13 +65,19 @@ class Examined:
         """Whether the samples have videos and no images."""
         return not self.has_images and bool(videos_of(self.rows[0]))
 
+    @property
+    def collator(self) -> Collator:
+        """What makes batches of these rows, which one teacher teaches, or none."""
+        assert isinstance(self.context.collator, Collator), "of several teachers by tags, each is examined by itself"
+        return self.context.collator
+
     @cached_property
     def samples(self) -> list[EncodedSample]:
         """These rows, encoded."""
         encoded = []
         for row in self.rows:
             begin = perf_counter()
-            encoded.append(self.context.collator.encode(row))
+            encoded.append(self.collator.encode(row))
             self.encoding_s.append(perf_counter() - begin)
         return encoded
 
@@ -88,11 +94,11 @@ class Examined:
         others = [other.resize(own.size) for own, other in zip(images, images[1:] + images[:1], strict=True)]
         left = iter(others)
         rows = [{**row, "images": [_stored(next(left)) for _ in row["images"]]} for row in self.rows]
-        return [self.context.collator.encode(row) for row in rows]
+        return [self.collator.encode(row) for row in rows]
 
     def batch(self, samples: list[EncodedSample] | None = None) -> Batch:
         """Of all samples or of these, as in training, on the student's device."""
-        joined = self.context.collator.join(self.samples if samples is None else samples)
+        joined = self.collator.join(self.samples if samples is None else samples)
         return joined.to(self.context.pair.student.model.device)
 
     def models(self, batch: Batch) -> list[Model]:

@@ -9,7 +9,7 @@ from switchkd.losses.chunks import AutogradTerms, ChunkLoss
 from switchkd.losses.cross_entropy_dbild import CrossEntropyDBiLD
 from switchkd.losses.dbild import DBiLDSettings, bild, dbild
 from switchkd.losses.divergence import cross_entropy, forward_kl, jsd, reverse_kl, soft_cross_entropy
-from switchkd.losses.fused import SummedLoss, fused_loss, plain_loss, with_samples
+from switchkd.losses.fused import SummedLoss, added, fused_loss, plain_loss, with_samples
 from switchkd.losses.knee import knee
 from switchkd.losses.matching import match_tokens
 from switchkd.signals import Head
@@ -21,6 +21,7 @@ __all__ = [
     "DBiLDSettings",
     "Head",
     "SummedLoss",
+    "added",
     "affinity",
     "attention_distance",
     "attention_received",

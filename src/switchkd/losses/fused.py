@@ -120,6 +120,23 @@ def with_samples(sums: SummedLoss, terms: Mapping[str, Float[Tensor, " samples"]
     )
 
 
+def added(parts: Sequence[SummedLoss]) -> SummedLoss:
+    """The sum over all answer tokens of several batches, of which each may have terms that others have not."""
+
+    def totals(sums: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        names = dict.fromkeys(name for one in sums for name in one)
+        return {name: torch.stack([one[name] for one in sums if name in one]).sum() for name in names}
+
+    return SummedLoss(
+        loss=torch.stack([part.loss for part in parts]).sum(),
+        terms=totals([part.terms for part in parts]),
+        statistics=totals([part.statistics for part in parts]),
+        answers=sum(part.answers for part in parts),
+        compared=sum(part.compared for part in parts),
+        chunk=max(part.chunk for part in parts),
+    )
+
+
 def _compared_tokens(signals: Signals) -> int:
     return sum(len(one.targets) for part in signals.parts() for one in part.compared.values())
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from switchkd.names import Kind, Place, Route
+from switchkd.names import Kind, Place, Route, VisualWeights
 
 if TYPE_CHECKING:  # recipes name places through their methods, and import no torch
     from jaxtyping import Bool, Float
@@ -121,7 +121,7 @@ _ALIKE: dict[Where, frozenset[str]] = {
 SWITCH = "the switch"
 
 
-def learned_by_vision_alone(needs: Iterable[Route | Site]) -> str:
+def learned_by_vision_alone(needs: Iterable[Route | Site | VisualWeights]) -> str:
     """What of a method's needs trains the student's vision encoder and nothing else, for a message; empty where nothing does."""
     needs = list(needs)
     if any(need == "switch" or isinstance(need, Switched) for need in needs):

@@ -34,12 +34,14 @@ class MagnitudeMask:
 
     Args:
         teacher: whose weights are changed in place.
+        most: the share of the first steps.
 
     Raises:
         ValueError: weights that are no plain matrices, such as quantised ones, or none at all.
     """
 
-    def __init__(self, teacher: Pathway) -> None:
+    def __init__(self, teacher: Pathway, most: float) -> None:
+        self._most = most
         (language, *_) = teacher.part("language")
         self._matrices = [layer.weight for layer in language.modules() if isinstance(layer, nn.Linear)]
         if not self._matrices or not all(weight.is_floating_point() for weight in self._matrices):
@@ -55,6 +57,10 @@ class MagnitudeMask:
     def bytes(self) -> int:
         """Of the originals."""
         return sum(weight.numel() * weight.element_size() for weight in self._matrices)
+
+    def at(self, progress: float) -> None:
+        """Mask what `masked_share` says."""
+        self.set(masked_share(self._most, progress))
 
     @torch.no_grad()
     def set(self, share: float) -> None:

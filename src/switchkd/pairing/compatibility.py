@@ -91,7 +91,7 @@ def raise_if_incompatible(
             )
 
 
-def check_layers(needs: Collection[Route | Site], teacher: Family) -> None:
+def check_layers(needs: Collection[Route | Site | VisualWeights], teacher: Family) -> None:
     """Raise ValueError, with both numbers, for a switch through more layers than the teacher's language model has."""
     layers = teacher.config.text_config.num_hidden_layers
     for site in needs:

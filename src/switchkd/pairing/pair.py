@@ -98,6 +98,11 @@ class Pair(nn.Module):
         self.shared = Vocabulary(vocabulary, student.head, head)
         self.first_words = None if first_words is None or head is None else Vocabulary(first_words, student.head, head)
 
+    def share_student(self) -> "Pair":
+        """Leave the student to another module: of several pairs with one student, one moves and saves it."""
+        vars(self)["student"] = self._modules.pop("student")
+        return self
+
     @property
     def auxiliary_modules(self) -> dict[str, nn.Module | None]:
         """What learns with the student and is not part of it, by its name in the pair."""
@@ -314,6 +319,7 @@ class Pair(nn.Module):
     def train(self, mode: bool = True) -> "Pair":
         """Set the student's mode; the teacher stays in eval mode."""
         super().train(mode)
+        self.student.train(mode)  # also where another module has it
         if self.teacher is not None:
             self.teacher.eval()
         return self

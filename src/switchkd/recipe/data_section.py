@@ -11,12 +11,14 @@ from switchkd.typed_fields import check_fields
 
 @dataclass(frozen=True)
 class WeightedData:
-    """Data whose rows are seen more often than once in an epoch, or not all of them."""
+    """Data whose rows are seen more often than once in an epoch, or not all of them, or that a teacher of their own teaches."""
 
     #: As in `data.train`.
     path: str
     #: 2: every row twice in an epoch. 0.5: a random half of the rows, by `train.seed`, the same in every epoch.
     weight: float = 1.0
+    #: The name in `teachers` of the one that teaches its rows, as far as they do not say themselves by which they are taught.
+    teacher: str | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -53,7 +55,8 @@ class Data:
     """Training rows, in any of the forms and files of docs/data.md; detected."""
 
     #: A file, a folder, a glob, or a data set of the hub (NAME:CONFIG:SPLIT); or a list of these. `{path: a.json, weight: 2}` in the place
-    #: of a name sees its rows twice in an epoch, with a weight of 0.5 half of them.
+    #: of a name sees its rows twice in an epoch, with a weight of 0.5 half of them. `{path: a.json, teacher: ocr}` has them taught by
+    #: `ocr` of `teachers`.
     train: Named
     #: Rows that are held out: named as in `train`, and measured while it trains (`train.eval_steps`).
     validation: Named | None = None
@@ -99,10 +102,19 @@ class Data:
 
 def data_weights(data: Named) -> list[tuple[str, float]]:
     """What a stage's `data` names, each with its weight."""
-    listed = (data,) if isinstance(data, str | WeightedData) else data
-    return [(one, 1.0) if isinstance(one, str) else (one.path, one.weight) for one in listed]
+    return [(one.path, one.weight) for one in _listed(data)]
 
 
 def data_names(data: Named) -> list[str]:
     """What a stage's `data` names."""
-    return [name for name, _ in data_weights(data)]
+    return [one.path for one in _listed(data)]
+
+
+def data_teachers(data: Named) -> list[str | None]:
+    """For each of the names of a stage's `data`, by whom its rows are taught where they do not say it."""
+    return [one.teacher for one in _listed(data)]
+
+
+def _listed(data: Named) -> list[WeightedData]:
+    listed = (data,) if isinstance(data, str | WeightedData) else data
+    return [WeightedData(one) if isinstance(one, str) else one for one in listed]

@@ -88,9 +88,8 @@ def _sections(kind: type, name: str) -> Iterator[Section]:
         for inner in _inner(hint):
             # a stage's fields name what is another section's
             if kind is not Stage and inner is not kind:
-                yield from _sections(
-                    inner, f"{name}.{one.name}".lstrip(".") + ("[n]" if get_origin(hint) is tuple else "")
-                )
+                each = {tuple: "[n]", dict: ".NAME"}.get(get_origin(hint), "")
+                yield from _sections(inner, f"{name}.{one.name}".lstrip(".") + each)
 
 
 def _inner(hint: Any) -> list[type]:

@@ -1,15 +1,17 @@
 """The sections `teacher` and `student` of a recipe."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from switchkd.data.forms import LONGEST_TAG
 from switchkd.methods import Method
 from switchkd.models.quantize import Quantization
 from switchkd.names import VisualWeights
+from switchkd.recipe.data_section import Named, data_teachers
 from switchkd.recipe.field_checks import at_least, require, share
-from switchkd.typed_fields import check_fields
+from switchkd.typed_fields import check_fields, suggestion
 
 #: How attention is computed; `auto` is what transformers chooses, SDPA where the model has it.
 Attention = Literal["auto", "eager", "sdpa", "flash_attention_2"]
@@ -152,6 +154,43 @@ def check_teacher(stage: str, method: Method, teacher: Teacher | None, *, own: b
         f"teacher.cache is set, and method {method.label} of stage {stage} compares what is inside the teacher ({inside}), which no cache "
         "holds: take `cache` out, or choose a method that learns from the teacher's answers alone, such as kd, bild or switch_kd",
     )
+
+
+def check_tags(
+    teacher: Teacher | None, tagged: Mapping[str, Teacher], data: Sequence[tuple[str, Named | None]]
+) -> None:
+    """Raise ValueError where several teachers, and data that name them, do not go together.
+
+    Args:
+        teacher: the one of the recipe.
+        tagged: its `teachers`.
+        data: field → what it names.
+    """
+    require(
+        teacher is None or not tagged,
+        f"teacher and teachers are both given ({', '.join(tagged)}): one teaches all rows, of the others every row names one; keep one of "
+        "the two sections, or give stages that one teaches whole a `teacher` of their own",
+    )
+    first: dict[Teacher, str] = {}
+    for tag, one in tagged.items():
+        plain = tag.replace("-", "").replace("_", "")
+        require(
+            plain.isalnum() and len(tag) <= LONGEST_TAG,
+            f"teachers: a name is at most {LONGEST_TAG} letters, digits, - and _, because it names files, got {tag!r}",
+        )
+        require(
+            first.setdefault(one, tag) == tag,
+            f"teachers.{first[one]} and teachers.{tag} are one model, {one.path}: it would lie in memory twice; give it one name, and rows "
+            "this name",
+        )
+    for name, named in data:
+        for asked in [] if named is None else data_teachers(named):
+            there = ", ".join(tagged) or "none: add `teachers: {NAME: {path: …}}`"
+            require(
+                asked is None or asked in tagged,
+                f"{name} says that rows are taught by {asked!r}, and the names in `teachers` are {there}"
+                + suggestion(str(asked), list(tagged)),
+            )
 
 
 def check_caches(teachers: Sequence[Teacher]) -> None:

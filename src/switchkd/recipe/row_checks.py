@@ -20,7 +20,8 @@ def check_rows_fit(data: Data, train: Train, stages: Sequence["ResolvedStage"], 
         stages: of the recipe.
         on_policy: whether the student writes answers itself.
     """
-    cached = any(stage.teacher is not None and stage.teacher.cache is not None for stage in stages)
+    teachers = [one.teacher for stage in stages for one in stage.by_teacher.values()]
+    cached = any(teacher is not None and teacher.cache is not None for teacher in teachers)
     for name, given in (("data.packing", data.packing), ("data.streaming", data.streaming)):
         require(
             not (on_policy and given),

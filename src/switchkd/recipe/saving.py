@@ -17,13 +17,15 @@ if TYPE_CHECKING:
 
 def recipe_to_dict(recipe: "Recipe") -> dict[str, Any]:
     """The recipe as plain values, every default included: what `save_recipe` writes."""
-    sections = ("teacher", "student", "pair", "method", "data", "train", "stages", "on_policy", "evaluate")
+    sections = ("teacher", "teachers", "student", "pair", "method", "data", "train", "stages", "on_policy", "evaluate")
     return {section: _plain_values(getattr(recipe, section)) for section in sections}
 
 
 def _plain_values(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain_values(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain_values(item) for key, item in value.items()}
     if isinstance(value, Plus):
         return _plain_values(value.method) | value.weights
     if isinstance(value, Weighted):

@@ -4,7 +4,7 @@ Fields that users know from Hugging Face have their names there. Relative paths 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from switchkd.methods.plugins import find_plugin
 from switchkd.methods.plus import SAMPLE_TERMS
 from switchkd.methods.weighted import WEIGHTS
 from switchkd.models.capture import SWITCH, learned_by_vision_alone
-from switchkd.names import VisualWeights
+from switchkd.names import TEACHER, VisualWeights
 from switchkd.recipe.data_section import Data as Data
 from switchkd.recipe.data_section import Named as Named
 from switchkd.recipe.data_section import WeightedData as WeightedData
@@ -28,7 +28,7 @@ from switchkd.recipe.model_sections import Attention as Attention
 from switchkd.recipe.model_sections import LoRA as LoRA
 from switchkd.recipe.model_sections import Student as Student
 from switchkd.recipe.model_sections import Teacher as Teacher
-from switchkd.recipe.model_sections import check_caches, check_teacher
+from switchkd.recipe.model_sections import check_caches, check_tags, check_teacher
 from switchkd.recipe.on_policy import OnPolicy as OnPolicy
 from switchkd.recipe.parsing import lay_over, parse_flags, read_yaml
 from switchkd.recipe.row_checks import check_rows_fit
@@ -115,7 +115,7 @@ class ResolvedStage:
     name: str
     train: tuple[Part, ...]
     method: Method
-    #: None where the method learns from none.
+    #: The one that teaches all rows; None where the method learns from none, or each row says from which.
     teacher: Teacher | None
     data: Named
     num_train_epochs: float
@@ -125,6 +125,15 @@ class ResolvedStage:
     learning_rates: LearningRates
     per_device_train_batch_size: int
     gradient_accumulation_steps: int
+    #: By their tags, those of which each row names one; empty where one teaches all rows, or none.
+    tagged: dict[str, Teacher] = field(default_factory=dict)
+
+    @property
+    def by_teacher(self) -> dict[str, "ResolvedStage"]:
+        """Tag → the stage as it would be if that teacher taught all rows; where one does, by `batch.TEACHER`; empty without a teacher."""
+        if self.teacher is not None:
+            return {TEACHER: self}
+        return {tag: replace(self, teacher=teacher, tagged={}) for tag, teacher in self.tagged.items()}
 
 
 def _check_vision_learns(stage: ResolvedStage, freeze: Sequence[str]) -> None:
@@ -191,6 +200,8 @@ class Recipe:
     on_policy: OnPolicy | None = None
     #: What to do where student and teacher differ.
     pair: Pairing = field(default_factory=Pairing)
+    #: In the place of `teacher`, several by names of your own, of which every row names one in its field `teacher` (docs/data.md).
+    teachers: dict[str, Teacher] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_fields(self, {Method: METHODS}, _find_method)
@@ -205,30 +216,42 @@ class Recipe:
         )
         names = [stage.name for stage in self.stages]
         require(len(set(names)) == len(names), f"two stages have one name: {', '.join(names)}")
+        named = [(f"stages.{number}.data", stage.data) for number, stage in enumerate(self.stages)]
+        check_tags(
+            self.teacher,
+            self.teachers,
+            [("data.train", self.data.train), ("data.validation", self.data.validation), *named],
+        )
         check_rows_fit(self.data, self.train, self.resolved_stages(), on_policy=self.on_policy is not None)
         for given, stage in zip(self.stages, self.resolved_stages(), strict=True):
             _check_vision_learns(stage, self.student.freeze)
-            check_teacher(stage.name, stage.method, stage.teacher, own=given.teacher is not None)
-        check_devices_fit(self.teachers, self.train)
-        check_caches([teacher for teacher in self.teachers.values() if teacher.cache is not None])
+            for teacher in [one.teacher for one in stage.by_teacher.values()] or [None]:
+                check_teacher(stage.name, stage.method, teacher, own=given.teacher is not None)
+        check_devices_fit(self.teacher_sections, self.train)
+        check_caches([teacher for teacher in self.teacher_sections.values() if teacher.cache is not None])
 
     @property
-    def teachers(self) -> dict[str, Teacher]:
+    def teacher_sections(self) -> dict[str, Teacher]:
         """Every section that names a teacher, by its dotted name: the recipe's, and those of stages."""
+        tagged = {f"teachers.{tag}": teacher for tag, teacher in self.teachers.items()}
         of_stages = {f"stages.{number}.teacher": stage.teacher for number, stage in enumerate(self.stages)}
-        named = {"teacher": self.teacher} | of_stages
+        named = {"teacher": self.teacher} | tagged | of_stages
         return {name: teacher for name, teacher in named.items() if teacher is not None}
 
     @property
     def models(self) -> dict[str, Student | Teacher]:
         """Every section that names a model, by its dotted name."""
-        return {"student": self.student, **self.teachers}
+        return {"student": self.student, **self.teacher_sections}
 
     @property
     def last_teacher(self) -> Teacher | None:
-        """What the finished student is compared with: the teacher of the last stage that has one, or else the recipe's."""
-        of_stages = [stage.teacher for stage in self.resolved_stages() if stage.teacher is not None]
-        return of_stages[-1] if of_stages else self.teacher
+        """What the finished student is compared with: the teacher of the last stage that has one, or else the recipe's; of several by tags
+        the first.
+        """
+        of_stages = [
+            next(iter(stage.by_teacher.values())).teacher for stage in self.resolved_stages() if stage.by_teacher
+        ]
+        return of_stages[-1] if of_stages else self.teacher or next(iter(self.teachers.values()), None)
 
     def resolved_stages(self) -> tuple[ResolvedStage, ...]:
         """The stages with every inherited value filled in."""
@@ -248,7 +271,9 @@ class Recipe:
             "per_device_train_batch_size": self.train.per_device_train_batch_size,
             "gradient_accumulation_steps": self.train.gradient_accumulation_steps,
         }
-        return ResolvedStage(**inherited | {name: value for name, value in vars(stage).items() if value is not None})
+        given = {name: value for name, value in vars(stage).items() if value is not None}
+        tagged = self.teachers if "teacher" in method.needs and stage.teacher is None else {}
+        return ResolvedStage(**inherited | given, tagged=tagged)
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -89,7 +89,8 @@ def _computed(evidence: Evidence, asked: probe.Asked, count: int, attention: int
 def _teacher_of(recipe: Mapping[str, Any]) -> str | None:
     """The path of the teacher that a run ended with, of its resolved recipe: the last stage's own, or the recipe's, or an earlier one's."""
     *earlier, last = [stage.get("teacher") for stage in recipe.get("stages") or [{}]]
-    given = [last, recipe.get("teacher"), *reversed(earlier)]
+    by_tags = next(iter((recipe.get("teachers") or {}).values()), None)
+    given = [last, recipe.get("teacher"), by_tags, *reversed(earlier)]
     return next((teacher.get("path") for teacher in given if teacher), None)
 
 

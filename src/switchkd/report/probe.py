@@ -26,7 +26,7 @@ from switchkd.losses import knee
 from switchkd.methods import SFT, SwitchKD
 from switchkd.models.run_folder import STUDENT
 from switchkd.pairing import Pair
-from switchkd.recipe.schema import Recipe, Stage, load_recipe
+from switchkd.recipe.schema import Data, Recipe, Stage, data_names, load_recipe
 from switchkd.report.evidence import PATHWAYS, Agreement, Probe
 from switchkd.results.question_results import Prediction
 from switchkd.results.score import is_right
@@ -136,13 +136,18 @@ def probe(run: Path, asked: Asked, counted: Sequence[str], shown: Sequence[str])
                 ("the recipe names no teacher, so there is nothing to compare with",),
             )
         try:
-            return _compute(recipe, run, asked, counted, shown, {"student", "teacher", "switch"}, ())
+            return _compute(recipe, run, asked, counted, shown, {"student", "teacher", "switch"}, _which(recipe))
         except _NoSwitchError as reason:
-            return _compute(
-                recipe, run, asked, counted, shown, {"student", "teacher"}, (f"there is no switch: {reason}",)
-            )
+            notes = (*_which(recipe), f"there is no switch: {reason}")
+            return _compute(recipe, run, asked, counted, shown, {"student", "teacher"}, notes)
     except (ValueError, OSError) as error:
         return Probe(notes=(f"the models could not be used: {error}",))
+
+
+def _which(recipe: Recipe) -> tuple[str, ...]:
+    """A note where it is not plain which teacher is meant."""
+    tags = next((list(stage.tagged) for stage in reversed(recipe.resolved_stages()) if stage.by_teacher), [])
+    return (f"of the teachers {', '.join(tags)} the first is compared with",) if len(tags) > 1 else ()
 
 
 class _NoSwitchError(Exception):
@@ -216,6 +221,8 @@ def _open(recipe: Recipe, run: Path, needs: frozenset[Route]) -> tuple[Pair, Col
         recipe,
         student=replace(recipe.student, path=str(run / STUDENT), lora=None, quantization=None, freeze=()),
         teacher=None if teacher is None else replace(teacher, cache=None, cache_logits=None),
+        teachers={},
+        data=_untaught(recipe.data),
         method=method,
         stages=(Stage("report"),),
     )
@@ -224,7 +231,7 @@ def _open(recipe: Recipe, run: Path, needs: frozenset[Route]) -> tuple[Pair, Col
         known = context.teachers.of(stage)
         pair = Pair(
             context.student,
-            context.teachers.weights_for(stage),
+            context.teachers.weights_for(stage).get(TEACHER),
             needs=needs,
             vocabulary=context.reader.ids if known is None else known.vocabulary,
             first_words=None if known is None else known.first_words,
@@ -236,12 +243,21 @@ def _open(recipe: Recipe, run: Path, needs: frozenset[Route]) -> tuple[Pair, Col
             newest = checkpoint.latest(run / last)
             if newest is None:
                 raise ValueError(f"its bridge was in the checkpoints of {run / last}, and none is left")
-            checkpoint.load_auxiliary({"bridge": pair.bridge}, newest)
+            tag = next(iter(recipe.resolved_stages()[-1].tagged), None)
+            checkpoint.load_auxiliary({"bridge" if tag is None else f"bridge.{tag}": pair.bridge}, newest)
     except ValueError as error:
         if "switch" in needs:
             raise _NoSwitchError(str(error)) from error
         raise
-    return pair, context.collator(stage)
+    collator = context.collator(stage)
+    assert isinstance(collator, Collator)
+    return pair, collator
+
+
+def _untaught(data: Data) -> Data:
+    """The same data, without the teachers of their rows."""
+    held_out = None if data.validation is None else tuple(data_names(data.validation))
+    return replace(data, train=tuple(data_names(data.train)), validation=held_out)
 
 
 def _distances(logits: Float[Tensor, "n vocab"], teacher: Float[Tensor, "n vocab"]) -> Float[Tensor, "n 3"]:

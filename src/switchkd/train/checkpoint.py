@@ -19,18 +19,18 @@ from switchkd.data.processor_files import save_processor
 from switchkd.files import flush, settle
 from switchkd.manifest import MANIFEST, absent_files, find_damage, read_manifest, write_manifest
 from switchkd.models import Pathway
-from switchkd.pairing import Pair
 from switchkd.pairing.bridge import Bridge
 from switchkd.train import lora
 from switchkd.train.sharding import put
+from switchkd.train.step import DistillationStep
 
 _STAGING = ".saving"
 _REMOVED = ".removed"
 #: What the name of a checkpoint begins with that was passed over.
 _ASIDE = "passed-over-"
 _LORA = "lora.safetensors"
-#: What learns with the student (`Pair.auxiliary_modules`) → its file in a checkpoint.
-AUXILIARY = {"bridge": "bridge.safetensors", "learned": "learned.safetensors"}
+#: What learns with the student (`Pair.auxiliary_modules`), as far as it is there.
+AUXILIARY = ("bridge", "learned")
 #: The model card of a checkpoint.
 CARD = "README.md"
 #: What transformers' Trainer keeps of a run.
@@ -80,14 +80,19 @@ def save_student(
     (directory / CARD).write_text(card, encoding="utf-8")
 
 
-def load(pair: Pair, directory: str | Path) -> None:
-    """Put what has learned from a checkpoint into `pair`; where it is sharded, every process must call this.
+def auxiliary_file(name: str, tag: str | None = None) -> str:
+    """The file in a checkpoint of what learns with the student; of several teachers, of that of one."""
+    return f"{name}.safetensors" if tag is None else f"{name}.{tag}.safetensors"
+
+
+def load(step: DistillationStep, directory: str | Path) -> None:
+    """Put what has learned from a checkpoint into `step`; where it is sharded, every process must call this.
 
     Raises:
         ValueError: if the checkpoint has other tensors than the pair.
     """
-    load_student(pair.student, directory)
-    load_auxiliary(pair.auxiliary_modules, directory)
+    load_student(step.pair.student, directory)
+    load_auxiliary(step.auxiliary_modules, directory)
 
 
 def load_student(student: Pathway, directory: str | Path) -> None:
@@ -121,14 +126,14 @@ def save_auxiliary(
     """Write what learns with the student, for resuming: no model needs it afterwards.
 
     Args:
-        modules: `Pair.auxiliary_modules`.
+        modules: `DistillationStep.auxiliary_modules`.
         directory: of the checkpoint.
         state: as in `save_student`.
     """
     for name, module in modules.items():
         if module is not None:
             own = module.state_dict() if state is None else {n: state[f"pair.{name}.{n}"] for n in module.state_dict()}
-            save_file({n: tensor.contiguous() for n, tensor in own.items()}, Path(directory) / AUXILIARY[name])
+            save_file({n: tensor.contiguous() for n, tensor in own.items()}, Path(directory) / auxiliary_file(name))
 
 
 def load_auxiliary(modules: Mapping[str, nn.Module | None], directory: str | Path) -> None:
@@ -138,7 +143,7 @@ def load_auxiliary(modules: Mapping[str, nn.Module | None], directory: str | Pat
         ValueError: if only one of the two has it.
     """
     for name, module in modules.items():
-        file = Path(directory) / AUXILIARY[name]
+        file = Path(directory) / auxiliary_file(name)
         if file.exists() != (module is not None):
             where = f"{directory} was saved {'with' if file.exists() else 'without'} {file.name}"
             raise ValueError(f"{where}, and the recipe's pair has {'one' if module is not None else 'none'}")

@@ -1,6 +1,6 @@
 """What a run and a stage of it are made of, ready to train."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ from switchkd.batch import TEACHER
 from switchkd.data.collate import Collator
 from switchkd.data.packing import PackCollator, Packs
 from switchkd.data.reader import Reader
+from switchkd.data.tagged import AnyCollator, TaggedCollator, taught_by
 from switchkd.methods import Method
 from switchkd.models import Pathway
 from switchkd.pairing import Pair
@@ -38,11 +39,15 @@ class RunContext:
     #: The run that it goes on from.
     continued: Continued | None = None
 
-    def collator(self, stage: ResolvedStage) -> Collator:
+    def collator(self, stage: ResolvedStage) -> AnyCollator:
         """Makes the batches of a stage."""
+        if stage.tagged:
+            return TaggedCollator({tag: self.collator_of(known) for tag, known in self.teachers.by_tag(stage).items()})
         teacher = self.teachers.of(stage)
-        if teacher is None:
-            return Collator(self.reader)
+        return Collator(self.reader) if teacher is None else self.collator_of(teacher)
+
+    def collator_of(self, teacher: KnownTeacher) -> Collator:
+        """Makes batches of rows that this one teaches."""
         stores = {} if teacher.store is None else {TEACHER: teacher.store}
         return Collator(self.reader, {TEACHER: teacher.reading}, stores)
 
@@ -55,7 +60,7 @@ class StageContext:
     stage: ResolvedStage
     rows: Dataset
     step: DistillationStep
-    collator: Collator
+    collator: AnyCollator
     directory: Path
     #: What is measured while it trains.
     held_out: HeldOut | None = None
@@ -75,14 +80,27 @@ class StageContext:
         return str(self.stream or self.packs or f"{len(self.rows)} rows")
 
     @property
-    def collate(self) -> Collator | PackCollator:
+    def collate(self) -> AnyCollator | PackCollator:
         """Makes a batch of what is drawn."""
         return self.collator if self.packs is None else PackCollator(self.collator)
 
     @property
     def teacher(self) -> KnownTeacher | None:
-        """What is known of the teacher; None where the method has none."""
+        """What is known of the teacher; None where the method has none, or each row one of several."""
         return self.run.teachers.of(self.stage)
+
+    @property
+    def by_teacher(self) -> "dict[str, StageContext]":
+        """Tag → the stage with this teacher, and the rows that it teaches, alone; itself where one teaches all rows, or none does."""
+        if not isinstance(self.collator, TaggedCollator):
+            return {TEACHER: self}
+        parts = {}
+        for tag, pair in self.step.pairs.items():
+            step = DistillationStep(pair, self.method, loss=self.step.loss)
+            collator, rows = self.collator.collators[tag], taught_by(self.rows, tag)
+            stage = self.stage.by_teacher[tag]
+            parts[tag] = replace(self, stage=stage, rows=rows, step=step, collator=collator, held_out=None, packs=None)
+        return parts
 
     @property
     def method(self) -> Method:
@@ -91,5 +109,5 @@ class StageContext:
 
     @property
     def pair(self) -> Pair:
-        """Student and teacher."""
+        """Student and teacher; of several teachers by tags the first."""
         return self.step.pair

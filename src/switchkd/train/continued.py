@@ -29,18 +29,22 @@ class Continued:
     #: The checkpoint that its student is from; None where its checkpoints were removed.
     kept: Path | None
 
-    def file(self, name: str) -> Path | None:
-        """Where `bridge` or `learned` lies."""
-        file = None if self.kept is None else self.kept / checkpoint.AUXILIARY[name]
+    def file(self, name: str, tag: str | None = None) -> Path | None:
+        """Where `bridge` or `learned` lies; of several teachers, that of one."""
+        file = None if self.kept is None else self.kept / checkpoint.auxiliary_file(name, tag)
         return file if file is not None and file.is_file() else None
 
-    def take_over(self, name: str, module: nn.Module | None) -> None:
+    def files(self, name: str) -> list[Path]:
+        """All of `bridge`, or of `learned`: of each teacher one."""
+        return [] if self.kept is None else sorted(self.kept.glob(f"{name}*.safetensors"))
+
+    def take_over(self, name: str, module: nn.Module | None, *, tag: str | None = None) -> None:
         """Put the run's `bridge` or `learned` into the module that learns with the student now, where both are there, and say so.
 
         Raises:
             ValueError: its tensors have other names or sizes.
         """
-        file = self.file(name)
+        file = self.file(name, tag)
         if module is None or file is None:
             if module is not None or file is not None:
                 who = f"{self.run} left none" if file is None else "this pair has none"
@@ -61,7 +65,7 @@ class Continued:
     @property
     def fingerprint(self) -> str:
         """Digest of the files that go on."""
-        sums = [checksum(file) for name in checkpoint.AUXILIARY if (file := self.file(name)) is not None]
+        sums = [checksum(file) for name in checkpoint.AUXILIARY for file in self.files(name)]
         return blake2b(" ".join(sums).encode(), digest_size=8).hexdigest()
 
     @property
@@ -72,7 +76,7 @@ class Continued:
             if self.kept is None
             else f", {TrainerState.load_from_json(str(self.kept / checkpoint.STATE)).global_step} steps of its last stage"
         )
-        there = [_CALLED[name] for name in checkpoint.AUXILIARY if self.file(name) is not None]
+        there = [_CALLED[name] for name in checkpoint.AUXILIARY if self.files(name)]
         return f"`{self.run}` ({' → '.join(self.methods)}{steps})" + (
             f", with its {' and '.join(there)}" if there else ""
         )

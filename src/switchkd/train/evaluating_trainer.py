@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from transformers import ProcessorMixin
 from transformers.trainer_utils import EvalLoopOutput
 
-from switchkd.batch import Batch, named
+from switchkd.batch import AnyBatch, named
 from switchkd.losses import SummedLoss
 from switchkd.methods import Need
 from switchkd.train import checkpoint
@@ -109,7 +109,7 @@ class EvaluatingTrainer(FiniteTrainer):
         Raises:
             FloatingPointError: a loss that is not finite.
         """
-        batch: Batch = self._prepare_inputs(inputs)  # type: ignore[assignment]
+        batch: AnyBatch = self._prepare_inputs(inputs)  # type: ignore[assignment]
         try:
             with torch.no_grad(), self.compute_loss_context_manager():
                 sums: SummedLoss = model(batch)
@@ -122,8 +122,7 @@ class EvaluatingTrainer(FiniteTrainer):
                 f"step {self.state.global_step}, held-out samples {named(batch.keys)}: the loss is not finite ({terms}). Look at these "
                 "rows of data.validation, and at the weights of an earlier checkpoint"
             )
-        own_inputs = any(reader is not batch.student for reader in batch.readers.values())
-        add_terms(self._held_out_sums, sums, own_inputs=own_inputs, loss=True)
+        add_terms(self._held_out_sums, sums, own_inputs=batch.own_inputs, loss=True)
         return None, None, None
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:

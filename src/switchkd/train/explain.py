@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from switchkd.files import write_together
+from switchkd.models import Pathway
 from switchkd.models.finite import not_finite
-from switchkd.pairing import Pair
 
 
 def explain(
@@ -19,7 +19,8 @@ def explain(
     *,
     reason: str,
     step: int,
-    pair: Pair,
+    student: Pathway,
+    auxiliary: Mapping[str, nn.Module | None],
     batches: list[tuple[str, ...]],
     terms: Mapping[str, Tensor],
     pathways: Mapping[str, list[str]],
@@ -31,14 +32,15 @@ def explain(
         file: to write.
         reason: what was not finite.
         step: the one that was not taken.
-        pair: student and teacher. Sharded tensors count as far as this process has them.
+        student: what is trained. Sharded tensors count as far as this process has them.
+        auxiliary: what learns with it, by name.
         batches: keys of the samples of every micro-batch of the step on this process; the last one is where it stopped.
         terms: sums over the answers of the last micro-batch.
         pathways: sample → the pathways whose logits were not finite, where that could be found out.
         rates: the learning rates of the optimizer's groups.
     """
-    parts = {part: pair.student.part_parameters(part) for part in pair.student.family.parts}
-    for name, module in pair.auxiliary_modules.items():
+    parts = {part: student.part_parameters(part) for part in student.family.parts}
+    for name, module in auxiliary.items():
         if module is not None:
             parts[name] = dict(module.named_parameters())
     found = {

@@ -10,7 +10,7 @@ from accelerate.utils import DistributedType
 from torch import Tensor
 from transformers import Trainer
 
-from switchkd.batch import Batch, named
+from switchkd.batch import AnyBatch, named
 from switchkd.losses import SummedLoss
 from switchkd.models.finite import describe, not_finite
 from switchkd.train.explain import explain
@@ -64,7 +64,7 @@ class FiniteTrainer(Trainer):
             self._kept.setdefault(now, ([], num_items_in_batch))[0].append(inputs)
         return super().training_step(model, inputs, num_items_in_batch)
 
-    def check_loss(self, sums: SummedLoss, batch: Batch) -> None:
+    def check_loss(self, sums: SummedLoss, batch: AnyBatch) -> None:
         """Stop at a loss that is not finite, now or when it is known.
 
         Raises:
@@ -132,7 +132,7 @@ class FiniteTrainer(Trainer):
 
     # ---- saying
 
-    def _about_loss(self, sums: SummedLoss, batch: Batch, now: int) -> str:
+    def _about_loss(self, sums: SummedLoss, batch: AnyBatch, now: int) -> str:
         """What is said of a loss that is not finite: its terms, and the samples that it comes from."""
         terms = ", ".join(f"{name} {value.item():.4g}" for name, value in sums.terms.items())
         where, blamed = f"samples {named(batch.keys)}", {}
@@ -153,7 +153,8 @@ class FiniteTrainer(Trainer):
             Path(str(self.args.output_dir)) / f"not-finite-step-{now}{rank}.json",
             reason=reason,
             step=now,
-            pair=self.step.pair,
+            student=self.step.pair.student,
+            auxiliary=self.step.auxiliary_modules,
             batches=self._batches[1],
             terms=terms or {},
             pathways=pathways or {},
@@ -163,9 +164,8 @@ class FiniteTrainer(Trainer):
 
     def check_weights(self, state: Mapping[str, Tensor]) -> None:
         """Refuse to save weights that are not finite, which no row of the last steps may have felt."""
-        learned = {
-            name.removeprefix("pair."): tensor for name, tensor in state.items() if not name.startswith("pair.teacher.")
-        }
+        frozen = ("pair.teacher.", *(f"others.{number}.teacher." for number in range(len(self.step.others))))
+        learned = {name.removeprefix("pair."): tensor for name, tensor in state.items() if not name.startswith(frozen)}
         if bad := not_finite(learned):
             message = f"after step {self.state.global_step}, {describe(learned, bad)}. They are not saved: an earlier checkpoint is sound"
             raise FloatingPointError(f"{message}; {self._explain(message)}")

@@ -96,7 +96,7 @@ def _sharding_problems(recipe: Recipe) -> Iterator[str]:
         return
     if recipe.train.fp16:
         yield "train.fp16 is true, and where weights are spread over processes only train.bf16 and float32 are known to work"
-    for section, teacher in recipe.teachers.items():
+    for section, teacher in recipe.teacher_sections.items():
         if teacher.mask is not None:
             yield f"{section}.mask is {teacher.mask}, and the smallest weights of a matrix cannot be found where processes have parts of it"
     for who, model in recipe.models.items():

@@ -6,10 +6,10 @@ real, because shapes depend on their values; only what a loss makes of the *valu
 """
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar, cast
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConfig
 from transformers.initialization import no_init_weights
 
-from switchkd.batch import Batch
-from switchkd.losses import AutogradTerms, ChunkLoss, CrossEntropyDBiLD
-from switchkd.losses.chunks import ChunkGradients, ChunkSums
-from switchkd.losses.projection import Sparse
-from switchkd.methods import Method, Need
+from switchkd.batch import TEACHER, AnyBatch, Batch, TaggedBatch
 from switchkd.models import Pathway
 from switchkd.models.layers import recompute
 from switchkd.models.packed_rows import check_packable
@@ -32,15 +28,15 @@ from switchkd.pairing import Pair
 from switchkd.pairing.bridge import Bridge
 from switchkd.pairing.compatibility import compare
 from switchkd.recipe.schema import Recipe, ResolvedStage, Student, Teacher
-from switchkd.signals import AnswerLogits, SampleTerms, Signals, TokenTerm, TokenTerms
 from switchkd.train import lora
 from switchkd.train.largest_batch import TEXT, largest_batch, real
 from switchkd.train.live import Live
 from switchkd.train.parts import freeze
 from switchkd.train.precision import widen_learning
+from switchkd.train.stand_in import StandIn
 from switchkd.train.step import DistillationStep
 
-_Model = TypeVar("_Model", Pathway, TeacherHead)
+_Model = TypeVar("_Model", bound=Pathway | TeacherHead)
 
 
 @dataclass(frozen=True)
@@ -77,61 +73,115 @@ def estimate(
     recipe: Recipe,
     stage: ResolvedStage,
     student: PretrainedConfig,
-    teacher: PretrainedConfig | None,
-    batch: Batch | None = None,
+    teacher: PretrainedConfig | Mapping[str, PretrainedConfig] | None,
+    batch: AnyBatch | None = None,
 ) -> Memory:
     """The memory of a step of `stage`, from the configs of the models and the sizes of a batch.
 
     Without a `batch` it is the largest that the recipe allows: rows of `data.max_length` tokens (if it names none: of the image's and
     1,024 more), nearly all of them answers, with one image each, or with as many as a packed row holds: a photograph of 640 × 480 pixels,
     or where rows have no room for it the smallest that the encoders take (that matters where the number of visual tokens depends on an
-    image's size).
+    image's size). Of several teachers, given by their tags, all are in memory; of the largest batch each teaches a row, and the one whose
+    rows need most all that are left.
 
     Raises:
         ValueError: where the rows do not hold the images' tokens, or the pair does not fit the method.
     """
-    configs = [student] if teacher is None or "teacher" not in stage.method.needs else [student, teacher]
+    if isinstance(teacher, Mapping) and batch is None:
+        return max((_estimate(recipe, stage, student, teacher, most=tag) for tag in teacher), key=lambda one: one.peak)
+    return _estimate(recipe, stage, student, teacher, batch)
+
+
+def _estimate(
+    recipe: Recipe,
+    stage: ResolvedStage,
+    student: PretrainedConfig,
+    teacher: PretrainedConfig | Mapping[str, PretrainedConfig] | None,
+    batch: AnyBatch | None = None,
+    *,
+    most: str = TEACHER,
+) -> Memory:
+    """`most`: the tag of the teacher of most rows."""
+    configs = teacher if isinstance(teacher, Mapping) else {} if teacher is None else {TEACHER: teacher}
+    given = {tag: (config, one) for tag, config in configs.items() if (one := stage.by_teacher.get(tag)) is not None}
     if recipe.data.packing:
-        check_packable(*configs)
-    chosen = [recipe.student, stage.teacher][: len(configs)]
-    pathways = [_build(config, model) for config, model in zip(configs, chosen, strict=True) if model is not None]
-    cached = stage.teacher is not None and stage.teacher.cache is not None and len(pathways) > 1
-    head = _head(pathways.pop()) if cached and not stage.method.needs - {"student", "teacher"} else None
-    apart = head is None and stage.teacher is not None and stage.teacher.device is not None
+        check_packable(student, *(config for config, _ in given.values()))
+    learner = _build(student, recipe.student)
     if recipe.student.lora:
         settings = recipe.student.lora
-        lora.add(pathways[0], r=settings.r, alpha=settings.alpha, dropout=settings.dropout)
+        lora.add(learner, r=settings.r, alpha=settings.alpha, dropout=settings.dropout)
+    built = {tag: _build_teacher(config, one) for tag, (config, one) in given.items()}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     there = (
         nullcontext() if device.type == "cpu" else device
     )  # what is made there by itself needs no look at every call
     with FakeTensorMode(allow_non_fake_inputs=True), Live() as live, there:
-        with live.elsewhere() if apart else nullcontext():
-            model = _imagine(head) if head is not None else _imagine(pathways[1]) if len(pathways) > 1 else None
-        step = _step(recipe, stage, _imagine(pathways[0]), model, device if apart else None)
-        batch = largest_batch(recipe, stage, step.pair) if batch is None else batch
-        batch = batch._replace(
-            first_words={}
-        )  # the pair that is measured compares the first rows of both heads and no others
-        memory = _measure(recipe, stage, step, batch.to(device), live)
-    quantized = sum(_saved_by_quantization(*pair) for pair in zip(pathways, chosen, strict=False))
+        models: dict[str, Pathway | TeacherHead] = {}
+        for tag, model in built.items():
+            with live.elsewhere() if _is_apart(model, given[tag][1]) else nullcontext():
+                models[tag] = _imagine(model)
+        elsewhere = {tag: device if _is_apart(model, given[tag][1]) else None for tag, model in models.items()}
+        step = _step(recipe, stage, _imagine(learner), models, elsewhere)
+        batch = _largest(recipe, stage, step, most) if batch is None else batch
+        memory = _measure(recipe, stage, step, _without_first_words(batch).to(device), live)
+    quantized = _saved_by_quantization(learner, recipe.student) + sum(
+        _saved_by_quantization(model, given[tag][1].teacher)
+        for tag, model in models.items()
+        if isinstance(model, Pathway)
+    )
     return _less(memory, quantized)
+
+
+def _build_teacher(config: PretrainedConfig, stage: ResolvedStage) -> Pathway | TeacherHead:
+    """A teacher without weights; its head alone where a cache has what it says."""
+    assert stage.teacher is not None
+    teacher = _build(config, stage.teacher)
+    head_alone = stage.teacher.cache is not None and not stage.method.needs - {"student", "teacher"}
+    return _head(teacher) if head_alone else teacher
+
+
+def _is_apart(teacher: Pathway | TeacherHead, stage: ResolvedStage) -> bool:
+    """Whether it lies on a device of its own."""
+    return isinstance(teacher, Pathway) and stage.teacher is not None and stage.teacher.device is not None
+
+
+def _largest(recipe: Recipe, stage: ResolvedStage, step: DistillationStep, most: str) -> AnyBatch:
+    """The largest batch of a device: of several teachers each has a row, and one of them all that are left."""
+    if not step.is_tagged:
+        return largest_batch(recipe, stage, step.pair)
+    parts, rows = {}, stage.per_device_train_batch_size
+    ordered = sorted(step.pairs, key=lambda tag: tag != most)[:rows]
+    for tag in ordered:
+        size = rows - len(ordered) + 1 if tag == most else 1
+        alone = replace(stage.by_teacher[tag], per_device_train_batch_size=size)
+        parts[tag] = largest_batch(recipe, alone, step.pairs[tag])
+    return TaggedBatch(parts)
+
+
+def _without_first_words(batch: AnyBatch) -> AnyBatch:
+    """The pair that is measured compares the first rows of both heads and no others."""
+    if isinstance(batch, Batch):
+        return batch._replace(first_words={})
+    return TaggedBatch({tag: part._replace(first_words={}) for tag, part in batch.parts.items()})
 
 
 def forecast(recipe: Recipe, stage: ResolvedStage) -> str:
     """The estimate for the largest batch that a recipe allows, for a reader, or why there is none; reads configs and no weights."""
-    configs = []
-    for model in (recipe.student, stage.teacher) if stage.teacher else (recipe.student,):
+    configs: dict[str, PretrainedConfig] = {}
+    taught = {tag: one.teacher for tag, one in stage.by_teacher.items() if one.teacher is not None}
+    chosen: dict[str, Student | Teacher] = {"": recipe.student, **taught}
+    for tag, model in chosen.items():
         path, where = model_folder(model.path), {"revision": model.revision} if model.revision else {}
         try:
-            configs.append(AutoConfig.from_pretrained(path, **where, local_files_only=True, trust_remote_code=False))
+            configs[tag] = AutoConfig.from_pretrained(path, **where, local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError):
             return (
                 f"cannot be estimated: {path} is no folder with the config.json of a model, and the Hugging Face cache has none of that "
                 "name (nothing is downloaded for an estimate)"
             )
     try:
-        memory = estimate(recipe, stage, configs[0], configs[1] if stage.teacher else None)
+        student = configs.pop("")
+        memory = estimate(recipe, stage, student, configs if stage.tagged else configs.get(TEACHER))
     except ValueError as reason:
         return f"cannot be estimated: {reason}"
     rows, length = stage.per_device_train_batch_size, recipe.data.max_length
@@ -145,9 +195,13 @@ def forecast(recipe: Recipe, stage: ResolvedStage) -> str:
 
 def left_out(stage: ResolvedStage) -> str:
     """What the numbers do not hold: what a method makes of the inside of both models, and a teacher that lies elsewhere."""
-    sites, device = ", ".join(sorted(map(str, stage.method.sites))), stage.teacher and stage.teacher.device
-    inside = f"; without the terms of method {stage.method.label} at {sites}" if sites else ""
-    return inside + (f"; without the teacher's weights and activations, which are on {device}" if device else "")
+    sites = ", ".join(sorted(map(str, stage.method.sites)))
+    told = f"; without the terms of method {stage.method.label} at {sites}" if sites else ""
+    for tag, one in stage.by_teacher.items():
+        if one.teacher is not None and one.teacher.device is not None:
+            whose = f"teacher {tag}'s" if stage.tagged else "the teacher's"
+            told += f"; without {whose} weights and activations, which are on {one.teacher.device}"
+    return told
 
 
 def _head(teacher: Pathway) -> TeacherHead:
@@ -159,8 +213,8 @@ def _step(
     recipe: Recipe,
     stage: ResolvedStage,
     student: Pathway,
-    teacher: Pathway | TeacherHead | None = None,
-    teacher_device: torch.device | None = None,
+    teachers: Mapping[str, Pathway | TeacherHead],
+    devices: Mapping[str, torch.device | None],
 ) -> DistillationStep:
     """The step as training builds it."""
     if recipe.train.gradient_checkpointing:
@@ -168,6 +222,18 @@ def _step(
     student.train_only(stage.train)
     freeze(student, recipe.student.freeze)
     widen_learning(student)
+    pairs = {tag: _pair(recipe, stage, student, one, devices[tag]) for tag, one in teachers.items()}
+    pair = pairs if stage.tagged else pairs.get(TEACHER) or _pair(recipe, stage, student)
+    return DistillationStep(pair, StandIn(stage.method), loss=recipe.train.loss).train()
+
+
+def _pair(
+    recipe: Recipe,
+    stage: ResolvedStage,
+    student: Pathway,
+    teacher: Pathway | TeacherHead | None = None,
+    teacher_device: torch.device | None = None,
+) -> Pair:
     bridge, learned = None, None
     if teacher is not None:
         if recipe.train.switch_checkpointing and isinstance(teacher, Pathway):
@@ -178,7 +244,7 @@ def _step(
             bridge = Bridge(*widths)
         learned = stage.method.learned(student.sizes, teacher.sizes)
     rows = min(model.head.rows for model in (student, teacher) if model is not None)
-    pair = Pair(
+    return Pair(
         student,
         teacher,
         needs=stage.method.needs,
@@ -187,65 +253,11 @@ def _step(
         learned=learned,
         teacher_device=teacher_device,
     )
-    return DistillationStep(pair.train(), _StandIn(stage.method), loss=recipe.train.loss)
 
 
-class _StandIn(Method):
-    """A method's pathways, and tensors of the sizes that its terms make of their logits, whose values are not known."""
-
-    name: ClassVar[str] = "stand-in"
-
-    def __init__(self, method: Method) -> None:
-        self.method = method
-
-    @property
-    def needs(self) -> frozenset[Need]:
-        """Those of the method."""
-        return self.method.needs
-
-    def token_terms(self, logits: AnswerLogits) -> TokenTerms:
-        """What autograd keeps of a divergence: the softmax of every learner's logits, and of the teacher's."""
-        terms = {"ce": TokenTerm(logits.student.log_softmax(dim=-1).sum(dim=-1))}
-        for one in logits.compared.values():
-            for route, learner in (("align", one.student), ("switch", one.switch)):
-                if learner is not None:
-                    both = learner.log_softmax(dim=-1) * one.teacher.softmax(dim=-1)
-                    terms[route] = one.term(both.sum(dim=-1))
-        return terms
-
-    def sample_terms(self, signals: Signals, learned: nn.Module | None) -> SampleTerms:
-        """Left out, and said so: `left_out`."""
-        return {}
-
-    def chunk_loss(self) -> ChunkLoss:
-        """Gradients that are written out, or found by autograd, as the method's are."""
-        loss = self.method.chunk_loss()
-        return _WrittenOut(loss) if isinstance(loss, CrossEntropyDBiLD) else AutogradTerms(self.token_terms)
-
-
-@dataclass(frozen=True)
-class _WrittenOut(ChunkLoss):
-    """`CrossEntropyDBiLD`: the student's logits become their gradient, the switch's gradient is at the ids that two leaders choose."""
-
-    loss: CrossEntropyDBiLD
-
-    def __call__(
-        self, logits: AnswerLogits, *, student: torch.dtype | None, switch: bool
-    ) -> tuple[ChunkSums, ChunkGradients]:
-        """See `ChunkLoss`."""
-        sums = ChunkSums({"ce": logits.student.new_zeros((), dtype=torch.float64)})
-        gradients = ChunkGradients(None if student is None else logits.student)
-        for name, one in logits.compared.items():
-            if switch and one.switch is not None:
-                window = min(2 * (self.loss.settings.window or one.switch.shape[1]), one.switch.shape[1])
-                ids = torch.zeros(len(one.switch), window, dtype=torch.long, device=one.targets.device)
-                gradients.switch[name] = Sparse(ids, one.switch.new_zeros(ids.shape))
-        return sums, gradients
-
-
-def _measure(recipe: Recipe, stage: ResolvedStage, step: DistillationStep, batch: Batch, live: Live) -> Memory:
+def _measure(recipe: Recipe, stage: ResolvedStage, step: DistillationStep, batch: AnyBatch, live: Live) -> Memory:
     """Forward, loss and backward, and what was alive."""
-    pair, trainable = step.pair, [p for p in step.parameters() if p.requires_grad]
+    trainable = [p for p in step.parameters() if p.requires_grad]
     weights, gradients = _bytes([*step.parameters(), *step.buffers()]), _bytes(trainable)
     uncounted = weights - live.bytes  # buffers of whole numbers
     for tensor in tree_leaves(batch):
@@ -267,25 +279,33 @@ def _measure(recipe: Recipe, stage: ResolvedStage, step: DistillationStep, batch
 
         return call
 
-    student, teacher = cast(Any, pair.student), cast(Any, pair.teacher)
+    student = cast(Any, step.pair.student)
     student.see = counted("student_vision", student.see)
     student.say = counted("student_language", student.say)
-    if teacher is not None:
+    for pair in step.pairs.values():
+        teacher = cast(Any, pair.teacher)
+        if teacher is None:
+            continue
         if pair.crossing.teacher is not None:
             teacher.see = live.of_another_device(teacher.see, back=False)
             teacher.say = live.of_another_device(teacher.say, back=True)
-        switch, own = counted("switch", teacher.say), teacher.say
-        teacher.say = lambda *given: (switch if torch.is_grad_enabled() else own)(*given)
+        teacher.say = _by_way(counted("switch", teacher.say), teacher.say)
     cast(Any, step)._sum = counted("loss", step._sum)
     half = recipe.train.bf16 or recipe.train.fp16
     dtype = torch.bfloat16 if recipe.train.bf16 else torch.float16
     live.peak, live.flops = live.bytes, 0
-    with torch.autocast(batch.student.tokens.device.type, dtype, enabled=half):
+    device = next(iter(batch.parts.values())).student.tokens.device
+    with torch.autocast(device.type, dtype, enabled=half):
         sums = step(batch)
     sums.loss.backward()
     optimizer = 2 * gradients  # AdamW: two moments in the parameter's precision
     peak = live.peak + uncounted + optimizer
     return Memory(weights=weights, optimizer=optimizer, gradients=gradients, **kept, peak=peak, flops=live.flops)
+
+
+def _by_way(switch: Callable[..., Any], own: Callable[..., Any]) -> Callable[..., Any]:
+    """The teacher runs with gradients for the switch, and without for what it says itself."""
+    return lambda *given: (switch if torch.is_grad_enabled() else own)(*given)
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

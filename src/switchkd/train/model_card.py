@@ -28,6 +28,7 @@ def model_card(
     mismatches: Sequence[str] = (),
     ran: Mapping[str, str] | None = None,
     continued: str | None = None,
+    tags: Mapping[str, str] | None = None,
 ) -> str:
     """README.md of a checkpoint, in the form the Hugging Face hub reads.
 
@@ -42,6 +43,7 @@ def model_card(
         mismatches: in what student and teacher differ.
         ran: what the last stage ran with (`what_ran`).
         continued: the run that it goes on from, if there is one.
+        tags: of teachers that share a stage, of which each row names one: that name → folder or hub name.
     """
     metadata = ModelCardData(
         library_name="transformers",
@@ -55,9 +57,12 @@ def model_card(
     differ = f"\n## Where student and teacher differ\n{differ}\n" if differ else ""
     lines = "".join(f"\n| {name} | {value} |" for name, value in (ran or {}).items())
     measured = f"\n## What ran\n\n| | |\n|---|---|{lines}\n" if lines else ""
-    taught = list(dict.fromkeys(teachers))
-    named = " → ".join(f"`{path}`" for path in taught or ["none"])
-    origin = f"distilled from {' → '.join(f'[{teacher}]' for teacher in taught)} " if taught else "trained "
+    taught = _together(list(dict.fromkeys(teachers)), tags or {})
+    rows = {path: f" (rows of {tag})" for tag, path in (tags or {}).items()}
+    named = " → ".join(" + ".join(f"`{path}`{rows.get(path, '')}" for path in group) for group in taught) or "`none`"
+    origin = "trained "
+    if taught:
+        origin = f"distilled from {' → '.join(' + '.join(f'[{path}]' for path in group) for group in taught)} "
     return f"""---
 {metadata.to_yaml()}
 ---
@@ -149,6 +154,18 @@ def card_of_export(
     text = re.sub(r"(?m)^\| precision of the weights \| .* \|$", f"| precision of the weights | {dtype} |", card.text)
     card.text = f"{text.split(_SERVING)[0].rstrip()}\n{_SERVING}\nThe weights are {dtype}.\n\n{serving}\n"
     return str(card), data.license
+
+
+def _together(teachers: Sequence[str], tags: Mapping[str, str]) -> list[list[str]]:
+    """The teachers one after the other, and those by tags together."""
+    groups: list[list[str]] = []
+    shared = [path for path in teachers if path in tags.values()]
+    for path in teachers:
+        if path not in shared:
+            groups.append([path])
+        elif path == shared[0]:
+            groups.append(shared)
+    return groups
 
 
 def _on_the_hub(path: str) -> bool:

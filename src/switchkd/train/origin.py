@@ -9,6 +9,7 @@ from datasets import Dataset
 
 from switchkd.models.model_digest import model_digest
 from switchkd.processes import processes
+from switchkd.recipe.schema import ResolvedStage
 from switchkd.train.context import StageContext
 from switchkd.train.open_teacher import located
 
@@ -24,12 +25,14 @@ def origin_of(context: StageContext) -> Origin:
     recipe, stage, count = context.run.recipe, context.stage, processes().num_processes
     before = context.run.continued
     learned = {} if before is None else {"bridge and maps at the start": before.fingerprint}
-    held_out = {} if context.held_out is None else {"held-out rows": _rows(context.held_out.rows)}
+    held_out = (
+        {} if context.held_out is None else {"held-out rows": _rows(context.held_out.rows, tagged=bool(stage.tagged))}
+    )
     return {
         "rows": _rows_of(context),
         **held_out,
         **learned,
-        "teacher": None if stage.teacher is None else model_digest(located(stage.teacher)),
+        **_teachers(stage),
         "start weights": model_digest(located(recipe.student)),
         "processes": count,
         "rows of a step": stage.per_device_train_batch_size * stage.gradient_accumulation_steps * count,
@@ -70,13 +73,23 @@ def check_origin(checkpoint: Path, now: Origin, *, finished: bool, accept_change
     )
 
 
+def _teachers(stage: ResolvedStage) -> Origin:
+    """Their weights; of several, by the tags of rows."""
+    if not stage.tagged:
+        return {"teacher": None if stage.teacher is None else model_digest(located(stage.teacher))}
+    return {f"teacher {tag}": model_digest(located(teacher)) for tag, teacher in stage.tagged.items()}
+
+
 def _rows_of(context: StageContext) -> str:
     if context.stream is not None:
         return f"{context.stream}, {context.stream.stream.identity}"
-    return _rows(context.rows) + ("" if context.packs is None else f", {context.packs}")
+    return _rows(context.rows, tagged=bool(context.stage.tagged)) + (
+        "" if context.packs is None else f", {context.packs}"
+    )
 
 
-def _rows(rows: Dataset) -> str:
-    """Their number, and a digest of their keys: what they hold, how it is read, and their order."""
-    digest = blake2b("\n".join(rows["key"][:]).encode(errors="surrogatepass"), digest_size=8)
+def _rows(rows: Dataset, *, tagged: bool) -> str:
+    """Their number, and a digest of their keys: what they hold, how it is read, and their order; and of who teaches them."""
+    named = [*rows["key"][:], *(filter(None, rows["teacher"][:]) if tagged else [])]
+    digest = blake2b("\n".join(named).encode(errors="surrogatepass"), digest_size=8)
     return f"{len(rows)} rows ({digest.hexdigest()})"

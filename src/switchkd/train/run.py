@@ -72,8 +72,8 @@ def train_stage(context: StageContext, *, accept_changes: bool = False) -> None:
         )
     train = context.run.recipe.train
     if train.torch_compile:
-        pathways = [context.pair.student, *([context.pair.teacher] if context.pair.teacher else [])]
-        for pathway in pathways:
+        teachers = [pair.teacher for pair in context.step.pairs.values() if pair.teacher is not None]
+        for pathway in [context.pair.student, *teachers]:
             compile_layers([*pathway.part("vision"), *pathway.part("language")], backend=train.torch_compile_backend)
     origin = on_main(lambda: origin_of(context))
     stop = StopAtStepEnd()
@@ -99,7 +99,7 @@ def train_stage(context: StageContext, *, accept_changes: bool = False) -> None:
         trainer.add_callback(EarlyStoppingCallback(train.early_stopping))
     check_accelerator(trainer.accelerator, train)
     check_whole(trainer, context.run.recipe)
-    ran = what_ran(trainer, context.pair, stage=context.stage.name, steps=steps)
+    ran = what_ran(trainer, context.step, stage=context.stage.name, steps=steps)
     if processes().is_main_process:
         say(headline(trainer))
         say("; ".join(f"{name}: {value}" for name, value in ran.items() if name not in ("processes", "software")))
@@ -120,7 +120,7 @@ def train_stage(context: StageContext, *, accept_changes: bool = False) -> None:
             done = checkpoint.steps_taken(newest)
         _log.info("stage %s: resuming from %s, step %d of %d", context.stage.name, newest, done, steps)
         if finished:
-            checkpoint.load(context.pair, _kept(context))
+            checkpoint.load(context.step, _kept(context))
             return
         if context.stream is not None:
             context.stream.go_on(newest)
@@ -146,12 +146,13 @@ def reopened(recipe: Recipe, finished: Sequence[Indexed]) -> RunContext:
     """The models of a run behind its finished stages, from their files."""
     run = open_run(recipe)
     for stage, directory, _, _ in finished:  # of each teacher's bridge the last that learned
-        teacher = run.teachers.of(stage)
         folder = _kept_in(directory, recipe)
-        if teacher is not None and teacher.bridge is not None and (folder / checkpoint.AUXILIARY["bridge"]).exists():
-            checkpoint.load_auxiliary({"bridge": teacher.bridge}, folder)
+        for tag, teacher in run.teachers.by_tag(stage).items():
+            name = f"bridge.{tag}" if stage.tagged else "bridge"
+            if teacher.bridge is not None and (folder / checkpoint.auxiliary_file(name)).exists():
+                checkpoint.load_auxiliary({name: teacher.bridge}, folder)
     context = open_stage(run, *finished[-1])  # what learned is float32
-    checkpoint.load(context.pair, _kept(context))
+    checkpoint.load(context.step, _kept(context))
     return run
 
 
@@ -259,6 +260,7 @@ def _card(context: StageContext, ran: dict[str, str]) -> str:
         recipe_yaml=yaml.safe_dump(recipe_to_dict(recipe), sort_keys=False, allow_unicode=True),
         student=recipe.student.path,
         teachers=[known.section.path for known in context.run.teachers],
+        tags={tag: one.path for tag, one in recipe.teachers.items()},
         methods=list(dict.fromkeys(stage.method.label for stage in stages)),
         data=list(dict.fromkeys(name for stage in stages for name in data_names(stage.data))),
         template=context.run.reader.format.described,

@@ -7,7 +7,7 @@ import torch
 from accelerate.data_loader import SeedableRandomSampler
 from torch.utils.data import Dataset, Sampler
 
-from switchkd.batch import Batch
+from switchkd.batch import AnyBatch
 
 #: Batches that are drawn together and sorted by length: enough to choose from, few enough to stay random.
 POOL = 50
@@ -98,10 +98,10 @@ class FillersLast(Sampler[int]):
 class WithoutFillers:
     """Collates the rows of a batch; one of fillers alone becomes a batch to read and not to learn from, for all ranks must run."""
 
-    def __init__(self, collate: Callable[[list[Any]], Batch]) -> None:
+    def __init__(self, collate: Callable[[list[Any]], AnyBatch]) -> None:
         self.collate = collate
 
-    def __call__(self, places: list[Any]) -> Batch:
+    def __call__(self, places: list[Any]) -> AnyBatch:
         """The batch of these places."""
         rows = [place for place in places if not isinstance(place, Filler)]
         return self.collate(rows) if rows else self.collate([places[0].row]).without_answers()

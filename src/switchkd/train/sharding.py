@@ -40,7 +40,7 @@ def gathered(step: DistillationStep) -> dict[str, Tensor]:
     """
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-    modules = {"student.model": step.pair.student.model, **step.pair.auxiliary_modules}
+    modules = {"student.model": step.pair.student.model, **step.auxiliary_modules}
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     state: dict[str, Tensor] = {}
     for place, module in modules.items():

@@ -13,11 +13,13 @@ from datasets import Dataset
 from torch import nn
 
 from switchkd.batch import Batch
+from switchkd.data.collate import Collator
 from switchkd.data.formats import load_rows
 from switchkd.data.index import build_index
 from switchkd.data.packing import Packs
 from switchkd.data.reader import Reader
 from switchkd.data.streaming import RowStream
+from switchkd.data.tagged import AnyCollator, TaggedCollator, taught_by
 from switchkd.data.template_choice import use_format
 from switchkd.data.video_sampling import sampling_of, use_sampling
 from switchkd.data.weighing import weigh
@@ -29,18 +31,21 @@ from switchkd.models.masking import MagnitudeMask
 from switchkd.models.opening import check_files, check_weights, load_config, load_processor
 from switchkd.models.packed_rows import check_packable, use_flash_attention
 from switchkd.models.refusals import refuse_unreadable
+from switchkd.models.teacher_head import TeacherHead
+from switchkd.names import TEACHER
 from switchkd.pairing import Pair
 from switchkd.pairing.reading import OwnInputs
-from switchkd.processes import processes
-from switchkd.recipe.schema import Recipe, ResolvedStage, Student, Teacher, data_names, data_weights
+from switchkd.processes import processes, sharded
+from switchkd.recipe.data_section import data_names, data_teachers, data_weights
+from switchkd.recipe.schema import Recipe, ResolvedStage, Student, Teacher
 from switchkd.train import lora
 from switchkd.train.aligned_share import check_aligned
 from switchkd.train.context import RunContext, StageContext
-from switchkd.train.continued import continued
+from switchkd.train.continued import Continued, continued
 from switchkd.train.held_out import HeldOut
 from switchkd.train.launch import check_launch
 from switchkd.train.lengths import row_length
-from switchkd.train.open_teacher import know_teacher, load_teacher, located
+from switchkd.train.open_teacher import KnownTeacher, know_teacher, load_teacher, located
 from switchkd.train.parts import freeze
 from switchkd.train.precision import HALF, widen_learning
 from switchkd.train.step import DistillationStep
@@ -55,7 +60,7 @@ GPU_MULTIPLE = 64
 
 
 def open_run(recipe: Recipe, *, use_cache: bool = True) -> RunContext:
-    """Load student, processor and the teacher of the first stage, and look at all other teachers.
+    """Load student, processor and the teachers of the first stage, and look at all other teachers.
 
     Args:
         recipe: of the run.
@@ -118,8 +123,8 @@ def open_run(recipe: Recipe, *, use_cache: bool = True) -> RunContext:
     ]
     for later in known[1:]:
         check_weights(located(later.section))  # what is wrong with them must not show hours later
-    if before is not None and known:
-        before.take_over("bridge", known[0].bridge)
+    if before is not None:
+        take_over_bridges(recipe, before, known)
     teachers = Teachers(
         known, lambda teacher, head_alone: load_teacher(recipe, teacher, device=device, head_alone=head_alone)
     )
@@ -142,9 +147,20 @@ def _needs_by_teacher(recipe: Recipe) -> dict[Teacher, frozenset[Need]]:
     """Every teacher that a stage learns from, in the order of stages → what the methods of its stages ask for."""
     needs: dict[Teacher, frozenset[Need]] = {}
     for stage in recipe.resolved_stages():
-        if stage.teacher is not None:
-            needs[stage.teacher] = needs.get(stage.teacher, frozenset()) | stage.method.needs
+        for one in stage.by_teacher.values():
+            if one.teacher is not None:
+                needs[one.teacher] = needs.get(one.teacher, frozenset()) | stage.method.needs
     return needs
+
+
+def take_over_bridges(recipe: Recipe, before: Continued, known: list[KnownTeacher]) -> None:
+    """Have the bridges of the teachers of the first stage that has some go on from where another run left them."""
+    stage = next((stage for stage in recipe.resolved_stages() if stage.by_teacher), None)
+    if stage is None:
+        return
+    for tag, one in stage.by_teacher.items():
+        (teacher,) = (each for each in known if each.section == one.teacher)
+        before.take_over("bridge", teacher.bridge, tag=tag if stage.tagged else None)
 
 
 def _check_attention(recipe: Recipe) -> None:
@@ -152,7 +168,8 @@ def _check_attention(recipe: Recipe) -> None:
     stages = [stage for stage in recipe.resolved_stages() if any(site.eager_attention for site in stage.method.sites)]
     if not stages:
         return
-    teachers = [(name, model) for name, model in recipe.teachers.items() if any(s.teacher == model for s in stages)]
+    asked = [one.teacher for stage in stages for one in stage.by_teacher.values()]
+    teachers = [(name, model) for name, model in recipe.teacher_sections.items() if model in asked]
     sites = [site for stage in stages for site in stage.method.sites if site.eager_attention]
     models: list[tuple[str, Student | Teacher]] = [*teachers]
     if not all(site.teacher_alone for site in sites):
@@ -185,7 +202,7 @@ def index_rows(run: RunContext, stage: ResolvedStage, directory: Path) -> Datase
         rows = open_stream(recipe, stage).head(HEAD)
         allowed = min(allowed * max(PATIENCE / len(rows), 1), 1.0)
     else:
-        rows = load_rows(names, recipe.data.image_root, recipe.data.columns)
+        rows = load_rows(names, recipe.data.image_root, recipe.data.columns, data_teachers(stage.data))
     if recipe.data.rows is not None:
         if recipe.data.rows > len(rows):
             raise ValueError(
@@ -201,7 +218,7 @@ def index_held_out(run: RunContext, stage: ResolvedStage, directory: Path) -> He
     recipe, named = run.recipe, run.recipe.data.validation
     if named is None:
         return None
-    rows = load_rows(data_names(named), recipe.data.image_root, recipe.data.columns)
+    rows = load_rows(data_names(named), recipe.data.image_root, recipe.data.columns, data_teachers(named))
     usable = _usable_rows(run, stage, rows, directory / "validation-rows.json", recipe.data.max_bad_fraction)
     return HeldOut.of(weigh(usable, data_weights(named), seed=recipe.train.seed), recipe.train.eval_questions)
 
@@ -215,17 +232,18 @@ def _usable_rows(run: RunContext, stage: ResolvedStage, rows: Dataset, report: P
         max_bad_fraction=allowed,
         report_path=report if processes().is_main_process else None,
     )
-    teacher = run.teachers.of(stage)
-    if teacher is not None and isinstance(teacher.reading, OwnInputs):
-        check_aligned(index.rows, run.recipe.pair.min_aligned)
-    if teacher is not None and teacher.store is not None:
-        teacher.store.check_rows(index.rows["key"][:])
+    for tag, teacher in run.teachers.by_tag(stage).items():
+        taught = taught_by(index.rows, tag) if stage.tagged else index.rows
+        if isinstance(teacher.reading, OwnInputs) and len(taught):
+            check_aligned(taught, run.recipe.pair.min_aligned)
+        if teacher.store is not None:
+            teacher.store.check_rows(taught["key"][:])
     return index.rows
 
 
 def open_stream(recipe: Recipe, stage: ResolvedStage) -> RowStream:
     """The rows of a stage, as they come."""
-    return RowStream(data_names(stage.data), recipe.data.image_root, recipe.data.columns)
+    return RowStream(data_names(stage.data), recipe.data.image_root, recipe.data.columns, data_teachers(stage.data))
 
 
 def open_stage(
@@ -235,7 +253,7 @@ def open_stage(
     rows: Dataset | None = None,
     held_out: HeldOut | None = None,
 ) -> StageContext:
-    """Set which parts learn, and join student and teacher, whose weights are loaded where those of another are in memory.
+    """Set which parts learn, and join student and teachers, whose weights are loaded where they are not in memory.
 
     `rows`, `held_out`: of `index_rows` and `index_held_out`, where rows are known.
 
@@ -252,21 +270,12 @@ def open_stage(
     set_seed(
         recipe.train.seed
     )  # what a stage draws does not depend on what ran before it, which a resumed run leaves out
-    teacher, weights = run.teachers.of(stage), run.teachers.weights_for(stage)
-    pair = Pair(
-        run.student,
-        weights,
-        needs=stage.method.needs,
-        vocabulary=run.reader.ids if teacher is None else teacher.vocabulary,
-        first_words=None if teacher is None else teacher.first_words,
-        bridge=None if teacher is None else teacher.bridge,
-        learned=_learned(run, stage),
-        teacher_device=None if teacher is None else device_of(teacher.section),
-    )
-    share = None if teacher is None else teacher.section.mask
-    mask = None if share is None or pair.teacher is None else MagnitudeMask(pair.teacher)
-    step = DistillationStep(pair, stage.method, loss=recipe.train.loss, mask=mask, masked=share or 0.0)
-    context = StageContext(run, stage, rows, step, run.collator(stage), directory, held_out)
+    weights, known = run.teachers.weights_for(stage), run.teachers.by_tag(stage)
+    pairs = {tag: _pair(run, stage, known[tag], model, tag) for tag, model in weights.items()}
+    pair = pairs if stage.tagged else pairs.get(TEACHER) or _pair(run, stage)
+    masks = [mask for tag, one in pairs.items() if (mask := _mask(known[tag], one)) is not None]
+    step = DistillationStep(pair, stage.method, loss=recipe.train.loss, masks=masks)
+    context = StageContext(run, stage, rows, step, _collator(run, stage, rows), directory, held_out)
     if recipe.data.packing:
         packs = Packs(rows, recipe.data.max_length, seed=recipe.train.seed)
         _log.info("%s; the student keeps them apart by %s attention", packs, run.student.attention)
@@ -282,25 +291,66 @@ def open_stage(
             report=directory / "rows.json",
         )
         context = replace(context, stream=stream)
-    if pair.bridge is not None and not pair.bridge.fitted and recipe.pair.fit_rows:
-        fit_bridge(context, recipe.pair.fit_rows)
-    for module in [] if pair.learned is None else pair.learned.modules():
-        if isinstance(module, FeatureWeights) and not module.measured:
-            weigh_features(context, module)
+    for one in context.by_teacher.values():
+        bridge = one.pair.bridge
+        if bridge is not None and not bridge.fitted and recipe.pair.fit_rows and len(one.rows):
+            fit_bridge(one, recipe.pair.fit_rows)
+        for module in [] if one.pair.learned is None else one.pair.learned.modules():
+            if isinstance(module, FeatureWeights) and not module.measured and len(one.rows):
+                weigh_features(one, module)
     return context
 
 
-def _learned(run: RunContext, stage: ResolvedStage) -> nn.Module | None:
+def _pair(
+    run: RunContext,
+    stage: ResolvedStage,
+    teacher: KnownTeacher | None = None,
+    weights: Pathway | TeacherHead | None = None,
+    tag: str = TEACHER,
+) -> Pair:
+    """Student and teacher, and what learns with them."""
+    return Pair(
+        run.student,
+        weights,
+        needs=stage.method.needs,
+        vocabulary=run.reader.ids if teacher is None else teacher.vocabulary,
+        first_words=None if teacher is None else teacher.first_words,
+        bridge=None if teacher is None else teacher.bridge,
+        learned=_learned(run, stage, weights, tag if stage.tagged else None),
+        teacher_device=None if teacher is None else device_of(teacher.section),
+    )
+
+
+def _mask(teacher: KnownTeacher, pair: Pair) -> MagnitudeMask | None:
+    if teacher.section.mask is None or pair.teacher is None:
+        return None
+    return MagnitudeMask(pair.teacher, teacher.section.mask)
+
+
+def _learned(
+    run: RunContext, stage: ResolvedStage, teacher: Pathway | TeacherHead | None, tag: str | None
+) -> nn.Module | None:
     """What the stage's method learns besides the student; in the first stage of a run that goes on, it begins as the other run left it."""
-    teacher = run.teachers.weights_for(stage)
     module = None if teacher is None else stage.method.learned(run.student.sizes, teacher.sizes)
     if run.continued is not None and stage.name == run.recipe.stages[0].name:
-        run.continued.take_over("learned", module)
+        run.continued.take_over("learned", module, tag=tag)
     return None if module is None else module.to(run.student.head.weight.device)
 
 
+def _collator(run: RunContext, stage: ResolvedStage, rows: Dataset) -> AnyCollator:
+    """Makes the batches of a stage. Where weights are spread over processes, all of these run all teachers in every batch."""
+    collator = run.collator(stage)
+    if not (isinstance(collator, TaggedCollator) and sharded()):
+        return collator
+    spares = {}
+    for tag in collator.collators:
+        own = taught_by(rows, tag)
+        spares[tag] = own[0] if len(own) else {**rows[0], "teacher": tag}
+    return TaggedCollator(collator.collators, spares)
+
+
 def fit_bridge(context: StageContext, rows: int) -> None:
-    """Fit the pair's new bridge to the teacher's features of the first rows."""
+    """Fit the pair's new bridge to the teacher's features of the first rows, which one teacher teaches."""
     explained = context.pair.fit_bridge(_first_batches(context, rows))
     _log.info(
         "bridge fitted on %d rows: it explains %.1f %% of the variance of the teacher's features",
@@ -322,6 +372,7 @@ def weigh_features(context: StageContext, weights: FeatureWeights) -> None:
 
 def _first_batches(context: StageContext, rows: int) -> Iterator[Batch]:
     """So many first rows, in batches of the stage's size, where the student is."""
+    assert isinstance(context.collator, Collator)
     size = context.stage.per_device_train_batch_size
     chosen = context.rows.select(range(min(rows, len(context.rows))))
     device = context.pair.student.head.weight.device

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from switchkd.batch import Batch
-from switchkd.data.collate import Collator
+from switchkd.batch import AnyBatch
 from switchkd.data.errors import DataError, check_bad_share
 from switchkd.data.streaming import Position, RowStream, StreamedBatches
+from switchkd.data.tagged import AnyCollator
 from switchkd.files import write_together
 from switchkd.processes import processes
 from switchkd.recipe.schema import Data
@@ -43,7 +43,7 @@ class StreamLoader:
         self,
         stream: RowStream,
         data: Data,
-        collator: Collator,
+        collator: AnyCollator,
         *,
         batch_size: int,
         workers: int,
@@ -68,7 +68,7 @@ class StreamLoader:
     def __str__(self) -> str:
         return f"{self.stream}, shuffled among {self.data.shuffle_buffer:,} rows"
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[AnyBatch]:
         batches = StreamedBatches(self._rows, self.collator, self.batch_size, self._positions, self._turns)
         loader = DataLoader(
             batches,

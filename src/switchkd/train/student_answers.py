@@ -5,17 +5,17 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol, runtime_checkable
 
-import torch
 from transformers import LogitsProcessorList, PreTrainedModel
 
-from switchkd.batch import Batch
-from switchkd.data.collate import Collator, EncodedSample
+from switchkd.batch import AnyBatch
+from switchkd.data.collate import EncodedSample
 from switchkd.data.errors import SampleError
 from switchkd.data.reader import Encoded, Reader
 from switchkd.data.rewriting import Row, before, said
+from switchkd.data.tagged import AnyCollator
 from switchkd.evaluate.generate import Answer, answers
 from switchkd.evaluate.seeded_choice import SeededChoice
 from switchkd.recipe.on_policy import OnPolicy
@@ -39,7 +39,7 @@ class Drawn(NamedTuple):
 class Unjoined:
     """Encodes the rows of a batch and keeps them. Picklable, as the collator is."""
 
-    def __init__(self, collator: Collator) -> None:
+    def __init__(self, collator: AnyCollator) -> None:
         self.collator = collator
 
     def __call__(self, rows: list[Row]) -> Drawn:
@@ -89,7 +89,7 @@ class StudentAnswers:
         seed: of the run.
     """
 
-    def __init__(self, settings: OnPolicy, collator: Collator, write: Writer, *, seed: int) -> None:
+    def __init__(self, settings: OnPolicy, collator: AnyCollator, write: Writer, *, seed: int) -> None:
         self.settings = settings
         self.collator = collator
         self.write = write
@@ -98,7 +98,7 @@ class StudentAnswers:
         self._counts: Counter[str] = Counter()
         self._seconds = 0.0
 
-    def join(self, drawn: Drawn, step: int) -> Batch:
+    def join(self, drawn: Drawn, step: int) -> AnyBatch:
         """The batch of these rows in this step."""
         if not drawn.learned:
             return self.collator.join(drawn.samples).without_answers()
@@ -112,7 +112,7 @@ class StudentAnswers:
                 chosen[number] = row, turns[draws[1] % len(turns)]
                 seeds.append(draws[2] >> 1)
         self._counts["rows"] += len(drawn.rows)
-        samples, written = list(drawn.samples), [False] * len(drawn.rows)
+        samples = list(drawn.samples)
         begin = time.perf_counter()
         given = self.write([before(row, turn) for row, turn in chosen.values()], seeds) if chosen else []
         self._seconds += time.perf_counter() - begin
@@ -122,16 +122,14 @@ class StudentAnswers:
                 self._counts["empty"] += 1
                 continue
             try:
-                samples[number] = self.collator.encode(answered(row, turn, answer.text))
+                samples[number] = replace(self.collator.encode(answered(row, turn, answer.text)), written=True)
             except SampleError as error:  # such as a text that the teacher's template cannot write
                 self._counts["unusable"] += 1
                 _log.debug("an answer of the student cannot be learned from: %s", error)
                 continue
-            written[number] = True
             self._counts["unfinished"] += answer.truncated
-        self._counts["written"] += sum(written)
-        batch = self.collator.join(samples)
-        return batch._replace(written=torch.tensor(written)) if any(written) else batch
+        self._counts["written"] += sum(sample.written for sample in samples)
+        return self.collator.join(samples)
 
     def taken(self) -> tuple[dict[str, tuple[float, float]], float]:
         """What has happened since the last time, as (part, whole), and the seconds that the writing took."""

@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset, concatenate_datasets
@@ -22,6 +22,7 @@ from switchkd.data.collate import Collator
 from switchkd.data.errors import DataError
 from switchkd.data.store_shards import SHARDS, Shard, clear, is_whole, plan_shards, write_index, write_shard
 from switchkd.data.stored_answers import bytes_per_answer, joined, part_of
+from switchkd.data.tagged import taught_by
 from switchkd.data.teacher_store import MadeWith, TeacherStore, check_made_with, read_made_with, write_made_with
 from switchkd.lock import Lock
 from switchkd.pairing import Pair
@@ -63,14 +64,16 @@ def make_caches(recipe: Recipe) -> list[CacheMade]:
         DataError: the folder holds the answers of something else, or rows cannot be used.
         OSError: the disk has less room than the answers need.
     """
-    if all(teacher.cache is None for teacher in recipe.teachers.values()):
+    if all(teacher.cache is None for teacher in recipe.teacher_sections.values()):
         raise ValueError(
             "the recipe names no folder for a cache: add `teacher: {cache: FOLDER}`, or --teacher.cache FOLDER"
         )
-    stages: dict[Path, list[ResolvedStage]] = {}
+    stages: dict[Path, list[_Taught]] = {}
     for stage in recipe.resolved_stages():
-        if stage.teacher is not None and stage.teacher.cache is not None:
-            stages.setdefault(Path(stage.teacher.cache), []).append(stage)
+        for tag, one in stage.by_teacher.items():
+            if one.teacher is not None and one.teacher.cache is not None:
+                taught = _Taught(one, stage, tag if stage.tagged else None)
+                stages.setdefault(Path(one.teacher.cache), []).append(taught)
     if not stages:
         raise ValueError("no stage of the recipe learns from the teacher, so there is nothing to keep of it")
     with ExitStack() as held:
@@ -80,17 +83,35 @@ def make_caches(recipe: Recipe) -> list[CacheMade]:
         return [_fill(run, *one) for one in stages.items()]
 
 
-def _fill(run: RunContext, folder: Path, stages: list[ResolvedStage]) -> CacheMade:
+class _Taught(NamedTuple):
+    """A stage as a teacher sees that it teaches, and which rows of it."""
+
+    #: With this teacher alone.
+    alone: ResolvedStage
+    whole: ResolvedStage
+    #: Of the rows that it teaches; None: all.
+    tag: str | None
+
+    def of(self, rows: Dataset) -> Dataset:
+        """Those of the stage's rows that it teaches."""
+        return rows if self.tag is None else taught_by(rows, self.tag)
+
+
+def _fill(run: RunContext, folder: Path, stages: list[_Taught]) -> CacheMade:
     """Fill the folder of the teacher that these stages have."""
-    teacher = run.teachers.of(stages[0])
+    teacher = run.teachers.of(stages[0].alone)
     assert teacher is not None
     now = made_with(run.recipe, teacher.section, run.reader, teacher.reading)
     on_main(lambda: _begin(folder, now))
-    found = [(stage, folder / "rows" / stage.name) for stage in stages]
-    trained = [index_rows(run, *one) for one in found]
-    held_out = [held.rows for one in found if (held := index_held_out(run, *one)) is not None]
-    rows = _once([*trained, *held_out])
-    return _Filling(run, folder, rows, stages[0]).fill()
+    taught: list[Dataset] = []
+    for stage in stages:
+        found = stage.whole, folder / "rows" / stage.whole.name
+        held_out: Any = index_held_out(run, *found)
+        taught += [stage.of(index_rows(run, *found)), *([] if held_out is None else [stage.of(held_out.rows)])]
+    rows = _once(taught)
+    if not len(rows):
+        raise ValueError(f"no row is taught by teacher {stages[0].tag}, so there is nothing to keep of it")
+    return _Filling(run, folder, rows, stages[0].alone).fill()
 
 
 def _begin(folder: Path, now: MadeWith) -> None:
@@ -115,7 +136,7 @@ def _once(stages: list[Dataset]) -> Dataset:
                 seen.add(key)
                 numbers.append(number)
         chosen.append(rows.select(numbers))
-    chosen = [rows for rows in chosen if len(rows)]
+    chosen = [rows for rows in chosen if len(rows)] or chosen[:1]
     return chosen[0] if len(chosen) == 1 else concatenate_datasets(chosen)
 
 
@@ -144,7 +165,7 @@ class _Filling:
         self.size = run.recipe.train.per_device_train_batch_size
         self.device = processes().device
         needs: frozenset[Any] = frozenset({"student", "teacher"})
-        weights = run.teachers.weights_for(stage)
+        (weights,) = run.teachers.weights_for(stage).values()
         ids = teacher.vocabulary, teacher.first_words
         device = device_of(teacher.section)
         self.pair = Pair(

@@ -19,7 +19,7 @@ def check_devices(recipe: Recipe) -> None:
     """
     count = torch.cuda.device_count()
     there = ", ".join(f"cuda:{number}" for number in range(count))
-    for section, teacher in recipe.teachers.items():
+    for section, teacher in recipe.teacher_sections.items():
         device, started = device_of(teacher), processes().num_processes
         if device is None:
             continue

@@ -1,4 +1,4 @@
-"""The teachers of a run, of which one at most has its weights in memory."""
+"""The teachers of a run, of which those of the stage that runs have their weights in memory."""
 
 import gc
 import logging
@@ -17,7 +17,7 @@ Load = Callable[[Teacher, bool], Pathway | TeacherHead]
 
 
 class Teachers:
-    """What is known of each teacher that a stage learns from, and the weights of the one whose stage runs.
+    """What is known of each teacher that a stage learns from, and the weights of those whose stage runs.
 
     Args:
         known: each of them, in the order of their stages.
@@ -27,8 +27,7 @@ class Teachers:
     def __init__(self, known: Iterable[KnownTeacher], load: Load) -> None:
         self._known = {one.section: one for one in known}
         self._load = load
-        self._held: tuple[Teacher, bool] | None = None
-        self._model: Pathway | TeacherHead | None = None
+        self._models: dict[tuple[Teacher, bool], Pathway | TeacherHead] = {}
 
     def __iter__(self) -> Iterator[KnownTeacher]:
         return iter(self._known.values())
@@ -37,28 +36,31 @@ class Teachers:
         return len(self._known)
 
     def of(self, stage: ResolvedStage) -> KnownTeacher | None:
-        """What is known of a stage's teacher; None for a stage without one."""
+        """What is known of the teacher of all rows of a stage; None for a stage without one, or with several by tags."""
         return None if stage.teacher is None else self._known[stage.teacher]
 
-    def weights_for(self, stage: ResolvedStage) -> Pathway | TeacherHead | None:
-        """The weights of a stage's teacher, as far as its method needs them; None for a stage without one.
+    def by_tag(self, stage: ResolvedStage) -> dict[str, KnownTeacher]:
+        """What is known of each teacher of a stage, by its tag."""
+        return {tag: self._known[one.teacher] for tag, one in stage.by_teacher.items() if one.teacher is not None}
+
+    def weights_for(self, stage: ResolvedStage) -> dict[str, Pathway | TeacherHead]:
+        """The weights of a stage's teachers, as far as its method needs them, by their tags; empty for a stage without any.
 
         They stay until a stage needs others, and are let go of before those are loaded: nothing else may hold them then.
         """
-        known = self.of(stage)
-        wanted = None if known is None else (known.section, _head_alone(known, stage))
-        if wanted != self._held:
-            self._release()
-            if wanted is not None:
-                self._model = self._load(*wanted)
-            self._held = wanted
-        return self._model
+        wanted = {tag: (known.section, _head_alone(known, stage)) for tag, known in self.by_tag(stage).items()}
+        self._release([one for one in self._models if one not in wanted.values()])
+        for one in wanted.values():
+            if one not in self._models:
+                self._models[one] = self._load(*one)
+        return {tag: self._models[one] for tag, one in wanted.items()}
 
-    def _release(self) -> None:
-        if self._held is None:
+    def _release(self, models: list[tuple[Teacher, bool]]) -> None:
+        if not models:
             return
-        _log.info("the weights of teacher %s are let go of", self._held[0].path)
-        self._held, self._model = None, None
+        for one in models:
+            _log.info("the weights of teacher %s are let go of", one[0].path)
+            del self._models[one]
         gc.collect()  # a trainer that has ended refers to itself
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

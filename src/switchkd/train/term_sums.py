@@ -6,6 +6,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from switchkd.agree import in_every_process
 from switchkd.losses import SummedLoss
 
 #: Term or statistic → its sum, and the number of tokens that it is a sum over, in float64.
@@ -34,9 +35,19 @@ def add_terms(total: TermSums, sums: SummedLoss, *, own_inputs: bool, loss: bool
         total[name] = total.get(name, 0) + entry
 
 
+def of_all(total: Mapping[str, Tensor], accelerator: Accelerator) -> dict[str, Tensor]:
+    """Those of all processes together, every one of which must call this.
+
+    Names may differ: a process whose rows have other teachers than those of another knows other statistics.
+    """
+    names = sorted({name for known in in_every_process(lambda: list(total)) for name in known})
+    none = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
+    sums = accelerator.reduce(torch.stack([total.get(name, none) for name in names] or [none]), reduction="sum")
+    return dict(zip(names, sums, strict=bool(names)))
+
+
 def means(total: Mapping[str, Tensor], accelerator: Accelerator) -> dict[str, float]:
     """Over the tokens of all processes, every one of which must call this; `answer_tokens` is their number."""
-    names = sorted(total)
-    sums = accelerator.reduce(torch.stack([total[name] for name in names]), reduction="sum")
-    averages = {name: (value / tokens.clamp(min=1)).item() for name, (value, tokens) in zip(names, sums, strict=True)}
-    return averages | {"answer_tokens": sums[names.index("answer_tokens"), 0].item()}
+    sums = of_all(total, accelerator)
+    averages = {name: (value / tokens.clamp(min=1)).item() for name, (value, tokens) in sums.items()}
+    return averages | {"answer_tokens": sums["answer_tokens"][0].item()}

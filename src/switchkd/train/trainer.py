@@ -19,7 +19,7 @@ from transformers import ProcessorMixin, TrainerCallback, TrainerControl, Traine
 from transformers.trainer import SCHEDULER_NAME
 
 from switchkd.agree import over_hosts
-from switchkd.batch import Batch, named
+from switchkd.batch import AnyBatch, named, tokens_read
 from switchkd.files import cannot_write
 from switchkd.losses import SummedLoss
 from switchkd.losses.checks import NotFiniteError
@@ -32,7 +32,7 @@ from switchkd.train.speed import Speed
 from switchkd.train.step import DistillationStep
 from switchkd.train.stream_loader import StreamLoader
 from switchkd.train.student_answers import StudentAnswers, Unjoined
-from switchkd.train.term_sums import TermSums, add_terms, means
+from switchkd.train.term_sums import TermSums, add_terms, means, of_all
 
 #: In a checkpoint, what has been summed up for the log.
 LOG = "log.json"
@@ -107,7 +107,7 @@ class DistillationTrainer(EvaluatingTrainer):
     def compute_loss(
         self,
         model: torch.nn.Module,
-        inputs: Batch,  # type: ignore[override]
+        inputs: AnyBatch,  # type: ignore[override]
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
@@ -125,17 +125,17 @@ class DistillationTrainer(EvaluatingTrainer):
             error.args = (f"step {now}, samples {named(inputs.keys)}: {error}{where}",)
             raise
         self.check_loss(sums, inputs)
-        apart = any(reader is not inputs.student for reader in inputs.readers.values())
-        self._record(sums, own_inputs=apart and "teacher" in self._needs)
+        self._record(sums, own_inputs=inputs.own_inputs and "teacher" in self._needs)
         # DDP averages gradients over ranks; the division here is already global
         loss = sums.loss / num_items_in_batch * self.accelerator.num_processes
         if not loss.requires_grad:  # only what looks at images learns, and no sample here has one
             loss.requires_grad_()
         return (loss, sums) if return_outputs else loss
 
-    def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> Tensor | int:
+    def _get_num_items_in_batch(self, batch_samples: list[AnyBatch], device: torch.device) -> Tensor | int:
         """The answer tokens of the global batch: of all ranks and all accumulation steps."""
-        learned = [batch.student for batch in batch_samples if len(batch.student.targets)]
+        parts = (part.student for batch in batch_samples for part in batch.parts.values())
+        learned = [inputs for inputs in parts if len(inputs.targets)]
         count = sum(len(inputs.targets) for inputs in learned)
         images = sum(bool(inputs.media) for inputs in learned)
         lengths = [length for inputs in learned for length in inputs.lengths.tolist()]  # still on the CPU
@@ -169,12 +169,10 @@ class DistillationTrainer(EvaluatingTrainer):
         gradient of zero: taken away, or momentum and weight decay would move what a single process leaves alone.
         """
         known = self.speed.knows_operations(self._needs)
-        with nullcontext() if known else self.speed.operations(int(inputs.student.lengths.sum()), self._needs):
+        with nullcontext() if known else self.speed.operations(tokens_read(inputs), self._needs):
             loss = super().training_step(model, inputs, *args, **kwargs)
         if self.accelerator.sync_gradients and not self._has_images:
-            bridge = [] if self.pair.bridge is None else list(self.pair.bridge.parameters())
-            parts = [self.pair.student.part_parameters(name).values() for name in ("vision", "projector")]
-            for parameter in [*parts[0], *parts[1], *bridge]:
+            for parameter in self.step.visual_parameters():
                 parameter.grad = None
         return loss
 
@@ -182,7 +180,7 @@ class DistillationTrainer(EvaluatingTrainer):
         """Autocast of the recipe where accelerate puts none around the step: FSDP2."""
         return self.accelerator.autocast() if self.accelerator.is_fsdp2 else nullcontext()
 
-    def _prepare_inputs(self, inputs: Batch) -> Batch:  # type: ignore[override]
+    def _prepare_inputs(self, inputs: AnyBatch) -> AnyBatch:  # type: ignore[override]
         return inputs.to(self.args.device, non_blocking=True)
 
     def floating_point_ops(self, inputs: Any) -> int:
@@ -236,9 +234,7 @@ class DistillationTrainer(EvaluatingTrainer):
     def _summed_up(self) -> dict[str, Any]:
         """What has been summed up for the log, over all processes: every one of them must call this."""
         mean = self.accelerator.reduce(self._tr_loss.clone(), reduction="mean").item()
-        terms = {
-            name: self.accelerator.reduce(self._sums[name], reduction="sum").tolist() for name in sorted(self._sums)
-        }
+        terms = {name: sums.tolist() for name, sums in of_all(self._sums, self.accelerator).items()}
         return {
             "last_step": self._globalstep_last_logged,
             "total": self._total_loss_scalar,
@@ -316,11 +312,12 @@ class DistillationTrainer(EvaluatingTrainer):
             self.check_weights(self.step.state_dict() if state_dict is None else state_dict)
             directory = output_dir or self._run
             checkpoint.save_student(self.pair.student, self.processor, self.card, directory, state_dict)
-            checkpoint.save_auxiliary(self.pair.auxiliary_modules, directory, state_dict)
+            state_dict = state_dict if self.is_fsdp_enabled else None  # elsewhere these are whole
+            checkpoint.save_auxiliary(self.step.auxiliary_modules, directory, state_dict)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         with checkpoint.loading(resume_from_checkpoint):
-            checkpoint.load(self.pair, resume_from_checkpoint)
+            checkpoint.load(self.step, resume_from_checkpoint)
 
     def _load_optimizer_and_scheduler(self, checkpoint_folder: str | None) -> None:
         if checkpoint_folder is not None:

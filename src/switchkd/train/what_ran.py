@@ -7,7 +7,7 @@ from transformers import SchedulerType, Trainer
 from transformers.training_args import OptimizerNames
 
 from switchkd.models import Pathway
-from switchkd.pairing import Pair
+from switchkd.train.step import DistillationStep
 
 _PACKAGES = ("torch", "transformers", "accelerate")
 
@@ -25,9 +25,10 @@ def _processes(count: int) -> str:
     return f"{count} {'process' if count == 1 else 'processes'}"
 
 
-def what_ran(trainer: Trainer, pair: Pair, *, stage: str, steps: int) -> dict[str, str]:
+def what_ran(trainer: Trainer, step: DistillationStep, *, stage: str, steps: int) -> dict[str, str]:
     """Row of a table → what it says about a stage."""
-    student, teacher, elsewhere = pair.student, pair.teacher, pair.crossing.teacher
+    student, pairs = step.pair.student, step.pairs
+    called = {tag: f"teacher {tag}" if step.is_tagged else "teacher" for tag in pairs}
     args, accelerator = trainer.args, trainer.accelerator
     count = accelerator.num_processes
     rows, accumulated = args.per_device_train_batch_size, args.gradient_accumulation_steps
@@ -43,14 +44,18 @@ def what_ran(trainer: Trainer, pair: Pair, *, stage: str, steps: int) -> dict[st
         "computed in": precision,
         "processes": f"{count} on {args.device.type}"
         + (f" ({accelerator.distributed_type.value})" if count > 1 else ""),
-        **({} if elsewhere is None else {"teacher's device": str(elsewhere)}),
+        **{
+            f"{called[tag]}'s device": str(pair.crossing.teacher)
+            for tag, pair in pairs.items()
+            if pair.crossing.teacher is not None
+        },
         "rows of a step": f"{rows * accumulated * count}: {rows} × {accumulated} accumulated × {_processes(count)}",
         "steps": f"{steps}, {warmup} of them warm-up, then {SchedulerType(args.lr_scheduler_type).value} from {args.learning_rate:g}",
         "optimizer": f"{OptimizerNames(args.optim).value}, weight decay {args.weight_decay:g}, gradients clipped at "
         f"{args.max_grad_norm:g}, seed {args.seed}",
         "attention": "; ".join(
             f"{who}: {attention_of(pathway)}"
-            for who, pathway in (("student", student), ("teacher", teacher))
+            for who, pathway in (("student", student), *((called[tag], pair.teacher) for tag, pair in pairs.items()))
             if pathway
         ),
         "software": ", ".join(f"{package} {version(package)}" for package in _PACKAGES),
