@@ -18,7 +18,7 @@ from switchkd.models import load_pathway
 from switchkd.pairing import Pair
 from switchkd.pretraining import photo_models, scales
 from switchkd.pretraining.in_words import Packer
-from switchkd.pretraining.pictures import Squares, as_pixels, patch_labels
+from switchkd.pretraining.photo_stream import Squares, as_pixels, patch_labels
 from switchkd.pretraining.scales import SCALES, Lessons, TowerPlan
 from switchkd.pretraining.small_llava import begun, small_processor, whole_words
 from switchkd.pretraining.tower import train_tower

@@ -15,7 +15,7 @@ from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from switchkd.console import say
-from switchkd.pretraining.pictures import Drawn, Squares, batches, patch_labels
+from switchkd.pretraining.photo_stream import Drawn, Squares, batches, patch_labels
 from switchkd.pretraining.scales import TowerPlan
 from switchkd.pretraining.small_llava import END, IMAGE
 from switchkd.pretraining.tower import Update, features

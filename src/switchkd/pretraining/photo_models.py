@@ -23,7 +23,7 @@ from switchkd.distillation import distill
 from switchkd.files import write_together
 from switchkd.methods import SFT
 from switchkd.pretraining.in_words import fit_projector, texts, train_language
-from switchkd.pretraining.pictures import Squares
+from switchkd.pretraining.photo_stream import Squares
 from switchkd.pretraining.scales import Scale, TowerPlan
 from switchkd.pretraining.small_llava import begun, image_processor, pieces, small_processor, whole_words
 from switchkd.pretraining.smollm2 import write_smollm2

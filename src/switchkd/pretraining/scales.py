@@ -70,13 +70,13 @@ class Scale:
 SCALES: dict[ScaleName, Scale] = {
     "cpu": Scale(
         image_size=IMAGE_SIZES["cpu"],
-        tower=TowerPlan(128, 4, 4, 384, image_size=96, patch=8, steps=1400, batch=16, learning_rate=1e-3),
-        other_tower=TowerPlan(96, 4, 4, 288, image_size=72, patch=12, steps=1000, batch=32, learning_rate=1e-3),
+        tower=TowerPlan(128, 4, 4, 384, image_size=96, patch=16, steps=2500, batch=32, learning_rate=1e-3),
+        other_tower=TowerPlan(96, 4, 4, 288, image_size=72, patch=6, steps=500, batch=32, learning_rate=1e-3),
         language="shipped",
         word_steps=600,
         projector_steps=300,
         pictures=4000,
-        lessons=Lessons(steps=500, batch=16, learning_rate=1e-3, vision_learning_rate=3e-4),
+        lessons=Lessons(steps=600, batch=16, learning_rate=1e-3, vision_learning_rate=3e-4),
         student_layers=2,
     ),
     "gpu": Scale(

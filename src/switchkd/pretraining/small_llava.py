@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -97,7 +98,8 @@ def begun(
     """
     old = LlavaForConditionalGeneration.from_pretrained(folder)
     words = AutoTokenizer.from_pretrained(folder)
-    text = old.config.text_config.to_dict() | {
+    settings: Any = old.config.text_config
+    text = settings.to_dict() | {
         "vocab_size": len(tokenizer),
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
@@ -105,7 +107,7 @@ def begun(
     config = LlavaConfig(
         vision_config=tower_config(plan),
         text_config=text,
-        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
+        image_token_index=tokenizer.get_vocab()[IMAGE],
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
         tie_word_embeddings=False,
@@ -138,11 +140,11 @@ def begun(
 
 def _spelled(tokenizer: PreTrainedTokenizerFast, index: int, words: PreTrainedTokenizerBase) -> list[int]:
     """The old tokenizer's ids for the text of a new token."""
-    token: str = tokenizer.convert_ids_to_tokens(index)
+    token = str(tokenizer.convert_ids_to_tokens(index))
     if (same := words.get_vocab().get(token)) is not None:
         return [same]
     inside = f"##{token}"
     if not token.startswith("▁") and inside in words.get_vocab():
-        return [words.convert_tokens_to_ids(inside)]
+        return [words.get_vocab()[inside]]
     text = token.removeprefix("##").replace("▁", " ")
     return words(text, add_special_tokens=False).input_ids or [words.unk_token_id]

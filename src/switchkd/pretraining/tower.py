@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import SiglipVisionConfig, SiglipVisionModel, get_cosine_schedule_with_warmup
 
 from switchkd.console import say
-from switchkd.pretraining.pictures import Drawn, Squares, as_pixels, batches, patch_labels
+from switchkd.pretraining.photo_stream import Drawn, Squares, as_pixels, batches, patch_labels
 from switchkd.pretraining.scales import TowerPlan
 from switchkd.world.scenes import COLUMNS, ROWS
 
@@ -39,7 +39,9 @@ def train_tower(plan: TowerPlan, squares: Squares, *, seed: int) -> SiglipVision
     torch.manual_seed(seed)
     classes = squares.photographs.classes
     sizes = [len(classes) + 1, len(ROWS), len(COLUMNS)]
-    tower = SiglipVisionModel(tower_config(plan)).to(device())
+    tower = SiglipVisionModel(tower_config(plan))
+    module: nn.Module = tower  # whose types of `to` and `cpu` transformers hides
+    module.to(device())
     with torch.no_grad():
         tower.embeddings.position_embedding.weight.copy_(waves(plan.side, plan.width))
     heads = nn.Linear(plan.width, sum(sizes)).to(device())
@@ -57,7 +59,8 @@ def train_tower(plan: TowerPlan, squares: Squares, *, seed: int) -> SiglipVision
     say(
         f"vision encoder: the class of {right / max(1, plan.steps - int(0.9 * plan.steps)):.1%} of the patches, in training"
     )
-    return tower.cpu().eval()
+    module.cpu().eval()
+    return tower
 
 
 def features(tower: SiglipVisionModel, drawn: list[Drawn], plan: TowerPlan) -> Float[Tensor, "images patches width"]:

@@ -90,7 +90,8 @@ def _make_models(study: Study, lock: int) -> None:
     job = Job(f"models for {study.world.photos}", tuple(command), study.store / "world.log", resumed=models.exists())
     for _, end in run_jobs([job], at_a_time=1, threads=study.threads, gpus=study.gpus, keep_open=(lock,)):
         if end.code != 0:
-            raise RuntimeError(f"{job.name} could not be made: exit code {end.code}, {job.log}")
+            said = job.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            raise RuntimeError(f"{job.name} could not be made: {said[-1] if said else end.code}; {job.log}")
 
 
 def _check(cell: Cell) -> None:

@@ -20,7 +20,7 @@ from switchkd.world.grids import Grid, compose, grids, square
 from switchkd.world.photographs import Photographs
 from switchkd.world.question_kinds import Question
 from switchkd.world.scenes import SPLITS, Split
-from switchkd.world.write import write_split
+from switchkd.world.write import Asked, write_split
 
 ScaleName = Literal["cpu", "gpu"]
 SCALE_NAMES: tuple[ScaleName, ...] = get_args(ScaleName)
@@ -70,9 +70,7 @@ def write_photos(
     check_disjoint(directory)
 
 
-def _rows(
-    seed: int | str, split: Split, photographs: Photographs, image_size: int
-) -> Iterator[tuple[list[Question], np.ndarray, dict[str, Any]]]:
+def _rows(seed: int | str, split: Split, photographs: Photographs, image_size: int) -> Iterator[Asked]:
     @lru_cache(maxsize=4096)
     def cell(digest: str, side: int) -> UInt8[np.ndarray, "side side 3"]:
         return square(opened(photographs, digest), side)

@@ -38,8 +38,7 @@ def write(
         if number < 0:
             raise ValueError(f"{split}={number}: the number of pictures cannot be negative")
         if number:
-            drawn = ((questions, picture, {}) for _, questions, picture in samples(seed, split, difficulty))
-            write_split(directory, split, number, drawn)
+            write_split(directory, split, number, _without_more(samples(seed, split, difficulty)))
 
 
 def once(folder: Path, make: Callable[[Path], object]) -> None:
@@ -49,10 +48,17 @@ def once(folder: Path, make: Callable[[Path], object]) -> None:
             make(staging)
 
 
-def write_split(
-    directory: Path, split: Split, number: int, drawn: Iterator[tuple[list[Question], np.ndarray, dict[str, Any]]]
-) -> None:
-    """Write the first `number` of what is drawn: questions, the picture, and what else is kept in its row.
+#: Questions about a picture, the picture, and what else is kept in its row.
+Asked = tuple[list[Question], np.ndarray, dict[str, Any]]
+
+
+def _without_more(drawn: Iterator[tuple[Scene, list[Question], Picture]]) -> Iterator[Asked]:
+    for _, questions, picture in drawn:
+        yield questions, picture, {}
+
+
+def write_split(directory: Path, split: Split, number: int, drawn: Iterator[Asked]) -> None:
+    """Write the first `number` of what is drawn.
 
     Raises FileExistsError where the split's file is there already.
     """

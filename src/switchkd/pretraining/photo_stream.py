@@ -47,7 +47,8 @@ class Squares:
 
     def square(self, one: Shown, side: int) -> UInt8[np.ndarray, "cell cell 3"]:
         """A photograph as it is shown in a grid of `side` × `side` cells."""
-        return self._pixels[side][self._places[one.digest]]
+        found: UInt8[np.ndarray, "cell cell 3"] = self._pixels[side][self._places[one.digest]]
+        return found
 
     def asked(self, seed: int | str) -> Iterator[Drawn]:
         """Pictures as the world has them, with their questions."""
