@@ -36,5 +36,6 @@ def test_every_command_has_its_section_with_every_flag():
     }
     assert without == {
         "train.recipe", "cache.recipe", "evaluate.model", "evaluate.questions", "report.runs", "chat.models", "doctor.recipe",
-        "study.study", "recipe.names", "init.output", "convert.source", "convert.target", "export.model", "export.output", "data.action",
+        "study.study", "world.photographs", "recipe.names", "init.output", "convert.source", "convert.target",
+        "export.model", "export.output", "data.action",
     }  # fmt: skip

@@ -1,9 +1,11 @@
 """A study's file: the recipe of every cell, and what is refused."""
 
+import json
 from pathlib import Path
 
 import pytest
 import yaml
+from labelled_photos import write_photos_folder
 
 from switchkd.methods import KD, METHODS, SFT, SwitchKD
 from switchkd.recipe.parsing import RecipeError
@@ -92,6 +94,23 @@ def test_a_world_has_other_data_for_every_seed_and_one_start(write):
     assert {path: path.stat().st_mtime_ns for path in Path(study.output).rglob("*")} == before
 
 
+def test_a_world_of_photographs_is_drawn_anew_for_each_seed_and_its_models_lie_where_they_were_made(write, tmp_path):
+    photos = write_photos_folder(tmp_path / "photos")
+    fields = {"train": 3, "test": 2, "photos": str(photos)}
+    study = load_study(write(seeds=[0, 1], world={**fields, "models": "made"}, arms={"SFT": ARMS["SFT"]}))
+    first, second = (cell.recipe for cell in cells(study))
+    assert (first.teacher.path, first.student.path) == ("made/teacher", "made/student")
+    assert first.data.train != second.data.train
+    write_world(study)
+    rows = [json.loads(Path(file).read_text()) for file in (first.data.train, second.data.train, first.evaluate.data)]
+    assert [len(found) for found in rows] == [3, 3, 2]
+    assert rows[0] != rows[1]
+    trained, asked = ({digest for row in found for digest in row["photographs"]} for found in (rows[1], rows[2]))
+    assert not trained & asked  # also where the seeds differ
+    own = load_study(write(seeds=[0], world=fields, arms={"SFT": ARMS["SFT"]}))
+    assert world_paths(own, 0)["teacher.path"] == tmp_path / "out" / "world" / "teacher"
+
+
 def test_an_arm_may_have_a_baseline_of_its_own(write):
     arms = {**ARMS, "Switch-KD": {"baseline": "SFT, longer", **ARMS["Switch-KD"]}}
     study = load_study(write(arms=arms))
@@ -116,6 +135,9 @@ def test_an_arm_may_have_a_baseline_of_its_own(write):
         ({"recipe": None}, "the section `recipe` is missing"),
         ({"world": {"train": 0}}, "got train 0 and test 60"),
         ({"arms": [1]}, "arms: must be a mapping"),
+        ({"world": {"models": "made"}}, "models and scale are about a world of photographs"),
+        ({"world": {"photos": "p", "scale": "tpu"}}, "must be one of cpu, gpu, got 'tpu'"),
+        ({"world": {"photos": ""}}, "photos is empty"),
     ],
 )
 def test_what_cannot_be_a_study_is_refused(write, fields, message):

@@ -19,6 +19,7 @@ from switchkd.commands.report import Report
 from switchkd.commands.study import Study
 from switchkd.commands.train import Train
 from switchkd.commands.verb import Verb
+from switchkd.commands.world import World
 
 VERBS: tuple[type[Verb], ...] = (
     Demo,
@@ -28,6 +29,7 @@ VERBS: tuple[type[Verb], ...] = (
     Chat,
     Doctor,
     Study,
+    World,
     Recipe,
     Cache,
     Init,

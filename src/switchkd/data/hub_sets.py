@@ -53,11 +53,11 @@ class HubSet:
 
     def identity(self) -> str:
         """What `datasets` keeps of it."""
-        return f"{self.name} {self._loaded._fingerprint}"
+        return f"{self.name} {self.loaded._fingerprint}"
 
     def rows(self) -> Iterator[RawRow]:
         """Its rows, with images undecoded."""
-        return stored_rows(self._loaded)
+        return stored_rows(self.loaded)
 
     def shards(self) -> list["HubShard"]:
         """Its files, as they are read one after another and without a copy; rows with images undecoded."""
@@ -66,7 +66,8 @@ class HubSet:
         return [HubShard(self, stream.shard(count, number), number) for number in range(count)]
 
     @cached_property
-    def _loaded(self) -> Dataset:
+    def loaded(self) -> Dataset:
+        """All of its rows."""
         return self._load(streaming=False)
 
     def _load(self, *, streaming: bool) -> Any:

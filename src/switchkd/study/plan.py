@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from switchkd.recipe.packages import check_packages
 from switchkd.recipe.parsing import RecipeError, lay_over, read_yaml, suggestion
@@ -15,13 +15,25 @@ from switchkd.typed_fields import Builder, check_fields
 
 @dataclass(frozen=True)
 class World:
-    """The study draws its data: for every seed other pictures, questions and answers of the procedural world, of so many pictures."""
+    """The study draws its data: for every seed other pictures, questions and answers of the procedural world, of so many pictures; or of a
+    world of photographs."""
 
     train: int = 1500
     test: int = 60
+    #: Labelled photographs to compose pictures of: a folder with a folder for each class, Parquet files or a data set of the hub.
+    photos: str | None = None
+    #: Where `switchkd world` has made the models that live with these photographs; what is missing is made there. By default `world` in
+    #: the study's output.
+    models: str | None = None
+    #: How large those models are.
+    scale: Literal["cpu", "gpu"] = "cpu"
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.photos is None and (self.models is not None or self.scale != "cpu"):
+            raise ValueError("models and scale are about a world of photographs: name them in photos")
+        if self.photos == "":
+            raise ValueError("photos is empty: name a folder or a data set")
         if self.train < 1 or self.test < 1:
             raise ValueError(
                 f"a study needs pictures to train on and to ask about, got train {self.train} and test {self.test}"
@@ -179,24 +191,35 @@ def _cell(study: Study, base: dict[str, Any], arm: str, seed: int, rows: int | N
 def world_paths(study: Study, seed: int) -> dict[str, Path]:
     """The fields of a recipe that the study's own world fills."""
     folder = study.store / "world"
+    assert study.world is not None
+    photos = study.world.photos is not None
+    models = Path(study.world.models) if study.world.models else folder
     return {
-        "teacher.path": folder / "teacher",
-        "student.path": folder / "student-init",
+        "teacher.path": models / "teacher",
+        "student.path": models / ("student" if photos else "student-init"),
         "data.train": folder / f"seed-{seed}" / "train.json",
         "evaluate.data": folder / f"seed-{seed}" / "test.json",
     }
 
 
 def write_world(study: Study) -> None:
-    """Draw the data of every seed and copy the models, unless they are there."""
+    """Draw the data of every seed, and copy the models of the procedural world, unless they are there."""
     from switchkd import world
 
     assert study.world is not None
+    write = partial(world.write)
+    if study.world.photos is not None:
+        from switchkd.world.photo_world import IMAGE_SIZES, write_photos
+        from switchkd.world.photographs import load_photographs
+
+        image_size = IMAGE_SIZES[study.world.scale]
+        write = partial(write_photos, photographs=load_photographs(study.world.photos), image_size=image_size)
     for seed in study.seeds:
-        draw = partial(world.write, train=study.world.train, validation=0, test=study.world.test, seed=seed)
+        draw = partial(write, train=study.world.train, validation=0, test=study.world.test, seed=seed)
         world.once(world_paths(study, seed)["data.train"].parent, draw)
-    world.once(study.store / "world" / "teacher", world.write_teacher)
-    world.once(study.store / "world" / "student-init", world.write_student)
+    if study.world.photos is None:
+        world.once(study.store / "world" / "teacher", world.write_teacher)
+        world.once(study.store / "world" / "student-init", world.write_student)
 
 
 def slug(name: str) -> str:

@@ -16,7 +16,7 @@ from switchkd.results.metrics import metric_words
 from switchkd.results.question_results import Results
 from switchkd.results.study_results import ArmSummary, CellRecord
 from switchkd.study.jobs import End, Job, run_jobs
-from switchkd.study.plan import Cell, Study, cells, slug, write_world
+from switchkd.study.plan import Cell, Study, cells, slug, world_paths, write_world
 from switchkd.study.summary import summarise
 
 _log = logging.getLogger(__name__)
@@ -41,6 +41,7 @@ def run_study(study: Study, overrides: Sequence[str] = ()) -> tuple[ArmSummary, 
         for cell in planned:
             _check(cell)
         if study.world:
+            _make_models(study, lock)
             write_world(study)
         open_cells = [cell for cell in planned if not cell.file("json").exists()]
         _check_questions(open_cells)
@@ -73,6 +74,24 @@ def _alone(output: Path) -> Iterator[int]:
                 f"{output} is in use: a study runs there, or a cell of one that was killed has not ended yet"
             ) from None
         yield lock.fileno()
+
+
+def _make_models(study: Study, lock: int) -> None:
+    """Have `switchkd world` make the models of a world of photographs, unless they are there.
+
+    Raises RuntimeError where it fails, with its log.
+    """
+    assert study.world is not None
+    models = world_paths(study, study.seeds[0])["teacher.path"].parent
+    if study.world.photos is None or all((models / name).is_dir() for name in ("teacher", "student", "student-other")):
+        return
+    command = ["world", study.world.photos, "--output", str(models), "--scale", study.world.scale]
+    command += ["--train", str(study.world.train), "--test", str(study.world.test)]
+    job = Job(f"models for {study.world.photos}", tuple(command), study.store / "world.log", resumed=models.exists())
+    for _, end in run_jobs([job], at_a_time=1, threads=study.threads, gpus=study.gpus, keep_open=(lock,)):
+        if end.code != 0:
+            said = job.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            raise RuntimeError(f"{job.name} could not be made: {said[-1] if said else end.code}; {job.log}")
 
 
 def _check(cell: Cell) -> None:

@@ -31,24 +31,24 @@ class UnaskableError(Exception):
 def perception(scene: Scene, rng: Random) -> tuple[str, str]:
     """Colour of the only thing of its shape, or shape of the only thing of its colour."""
     if rng.random() < 0.5:
-        thing = _choose(rng, _only(scene, "form"))
-        return _word(rng, f"What colour is the {thing.form}?", f"Which colour has the {thing.form}?"), thing.colour
-    thing = _choose(rng, _only(scene, "colour"))
-    return _word(rng, f"What shape is {thing.colour}?", f"Which shape is the {thing.colour} thing?"), thing.form
+        thing = choose(rng, _only(scene, "form"))
+        return word(rng, f"What colour is the {thing.form}?", f"Which colour has the {thing.form}?"), thing.colour
+    thing = choose(rng, _only(scene, "colour"))
+    return word(rng, f"What shape is {thing.colour}?", f"Which shape is the {thing.colour} thing?"), thing.form
 
 
 def count(scene: Scene, rng: Random) -> tuple[str, str]:
     """How many things have one colour."""
     numbers = Counter(dict.fromkeys(COLOURS, 0))
     numbers.update(thing.colour for thing in scene.things)
-    number = _choose(rng, set(numbers.values()))
-    colour = _choose(rng, [colour for colour, count in numbers.items() if count == number])
-    return _word(rng, f"How many {colour} things are there?", f"Count the {colour} things."), str(number)
+    number = choose(rng, set(numbers.values()))
+    colour = choose(rng, [colour for colour, count in numbers.items() if count == number])
+    return word(rng, f"How many {colour} things are there?", f"Count the {colour} things."), str(number)
 
 
 def relation(scene: Scene, rng: Random) -> tuple[str, str]:
     """Whether a thing lies at the top, in the middle or at the bottom of the picture."""
-    thing = _choose(rng, _clear(scene))
+    thing = choose(rng, _clear(scene))
     name, rows = _name(scene, thing), f"{ROWS[0]}, {ROWS[1]} or {ROWS[2]}"
     return f"Where is the {name}, {rows}?", ROWS[thing.row]
 
@@ -58,29 +58,29 @@ def comparison(scene: Scene, rng: Random) -> tuple[str, str]:
     sizes: dict[str, list[tuple[Thing, Thing]]] = {}
     for first, second in _pairs(scene):
         sizes.setdefault(f"{first.size} and {second.size}", []).append((first, second))
-    answer = _choose(rng, set(sizes))
-    first, second = _choose(rng, sizes[answer])
+    answer = choose(rng, set(sizes))
+    first, second = choose(rng, sizes[answer])
     a, b = _name(scene, first), _name(scene, second)
-    return _word(rng, f"Compare the sizes of the {a} and the {b}.", f"What sizes are the {a} and the {b}?"), answer
+    return word(rng, f"Compare the sizes of the {a} and the {b}.", f"What sizes are the {a} and the {b}?"), answer
 
 
 def digit(scene: Scene, rng: Random) -> tuple[str, str]:
     """Which digit is shown, named by its colour where two are shown."""
     digits = [thing for thing in scene.things if thing.is_digit]
     if len(digits) == 1:
-        return _word(rng, "Which digit is shown?", "Read the digit."), digits[0].form
+        return word(rng, "Which digit is shown?", "Read the digit."), digits[0].form
     colours = Counter(thing.colour for thing in digits)
-    thing = _choose(rng, [thing for thing in digits if colours[thing.colour] == 1])
-    return _word(rng, f"Which digit is {thing.colour}?", f"Read the {thing.colour} digit."), thing.form
+    thing = choose(rng, [thing for thing in digits if colours[thing.colour] == 1])
+    return word(rng, f"Which digit is {thing.colour}?", f"Read the {thing.colour} digit."), thing.form
 
 
 def existence(scene: Scene, rng: Random) -> tuple[str, str]:
     """Whether a shape of a given colour is present; absent ones are any colour and shape."""
     present = {(thing.colour, thing.form) for thing in _shapes(scene)}
     absent = {(colour, shape) for colour in COLOURS for shape in SHAPES} - present
-    answer = _choose(rng, ["yes", "no"])
-    colour, shape = _choose(rng, present if answer == "yes" else absent)
-    return _word(rng, f"Is there a {colour} {shape}?", f"Do you see a {colour} {shape}?"), answer
+    answer = choose(rng, ["yes", "no"])
+    colour, shape = choose(rng, present if answer == "yes" else absent)
+    return word(rng, f"Is there a {colour} {shape}?", f"Do you see a {colour} {shape}?"), answer
 
 
 def hallucination(scene: Scene, rng: Random) -> tuple[str, str]:
@@ -89,38 +89,38 @@ def hallucination(scene: Scene, rng: Random) -> tuple[str, str]:
     shapes = {thing.form for thing in _shapes(scene)}
     absent = {(thing.colour, shape) for thing in scene.things for shape in shapes} - set(present)
     sizes = {thing.size for thing in _shapes(scene) if present[thing.colour, thing.form] == 1}
-    answer = _choose(rng, ["none", _choose(rng, sizes)])
+    answer = choose(rng, ["none", choose(rng, sizes)])
     real = [(t.colour, t.form) for t in _shapes(scene) if present[t.colour, t.form] == 1 and t.size == answer]
-    colour, shape = _choose(rng, absent if answer == "none" else real)
-    return _word(rng, f"What size is the {colour} {shape}?", f"How large is the {colour} {shape}?"), answer
+    colour, shape = choose(rng, absent if answer == "none" else real)
+    return word(rng, f"What size is the {colour} {shape}?", f"How large is the {colour} {shape}?"), answer
 
 
 def caption(scene: Scene, rng: Random) -> tuple[str, str]:
     """Size, colour, form and row of one thing."""
-    thing = _choose(rng, _clear(scene))
+    thing = choose(rng, _clear(scene))
     name = _name(scene, thing)
-    return _word(
+    return word(
         rng, f"Describe the {name}.", f"Caption the {name}."
     ), f"{thing.size} {thing.colour} {thing.form} {ROWS[thing.row]}"
 
 
 def yes_no(scene: Scene, rng: Random) -> tuple[str, str]:
     """Whether a statement about the colour or the size of a thing holds."""
-    answer = _choose(rng, ["yes", "no"])
-    thing = _choose(rng, _clear(scene))
-    said, others = _choose(rng, [(thing.colour, {other.colour for other in scene.things}), (thing.size, set(SIZES))])
+    answer = choose(rng, ["yes", "no"])
+    thing = choose(rng, _clear(scene))
+    said, others = choose(rng, [(thing.colour, {other.colour for other in scene.things}), (thing.size, set(SIZES))])
     if answer == "no":
-        said = _choose(rng, others - {said})
+        said = choose(rng, others - {said})
     return f"Is the {_name(scene, thing)} {said}?", answer
 
 
 def choice(scene: Scene, rng: Random) -> tuple[str, str]:
     """Letter of the right colour or shape among four."""
     if rng.random() < 0.5:
-        thing = _choose(rng, _only(scene, "form"))
+        thing = choose(rng, _only(scene, "form"))
         question, right, values = f"What colour is the {thing.form}?", thing.colour, COLOURS
     else:
-        thing = _choose(rng, _only(scene, "colour"))
+        thing = choose(rng, _only(scene, "colour"))
         question, right, values = f"What shape is {thing.colour}?", thing.form, SHAPES
     options = rng.sample([value for value in values if value != right], 3)
     place = rng.randrange(4)
@@ -152,7 +152,7 @@ def ask(scene: Scene, rng: Random) -> list[Question] | None:
         return None
 
 
-def _choose(rng: Random, options: Iterable[Option]) -> Option:
+def choose(rng: Random, options: Iterable[Option]) -> Option:
     """Choose evenly; sets are sorted first, because their order is not the same in every process."""
     choices: list[Option] = sorted(options) if isinstance(options, set) else list(options)
     if not choices:
@@ -160,7 +160,8 @@ def _choose(rng: Random, options: Iterable[Option]) -> Option:
     return rng.choice(choices)
 
 
-def _word(rng: Random, *wordings: str) -> str:
+def word(rng: Random, *wordings: str) -> str:
+    """One of several ways to say the same."""
     return rng.choice(wordings)
 
 

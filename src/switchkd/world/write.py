@@ -6,6 +6,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from switchkd.files import replace_folder, write_together
@@ -37,7 +38,7 @@ def write(
         if number < 0:
             raise ValueError(f"{split}={number}: the number of pictures cannot be negative")
         if number:
-            _write_split(directory, split, number, seed, difficulty)
+            write_split(directory, split, number, _without_more(samples(seed, split, difficulty)))
 
 
 def once(folder: Path, make: Callable[[Path], object]) -> None:
@@ -47,16 +48,29 @@ def once(folder: Path, make: Callable[[Path], object]) -> None:
             make(staging)
 
 
-def _write_split(directory: Path, split: Split, number: int, seed: int, difficulty: Difficulty) -> None:
+#: Questions about a picture, the picture, and what else is kept in its row.
+Asked = tuple[list[Question], np.ndarray, dict[str, Any]]
+
+
+def _without_more(drawn: Iterator[tuple[Scene, list[Question], Picture]]) -> Iterator[Asked]:
+    for _, questions, picture in drawn:
+        yield questions, picture, {}
+
+
+def write_split(directory: Path, split: Split, number: int, drawn: Iterator[Asked]) -> None:
+    """Write the first `number` of what is drawn.
+
+    Raises FileExistsError where the split's file is there already.
+    """
     file = directory / f"{split}.json"
     if file.exists():
         raise FileExistsError(f"{file} exists: give an empty directory, or delete the old data set first")
     (directory / "images" / split).mkdir(parents=True, exist_ok=True)
     conversations = []
-    for index, (_, questions, picture) in zip(range(number), samples(seed, split, difficulty), strict=False):
+    for index, (questions, picture, more) in zip(range(number), drawn, strict=False):
         image = f"images/{split}/{index:05d}.png"
         Image.fromarray(picture).save(directory / image)
-        conversations.append(_sample(f"{split}-{index:05d}", image, questions))
+        conversations.append(_sample(f"{split}-{index:05d}", image, questions) | more)
     write_together({file: json.dumps(conversations, indent=1) + "\n"})
 
 
