@@ -235,6 +235,15 @@ def test_code_that_keeps_no_attention_weights_is_refused_where_they_are_compared
         open_run(load_recipe(here / "recipe.yaml", [*flags[:6], "--method.name", "align_kd", f"--{flag}", value]))
 
 
+def test_what_is_looked_at_in_the_teacher_alone_leaves_the_student_its_attention(fresh):
+    here, flags = fresh
+    flags = [*flags[:6], "--method.name", "align_ti"]
+    run = open_run(load_recipe(here / "recipe.yaml", [*flags, "--student.attn_implementation", "sdpa"]))
+    assert run.student.attention == "sdpa"
+    with pytest.raises(ValueError, match=r"teacher\.attn_implementation is sdpa, which keeps no attention weights"):
+        open_run(load_recipe(here / "recipe.yaml", [*flags, "--teacher.attn_implementation", "sdpa"]))
+
+
 def test_kernels_for_a_gpu_are_refused_without_one(fresh):
     here, flags = fresh
     for flag, message in (

@@ -201,6 +201,13 @@ def test_what_is_captured_inside_the_models_counts_and_terms_are_left_out_by_nam
     assert left_out(stage_with(SwitchKD())) == ""
 
 
+def test_a_second_reading_of_the_teacher_costs_operations_and_nothing_that_stays(models):
+    plain, weighed = (found(models, recipe(method=method)) for method in (KD(), KD().weighted()))
+    assert weighed.flops > plain.flops
+    assert weighed.weights == plain.weights
+    assert kept_of(weighed) == kept_of(plain)
+
+
 @pytest.mark.long
 def test_a_bridge_is_counted(models):
     plain, bridged = found(models, recipe()), found(models, recipe(bridge="always"))

@@ -85,7 +85,9 @@ def test_a_teacher_that_reads_apart_reads_the_text_by_its_own_tokenizer(tmp_path
     assert len(batch.shared[TEACHER].targets) > 0
 
 
-@pytest.mark.parametrize("method", [SwitchKD(window=32), KD(), AlignKD()], ids=lambda method: method.label)
+@pytest.mark.parametrize(
+    "method", [SwitchKD(window=32), KD(), AlignKD(), SwitchKD(window=32).weighted()], ids=lambda method: method.label
+)
 def test_divergences_are_taken_at_all_answers_and_cross_entropy_at_the_data_s(tmp_path, method):
     opened = open_tiny(tmp_path, method=method)
     batch = opened.collator([opened.rows[place] for place in range(3)])

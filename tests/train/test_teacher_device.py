@@ -64,6 +64,7 @@ CASES = [
     ("alike", SITES),
     ("apart", {"name": "feature_kd"}),
     ("alike", "kd"),
+    ("apart", {"name": "kd", "weights": "visual"}),
 ]
 
 
@@ -94,6 +95,8 @@ def test_the_numbers_are_those_of_one_device_to_the_bit(runs, tmp_path, name, me
         # of each row, what is captured of the teacher comes back too
         ("alike", SITES, None),
         ("apart", {"name": "feature_kd"}, None),
+        ("apart", {"name": "kd", "weights": "visual"}, None),
+        ("alike", {"name": "switch_kd", "window": 32, "instructed": 1.0, "weights": "visual"}, None),
     ],
     ids=str,
 )
