@@ -112,7 +112,7 @@ def with_samples(sums: SummedLoss, terms: Mapping[str, Float[Tensor, " samples"]
     totals = {name: (values.double() * answers).sum().to(sums.loss.dtype) for name, values in terms.items()}
     if both := totals.keys() & sums.terms.keys():
         raise ValueError(
-            f"{', '.join(sorted(both))} is a term of the answers and of the samples: give each a name of its own"
+            f"{', '.join(sorted(both))} is a term of the answers and of the samples: give each its own name"
         )
     return sums._replace(
         loss=torch.stack([sums.loss, *totals.values()]).sum(),
@@ -124,8 +124,8 @@ def added(parts: Sequence[SummedLoss]) -> SummedLoss:
     """The sum over all answer tokens of several batches, of which each may have terms that others have not."""
 
     def totals(sums: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        names = dict.fromkeys(name for one in sums for name in one)
-        return {name: torch.stack([one[name] for one in sums if name in one]).sum() for name in names}
+        names = {name for one in sums for name in one}
+        return {name: torch.stack([one[name] for one in sums if name in one]).sum() for name in sorted(names)}
 
     return SummedLoss(
         loss=torch.stack([part.loss for part in parts]).sum(),

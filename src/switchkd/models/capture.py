@@ -395,23 +395,3 @@ def capture(pathway: Pathway, features: Features | None, inputs: Inputs, sites: 
 def of_samples(captured: Capture, sites: frozenset[Site]) -> dict[Site, list[Float[Tensor, "..."]]]:  # noqa: UP037
     """What was captured, one tensor for each sample."""
     return {site: site.of_samples(captured) for site in sites}
-
-
-def check_same_text(
-    student: Pathway, teacher: Pathway, student_inputs: Inputs, teacher_inputs: Inputs, keys: tuple[str, ...]
-) -> None:
-    """Raise ValueError unless both models read the same text in every sample."""
-    import torch
-
-    texts = [
-        list(inputs.tokens[read.positions("text")].split(read.counts("text")))
-        for inputs in (student_inputs, teacher_inputs)
-        for read in [Capture(student if inputs is student_inputs else teacher, inputs, None)]
-    ]
-    for key, student_text, teacher_text in zip(keys, *texts, strict=True):
-        if not torch.equal(student_text, teacher_text):
-            raise ValueError(
-                f"sample {key!a} is {len(student_text)} tokens of text for the student and {len(teacher_text)} others for the teacher, and "
-                "the method compares all of them one by one: give both models one tokenizer and chat template, or choose a method that "
-                "compares answers"
-            )

@@ -13,7 +13,6 @@ from switchkd.models.capture import (
     Site,
     Switched,
     capture,
-    check_same_text,
     learned_by_vision_alone,
     of_samples,
 )
@@ -156,7 +155,7 @@ class Pair(nn.Module):
             switch = self._switch(self.cross(seen, batch), reader)[0] if "switch" in needs else None
             return replace(signals, compared={TEACHER: self._compared(None, switch, batch)})
         if any("tokenizer" in site.alike for site in sites) and reader is not inputs:
-            check_same_text(self.student, self._live, inputs, reader, batch.keys)
+            _check_same_text(self.student, self._live, inputs, reader, batch.keys)
         reader = crossing.over(reader)
         with torch.no_grad(), crossing.precision():
             teacher, of_teacher = _say(self._live, self._live.see(reader), reader, sites)  # L_T(P_T(V_T(x)), t)
@@ -330,6 +329,24 @@ def _say(pathway: Pathway, seen: Features | None, inputs: Inputs, sites: frozens
     with capture(pathway, seen, inputs, sites) as captured:
         hidden = pathway.say(seen, inputs)
     return hidden, captured
+
+
+def _check_same_text(
+    student: Pathway, teacher: Pathway, student_inputs: Inputs, teacher_inputs: Inputs, keys: tuple[str, ...]
+) -> None:
+    """Raise ValueError unless both models read the same text in every sample."""
+    texts = [
+        list(inputs.tokens[read.positions("text")].split(read.counts("text")))
+        for inputs in (student_inputs, teacher_inputs)
+        for read in [Capture(student if inputs is student_inputs else teacher, inputs, None)]
+    ]
+    for key, student_text, teacher_text in zip(keys, *texts, strict=True):
+        if not torch.equal(student_text, teacher_text):
+            raise ValueError(
+                f"sample {key!a} is {len(student_text)} tokens of text for the student and {len(teacher_text)} others for the teacher, and "
+                "the method compares all of them one by one: give both models one tokenizer and chat template, or choose a method that "
+                "compares answers"
+            )
 
 
 def _chosen(hidden: Float[Tensor, "answers hidden"], places: Int[Tensor, " compared"] | None) -> Tensor:
