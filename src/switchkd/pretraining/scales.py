@@ -75,7 +75,7 @@ SCALES: dict[ScaleName, Scale] = {
         language="shipped",
         word_steps=600,
         projector_steps=300,
-        pictures=4000,
+        pictures=8000,
         lessons=Lessons(steps=600, batch=16, learning_rate=1e-3, vision_learning_rate=3e-4),
         student_layers=2,
     ),
