@@ -34,6 +34,7 @@ TINY = replace(
     tower=PLAN,
     other_tower=TowerPlan(96, 2, 4, 96, image_size=72, patch=12, steps=2, batch=2, learning_rate=1e-3),
     word_steps=2,
+    student_word_steps=2,
     projector_steps=2,
     pictures=4,
     lessons=Lessons(steps=2, batch=2, learning_rate=1e-3, vision_learning_rate=1e-3),
