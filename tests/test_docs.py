@@ -20,6 +20,7 @@ from switchkd.study.figure import figure
 from switchkd.study.study_table import markdown_kinds, markdown_table
 from switchkd.study.summary import title
 from switchkd.world import KINDS
+from switchkd.world.grid_questions import GRID_KINDS
 from switchkd.world.scenes import DIFFICULTIES, THINGS
 
 ROOT = Path(__file__).parents[1]
@@ -53,9 +54,11 @@ def test_every_need_is_explained():
 
 def test_the_world_has_a_row_for_every_kind_and_difficulty():
     found = rows("world.md")
-    assert found.keys() == KINDS.keys() | set(DIFFICULTIES)
+    assert found.keys() == KINDS.keys() | GRID_KINDS.keys() | set(DIFFICULTIES)
     for difficulty, (fewest, most) in THINGS.items():
         assert f"| {fewest}–{most} |" in found[difficulty]
+    photographs = (DOCS / "world.md").read_text(encoding="utf-8").split("## A world of photographs")[1]
+    assert re.findall(r"^\| `(\w+)` \|", photographs, re.MULTILINE) == list(GRID_KINDS)
 
 
 def test_every_page_is_in_the_table_of_contents():

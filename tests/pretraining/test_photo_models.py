@@ -20,7 +20,7 @@ from switchkd.pretraining import photo_models, scales
 from switchkd.pretraining.in_words import Packer
 from switchkd.pretraining.photo_stream import Squares, as_pixels, patch_labels
 from switchkd.pretraining.scales import SCALES, Lessons, TowerPlan
-from switchkd.pretraining.small_llava import begun, small_processor, whole_words
+from switchkd.pretraining.small_llava import begun, pieces, small_processor, whole_words
 from switchkd.pretraining.tower import train_tower
 from switchkd.results.question_results import Results
 from switchkd.results.study_results import StudyResults
@@ -34,6 +34,7 @@ TINY = replace(
     tower=PLAN,
     other_tower=TowerPlan(96, 2, 4, 96, image_size=72, patch=12, steps=2, batch=2, learning_rate=1e-3),
     word_steps=2,
+    student_word_steps=2,
     projector_steps=2,
     pictures=4,
     lessons=Lessons(steps=2, batch=2, learning_rate=1e-3, vision_learning_rate=1e-3),
@@ -101,6 +102,22 @@ def test_packed_rows_are_what_the_processor_makes_of_the_conversation(squares):
         answered += len(learned)
     assert answered == len(targets)
     assert torch.equal(tokens.flatten()[predicts + 1], targets)
+
+
+def test_tokenizers_are_the_same_for_the_same_texts_and_write_answers_as_they_are(squares):
+    texts = [text for one in islice(squares.asked(0), 30) for q in one.questions for text in (q.text, q.answer)]
+    for make in (whole_words, lambda given: pieces(given, 200)):
+        first, second = make(iter(texts)), make(iter(texts))
+        assert first.get_vocab() == second.get_vocab()
+        for text in ("red fox, empty, pond", "top and bottom", "none", "2"):
+            assert first.decode(first(text, add_special_tokens=False).input_ids).strip() == text
+        assert first("<image><|user|>", add_special_tokens=False).input_ids == first.convert_tokens_to_ids(
+            ["<image>", "<|user|>"]
+        )
+    whole = whole_words(iter(texts))
+    listed = [token for token, _ in sorted(whole.get_vocab().items(), key=lambda item: item[1])]
+    assert listed[-20:] == sorted(listed[-20:])  # in an order that no hash table decides
+    assert whole.tokenize("meadow zq") == ["meadow", "z", "##q"]
 
 
 def test_a_known_word_keeps_its_row_and_a_class_begins_near_the_old_forms():

@@ -111,9 +111,8 @@ def with_samples(sums: SummedLoss, terms: Mapping[str, Float[Tensor, " samples"]
     answers.index_add_(0, signals.sample, torch.ones_like(signals.sample, dtype=torch.float64))
     totals = {name: (values.double() * answers).sum().to(sums.loss.dtype) for name, values in terms.items()}
     if both := totals.keys() & sums.terms.keys():
-        raise ValueError(
-            f"{', '.join(sorted(both))} is a term of the answers and of the samples: give each its own name"
-        )
+        names = ", ".join(sorted(both))
+        raise ValueError(f"{names} is a term of the answers and of the samples: give each a name of its own")
     return sums._replace(
         loss=torch.stack([sums.loss, *totals.values()]).sum(),
         terms=sums.terms | {name: total.detach() for name, total in totals.items()},

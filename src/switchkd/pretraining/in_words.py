@@ -25,7 +25,7 @@ from switchkd.world.scenes import COLUMNS, ROWS
 
 #: Of the noise on descriptions, by their standard deviation: a projector's are blurred too.
 NOISE = 0.3
-_PICTURES, _FITTED = 16, 32
+_PICTURES, _FITTED, _SAID = 16, 32, 200
 
 
 class Describer:
@@ -75,7 +75,7 @@ def train_language(
     pack = Packer(tokenizer, plan.side**2)
     parameters = [*model.model.language_model.parameters(), *model.lm_head.parameters()]
     update = Update(parameters, 2e-3, steps, decay=0.05)
-    right = 0.0
+    right, done = 0.0, 0
     for drawn in batches(squares.asked(f"{seed} words"), _PICTURES, steps, "language model, in words"):
         described = describe([one.grid for one in drawn])
         described = described + NOISE * described.detach().std() * torch.randn_like(described)
@@ -87,8 +87,9 @@ def train_language(
         ).last_hidden_state
         logits = model.lm_head(hidden.flatten(0, 1)[predicts])
         update(F.cross_entropy(logits, targets))
-        right = 0.98 * right + 0.02 * (logits.argmax(-1) == targets).float().mean().item()
-    say(f"language model, in words: {right / (1 - 0.98**steps):.1%} of the answer tokens")
+        right, done = 0.98 * right + 0.02 * (logits.argmax(-1) == targets).float().mean().item(), done + 1
+        if done % _SAID == 0 or done == steps:
+            say(f"language model, in words: {right / (1 - 0.98**done):.1%} of the answer tokens after {done} steps")
     model.eval()
 
 

@@ -90,14 +90,15 @@ class _Maker:
         tower = self.tower("vision", self.scale.tower, self.seed + 1)
         torch.manual_seed(self.seed)
         tokenizer = whole_words(texts(self.squares, self.seed, _READ))
-        self._connected(teacher_path(), tokenizer, self.scale.tower, tower, folder, seed=self.seed + 3)
+        self._connected(
+            teacher_path(), tokenizer, self.scale.tower, tower, folder, steps=self.scale.word_steps, seed=self.seed + 3
+        )
 
     def student_of_words(self, folder: Path) -> None:
         def connect(whole: Path) -> None:
             tokenizer = AutoProcessor.from_pretrained(self.output / "teacher").tokenizer
-            self._connected(
-                student_path(), tokenizer, self.scale.tower, self.output / "teacher", whole, seed=self.seed + 7
-            )
+            tower, steps = self.output / "teacher", self.scale.student_word_steps
+            self._connected(student_path(), tokenizer, self.scale.tower, tower, whole, steps=steps, seed=self.seed + 7)
 
         whole = self.part("connected", connect)
         init_student(Start(teacher=str(whole), vision_layers=self.scale.student_layers), folder, seed=self.seed)
@@ -108,16 +109,25 @@ class _Maker:
         torch.manual_seed(self.seed)
         words = {word for name in self.photographs.classes for word in name.split()}
         tokenizer = pieces(texts(self.squares, self.seed, _READ), OTHER_TOKENS + len(words))
-        self._connected(student_path(), tokenizer, plan, tower, folder, seed=self.seed + 13)
+        steps = self.scale.student_word_steps
+        self._connected(student_path(), tokenizer, plan, tower, folder, steps=steps, seed=self.seed + 13)
 
     def _connected(
-        self, begin: Path, tokenizer: PreTrainedTokenizerFast, plan: TowerPlan, tower: Path, folder: Path, *, seed: int
+        self,
+        begin: Path,
+        tokenizer: PreTrainedTokenizerFast,
+        plan: TowerPlan,
+        tower: Path,
+        folder: Path,
+        *,
+        steps: int,
+        seed: int,
     ) -> None:
         """Write a LLaVA whose language model has learned in words, with a projector fitted to the encoder in `tower`."""
         torch.manual_seed(seed)
         template = AutoProcessor.from_pretrained(begin).chat_template
         model = begun(begin, tokenizer, plan, self.photographs.classes)
-        train_language(model, tokenizer, self.squares, plan, steps=self.scale.word_steps, seed=seed)
+        train_language(model, tokenizer, self.squares, plan, steps=steps, seed=seed)
         model.model.vision_tower.load_state_dict(_tower_in(tower).state_dict())
         fit_projector(model, tokenizer, self.squares, plan, steps=self.scale.projector_steps, seed=seed + 1)
         model.save_pretrained(folder)

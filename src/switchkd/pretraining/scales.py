@@ -56,8 +56,10 @@ class Scale:
     other_tower: TowerPlan
     #: The language half: those that ship with switchkd, which learn the new words by pictures given in words; or SmolLM2-135M.
     language: Literal["shipped", "smollm2"]
-    #: Steps of 16 pictures given in words, and of 32 that a new projector is fitted on (for smollm2: on which it alone learns).
+    #: Steps of 16 pictures given in words, for the teacher's language model and for students'.
     word_steps: int
+    student_word_steps: int
+    #: Steps of 32 pictures that a new projector is fitted on; for smollm2, steps in which it alone learns.
     projector_steps: int
     #: Pictures that the teacher learns from in the end, each with ten questions.
     pictures: int
@@ -73,7 +75,8 @@ SCALES: dict[ScaleName, Scale] = {
         tower=TowerPlan(128, 4, 4, 384, image_size=96, patch=16, steps=2500, batch=32, learning_rate=1e-3),
         other_tower=TowerPlan(96, 4, 4, 288, image_size=72, patch=6, steps=500, batch=32, learning_rate=1e-3),
         language="shipped",
-        word_steps=600,
+        word_steps=1500,
+        student_word_steps=600,
         projector_steps=300,
         pictures=4000,
         lessons=Lessons(steps=600, batch=16, learning_rate=1e-3, vision_learning_rate=3e-4),
@@ -85,6 +88,7 @@ SCALES: dict[ScaleName, Scale] = {
         other_tower=TowerPlan(384, 12, 6, 1536, image_size=144, patch=12, steps=3000, batch=128, learning_rate=5e-4),
         language="smollm2",
         word_steps=0,
+        student_word_steps=0,
         projector_steps=300,
         pictures=20000,
         lessons=Lessons(steps=800, batch=32, learning_rate=1e-4, vision_learning_rate=3e-5),

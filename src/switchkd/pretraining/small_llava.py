@@ -27,16 +27,20 @@ _ASCII = [chr(code) for code in range(33, 127)]
 
 
 def whole_words(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """Train a WordPiece tokenizer in which the words of the texts are whole, as that of the shipped models."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token=UNKNOWN))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Whitespace(), pre_tokenizers.Digits(individual_digits=True)]
-    )
+    """A WordPiece tokenizer in which the words of the texts are whole and others fall into characters; the same for the same texts.
+
+    Its words are listed, not trained: the trainer breaks ties by the order of a hash table, which is another in every process.
+    """
+    split = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.Digits(individual_digits=True)])
+    words = {word for text in texts for word, _ in split.pre_tokenize_str(text)}
+    characters = sorted({character for word in words for character in word} | set(_ASCII))
+    inside = [f"##{character}" for character in characters]
+    entries = dict.fromkeys([*_SPECIAL, *characters, *inside, *sorted(words)])
+    vocabulary = {entry: index for index, entry in enumerate(entries)}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=UNKNOWN))
+    tokenizer.add_special_tokens(_SPECIAL)
+    tokenizer.pre_tokenizer = split
     tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=True)
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=30_000, special_tokens=_SPECIAL, initial_alphabet=_ASCII, show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
     return _ready(tokenizer)
 
 
