@@ -207,7 +207,10 @@ AnyBatch = Batch | TaggedBatch
 
 def tokens_read(batch: AnyBatch) -> int:
     """How many tokens the student reads in it, without padding."""
-    return sum(int(part.student.lengths.sum()) for part in batch.parts.values())
+    tokens = 0
+    for part in batch.parts.values():
+        tokens += int(part.student.lengths.sum())
+    return tokens
 
 
 def sample_id(key: str) -> str:

@@ -80,7 +80,7 @@ def test_weights_of_a_recipe_reach_the_rows_of_its_stage(tmp_path):
     file.write_text(file.read_text().replace(f"train: {data}", f"train: [{{path: {data}, weight: 2}}]"))
     weighted = load_recipe(file)
     assert weighted.data.train == (WeightedData(data, 2.0),)
-    assert recipe_to_dict(weighted)["data"]["train"] == [{"path": data, "weight": 2.0}]
+    assert recipe_to_dict(weighted)["data"]["train"] == [{"path": data, "weight": 2.0, "teacher": None}]
     once, twice = (
         index_rows(open_run(one), one.resolved_stages()[0], tmp_path / str(number))["id"][:]
         for number, one in enumerate((recipe, weighted))

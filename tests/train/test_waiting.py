@@ -21,11 +21,11 @@ _IN_TRANSFORMERS = {
     "torch_compilable_check": 1,  # as many placeholders as features?
     "find_packed_sequence_indices": 1,  # are several samples in a row?
 }
-#: The batch is on the host there, or the verdict has been copied to it; `training_step` counts operations, once.
+#: The batch is on the host there, or the verdict has been copied to it; `tokens_read` is asked when operations are counted, once.
 _ON_THE_HOST = (
     "trainer.py:_get_num_items_in_batch",
     "trainer.py:<listcomp>",
-    "trainer.py:training_step",
+    "batch.py:tokens_read",
     "finite_watch.py:first_bad",
 )
 _LOGGING = ("trainer.py:log", "trainer.py:_maybe_log_save_evaluate", "term_sums.py:means", "term_sums.py:<dictcomp>")
@@ -96,7 +96,7 @@ def test_no_micro_batch_waits_outside_logging(tmp_path, gpu, monkeypatch):
     left = [place for place in places if place not in _ON_THE_HOST + _LOGGING + _ONCE]
     assert {place.partition(":")[2] for place in left} <= _IN_TRANSFORMERS.keys(), waits.found
     assert len(left) <= sum(_IN_TRANSFORMERS.values()) * len(forwards)
-    assert places.count("trainer.py:training_step") == 1
+    assert places.count("batch.py:tokens_read") == 1
     assert waited[: 4 * 3] == [0] * 12  # until the line of the log: two losses and a gradient of four steps
     assert waited[12] > 0
 
