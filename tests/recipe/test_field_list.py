@@ -23,7 +23,14 @@ def test_every_section_is_there_with_every_field():
     assert {name: listed[name] for name in expected} == {
         n: [one.name for one in fields(kind)] for n, kind in expected.items()
     }
-    assert set(listed) - set(expected) == {"teacher", "evaluate", "pair", "data.validation", "on_policy", "teachers.NAME"}
+    assert set(listed) - set(expected) == {
+        "teacher",
+        "evaluate",
+        "pair",
+        "data.validation",
+        "on_policy",
+        "teachers.NAME",
+    }
 
 
 def test_every_field_and_section_has_a_meaning():
