@@ -16,7 +16,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import (
     AutoTokenizer,
@@ -30,8 +29,9 @@ from transformers import (
 )
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from examples.world_weights.models import CHAT_TEMPLATE, END, IMAGE, PAD, SPECIAL, UNKNOWN, student_config
+from examples.world_weights.models import CHAT_TEMPLATE, IMAGE, UNKNOWN, student_config
 from examples.world_weights.packing import batches, cell_labels
+from switchkd.pretraining.small_llava import pieces
 from switchkd.world.assets import student_path
 from switchkd.world.scenes import COLOURS, COLUMNS, DIGITS, GRID, ROWS, SHAPES, SIZES
 from switchkd.world.write import once, samples
@@ -80,27 +80,7 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
         for question in questions
         for text in (question.text, question.answer)
     )
-    tokenizer = Tokenizer(models.BPE(unk_token=UNKNOWN))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Metaspace(prepend_scheme="always"), pre_tokenizers.Punctuation()]
-    )
-    tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
-    trainer = trainers.BpeTrainer(
-        vocab_size=TOKENIZER_WORDS,
-        special_tokens=[UNKNOWN, *reversed([special for special in SPECIAL if special != UNKNOWN])],
-        initial_alphabet=[chr(code) for code in range(33, 127)],
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        unk_token=UNKNOWN,
-        pad_token=PAD,
-        eos_token=END,
-        padding_side="left",
-        additional_special_tokens=[special for special in SPECIAL if special not in (UNKNOWN, PAD, END)],
-        model_max_length=2048,
-    )
+    return pieces(texts, TOKENIZER_WORDS)
 
 
 def new_student(
