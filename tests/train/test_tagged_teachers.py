@@ -70,7 +70,11 @@ def assert_equal(one, other):
 
 @pytest.mark.parametrize(
     ("tag", "method", "others"),
-    [("ocr", "align_kd", None), ("general", SWITCH, "small"), ("general", "kd", "small")],
+    [
+        ("ocr", "align_kd", None),
+        ("general", SWITCH, "small"),
+        pytest.param("general", "kd", "small", marks=pytest.mark.slow),
+    ],
     ids=["maps", "bridge and own inputs", "own inputs"],
 )
 def test_rows_of_one_tag_are_trained_as_by_this_teacher_alone_bit_for_bit(models, tmp_path, tag, method, others):
@@ -293,9 +297,9 @@ def plain(models, tmp_path_factory):
     "changes",
     [
         {"train": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}},
-        {"train": {"loss": "plain"}},
-        {"train": {"dataloader_num_workers": 1}},
-        {"train": {"gradient_checkpointing": True, "switch_checkpointing": True}},
+        pytest.param({"train": {"loss": "plain"}}, marks=pytest.mark.slow),
+        pytest.param({"train": {"dataloader_num_workers": 1}}, marks=pytest.mark.slow),
+        pytest.param({"train": {"gradient_checkpointing": True, "switch_checkpointing": True}}, marks=pytest.mark.slow),
         {"teachers": {"ocr": {"path": "small", "device": "cpu"}, "general": {"path": "foreign", "device": "cpu"}}},
     ],
     ids=["accumulated", "plain loss", "workers", "recomputed", "on devices of their own"],
@@ -339,8 +343,8 @@ def test_packed_rows_of_several_teachers_are_the_padded_ones(models, tmp_path):
     [
         ("kd", {"data": {"streaming": True, "shuffle_buffer": 4}}),
         (SWITCH, {"on_policy": {"share": 0.5, "max_new_tokens": 4}}),
-        ("kd", {"train": {"group_by_length": True}}),
-        ("kd", {"student": {"lora": {"r": 4, "alpha": 8}}}),
+        pytest.param("kd", {"train": {"group_by_length": True}}, marks=pytest.mark.slow),
+        pytest.param("kd", {"student": {"lora": {"r": 4, "alpha": 8}}}, marks=pytest.mark.slow),
     ],
     ids=["a stream", "answers of the student", "length groups", "adapters"],
 )
