@@ -152,6 +152,9 @@ def test_what_it_is_made_of_is_handed_on():
     assert method.at(0.25).core.switch == 1.0
     assert method.at(0.25).weights == method.weights
     assert method.label == "switch_kd, visual weights"
+    every_other = SwitchKD(align=0, switch_every=2, **WINDOW).weighted()
+    assert every_other.at(0.25, 0).weights == every_other.weights
+    assert every_other.at(0.25, 1) == SFT()  # a step without the switch compares no answers
     assert method.plus(features=2.0) == inner.plus(features=2.0).weighted()
     assert method.plus(features=2.0).core == inner
     assert method.plus(projected=1.0).learned(*[s := make_pair(KD()).student.sizes, s]) is not None
@@ -167,6 +170,7 @@ def test_what_it_is_made_of_is_handed_on():
         (AlignKD(), "align_kd: weights are for terms"),
         (FeatureKD(align=0), "feature_kd: weights are for terms"),
         (LLaVAKD(answers=0), "llava_kd: weights are for terms"),
+        (SwitchKD(align=0, switch_layers=1), "switch_kd: weights are for terms"),
         (KD().weighted(), "kd, visual weights: its answers are weighed already"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,

@@ -20,6 +20,7 @@ from switchkd.chat.uploads import HOTTEST, UPLOADS, Asked, picture_place, read, 
 import gradio as gr
 from fastapi import FastAPI
 
+from switchkd.chat import PICTURES
 from switchkd.chat.guard import Guard
 from switchkd.chat.overlay import COLOURS, most, overlay
 from switchkd.chat.panel import AttentionMap, Member, Reply, Turn
@@ -50,14 +51,13 @@ _HEADING = (
     "<h1>Same pictures, same questions</h1><p>What each model answers, and which parts of the pictures its answer attends to. "
     "Each question follows up on those before it.</p>"
 )
-#: Questions to begin with, and how many pictures a conversation can be about.
+#: Questions to begin with.
 EXAMPLES = (
     "What is in the picture?",
     "How many things are there?",
     "Read the text.",
     "Answer yes or no: is it outdoors?",
 )
-PICTURES = 4
 #: What stands under a model that has not finished, and under one that was stopped.
 ANSWERING, STOPPED = "answering …", "Stopped: this question is no part of the conversation."
 #: The longest answer that can be asked for.

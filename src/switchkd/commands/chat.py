@@ -11,6 +11,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, UseAppendAction, arg
 
+from switchkd.chat import PICTURES
 from switchkd.chat.model_names import by_name
 from switchkd.commands.presence import require_model, require_paths
 from switchkd.commands.verb import Verb, fail, model_libraries, warn
@@ -52,7 +53,7 @@ class Chat(Verb):
         if not self.models:
             return fail("chat with which model? Name a checkpoint directory, or a model on the Hugging Face hub", 2)
         if self.web:
-            for what, given, most in (("image", self.image, 4), ("video", self.video, 1)):
+            for what, given, most in (("image", self.image, PICTURES), ("video", self.video, 1)):
                 if len(given) > most:
                     return fail(
                         f"the page shows up to {most} {what}{'s' * (most > 1)}, and got {len(given)} --{what}", 2

@@ -56,7 +56,7 @@ RUNNING: dict[str, Check] = {
     "data loader": check_loader.throughput,
 }
 
-#: Of these, what is looked at once for a stage; the others for each of several teachers by tags.
+#: Of these, the checks that run once for a stage; the others run for each teacher of it.
 OF_STAGES = ("steps", "trainable parameters", "KL directions", "row lengths", "held-out rows", "memory")
 
 

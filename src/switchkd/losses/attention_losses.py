@@ -53,13 +53,13 @@ def attention_distance(
 
 @torch.no_grad()
 def attention_received(attention: Float[Tensor, "heads queries keys"]) -> Float[Tensor, " keys"]:
-    """w_i = Σ_hq A_hqi / Σ_hqj A_hqj: the share of all looks of some tokens, and of all heads, that falls on token i.
+    """w_i = Σ_hq A_hqi / Σ_hqj A_hqj: the share of the attention of some tokens, over all heads, that falls on token i.
 
     Args:
         attention: A, weights after the softmax, not negative.
 
     Returns:
-        Shares whose sum is 1, without a gradient, at least float32; 0 everywhere where nothing is looked at.
+        Shares whose sum is 1, without a gradient, at least float32; 0 everywhere where no attention falls on these tokens.
     """
     received = at_least_float32(attention).sum(dim=(0, 1))
     total = received.sum()

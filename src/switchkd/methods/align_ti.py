@@ -23,7 +23,7 @@ _VISUAL = Hidden(at="visual")
 
 @dataclass(frozen=True)
 class AlignTI(Method):
-    """L = CE(z_S, y) + α·KL(p_T ‖ p_S) at answers + β·Σ_i w_i·KL(p_T ‖ p_S) at visual tokens i, w the teacher's looks at them.
+    """L = CE(z_S, y) + α·KL(p_T ‖ p_S) at answers + β·Σ_i w_i·KL(p_T ‖ p_S) at visual tokens i, w the teacher's attention to them.
 
     `answers` is α, `instructed` β. w_i is the share of token i in the attention of the instruction (all text that is no answer) on the
     visual tokens of its row, over all heads of one layer of the teacher; its sum is 1. Forward KL both times, over the shared vocabulary,

@@ -119,6 +119,11 @@ class SwitchKD(Method):
         return frozenset(needs)
 
     @property
+    def compares_answers(self) -> bool:
+        """Not where nothing is aligned and the switch ends behind some layers."""
+        return bool(self.align or self._to_answers)
+
+    @property
     def _to_answers(self) -> float:
         """λ2 of a switch that runs to the answers; 0 without one."""
         return self.switch if self.switch_layers is None else 0.0

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from switchkd.signals import AnswerLogits, SampleTerms, Signals, Sizes, TokenTerm, TokenTerms
 
 
-#: What a recipe calls them, beside the knobs of any method.
+#: The field of a recipe's method that turns them on, beside the method's own.
 WEIGHTS = "weights"
 
 

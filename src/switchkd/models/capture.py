@@ -89,7 +89,7 @@ class Site(Place, ABC):
     eager_attention: ClassVar[bool] = False
     #: Whether the pair's bridge carries the student's to the teacher's shape, where the two differ.
     bridged: ClassVar[bool] = False
-    #: Whether it is looked at in the teacher and not in the student.
+    #: Whether it is captured in the teacher alone.
     teacher_alone: ClassVar[bool] = False
 
     @property

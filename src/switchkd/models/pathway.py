@@ -78,7 +78,8 @@ class Pathway(nn.Module):
             yield
             return
         language = self._language
-        layers: nn.ModuleList = language.get_submodule("layers")  # type: ignore[assignment]
+        layers = language.get_submodule("layers")
+        assert isinstance(layers, nn.ModuleList)
         language.layers = layers[:count]
         try:
             yield

@@ -88,7 +88,7 @@ class Pair(nn.Module):
         )
         self.learned = learned
         self.sites = frozenset(need for need in needs if isinstance(need, Site))
-        #: Of these, what is looked at in the student too.
+        #: Of these, those that are captured in the student too.
         self.student_sites = frozenset(site for site in self.sites if not site.teacher_alone)
         student.show_attention(any(site.eager_attention for site in self.student_sites))
         if self.teacher is not None:
