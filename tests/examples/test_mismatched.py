@@ -1,4 +1,4 @@
-"""The student that shares nothing with the shipped teacher: what it is made of, and that a study can train it."""
+"""Students that differ from the shipped teacher: what they are made of, and what of them needs a bridge."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from switchkd.world.write import samples
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mismatched") / "student"
-    mismatched.write(folder, tower_steps=2, projector_steps=2)
+    mismatched.write("all", folder, tower_steps=2, projector_steps=2)
     return folder
 
 
@@ -26,11 +26,45 @@ def test_it_shares_nothing_with_the_teacher_and_fits_over_a_bridge(folder):
     bridged = {one.what for one in differences if one.verdict == "bridge"}
     assert compatibility.WIDTH in bridged
     assert len(bridged) > 1
-    assert student.family.geometry.feature_width == mismatched.WIDTH
+    assert student.family.geometry.feature_width == mismatched.STUDENTS["all"].eyes.width
     words, others = (AutoTokenizer.from_pretrained(path) for path in (folder, teacher_path()))
     assert words.get_vocab() != others.get_vocab()
     assert words.decode(words("a red circle").input_ids) == "a red circle"
-    assert AutoProcessor.from_pretrained(folder).image_processor.size["height"] == mismatched.IMAGE_SIZE
+    assert (
+        AutoProcessor.from_pretrained(folder).image_processor.size["height"]
+        == mismatched.STUDENTS["all"].eyes.image_size
+    )
+
+
+#: In which a student differs from the teacher, and whether it reads with the teacher's tokenizer.
+PARTS = {
+    "width": ({"feature width"}, True),
+    "tokens": ({"visual tokens per image", "grid side"}, True),
+    "encoder": (set(), True),
+    "tokenizer": (set(), False),
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", PARTS)
+def test_a_student_differs_in_what_it_is_called(tmp_path, name):
+    folder = tmp_path / name
+    mismatched.write(name, folder, tower_steps=1, projector_steps=1)
+    student, teacher = load_pathway(folder), load_pathway(teacher_path())
+    differences = compatibility.compare(student.family, teacher.family)
+    bridged = {one.what for one in differences if one.verdict == "bridge"}
+    assert (bridged, same_words(folder)) == PARTS[name]
+    eyes, usual = (
+        LlavaForConditionalGeneration.from_pretrained(path).model.vision_tower.state_dict()
+        for path in (folder, student_path())
+    )
+    shipped = eyes.keys() == usual.keys() and all(torch.equal(eyes[weight], usual[weight]) for weight in usual)
+    assert shipped == (name == "tokenizer")
+
+
+def same_words(folder):
+    words, others = (AutoTokenizer.from_pretrained(path).get_vocab() for path in (folder, teacher_path()))
+    return words == others
 
 
 @pytest.mark.long
