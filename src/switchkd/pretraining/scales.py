@@ -72,8 +72,8 @@ class Scale:
 SCALES: dict[ScaleName, Scale] = {
     "cpu": Scale(
         image_size=IMAGE_SIZES["cpu"],
-        tower=TowerPlan(128, 4, 4, 384, image_size=96, patch=16, steps=2500, batch=32, learning_rate=1e-3),
-        other_tower=TowerPlan(96, 4, 4, 288, image_size=72, patch=6, steps=500, batch=32, learning_rate=1e-3),
+        tower=TowerPlan(128, 4, 4, 384, image_size=96, patch=16, steps=4000, batch=32, learning_rate=3e-3),
+        other_tower=TowerPlan(96, 4, 4, 288, image_size=72, patch=6, steps=500, batch=32, learning_rate=3e-3),
         language="shipped",
         word_steps=1500,
         student_word_steps=600,
