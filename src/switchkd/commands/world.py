@@ -35,7 +35,7 @@ class World(Verb):
     test: int = 60
     #: Of the pictures, the questions and the models.
     seed: int = 0
-    #: How large the models are: cpu takes minutes on one core, gpu minutes on a large one.
+    #: How large the models are: cpu takes half an hour of one core, gpu minutes of a large one.
     scale: Literal["cpu", "gpu"] = "cpu"
 
     goes_on: ClassVar[bool] = True
