@@ -1,6 +1,8 @@
 """Rivals of the switch through the real command line: two steps with a pair that may differ in what they compare."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from tiny import tiny_processor
 from transformers import LlavaProcessor, SiglipImageProcessorPil
 
 from switchkd.cli import main
+from switchkd.methods import METHODS
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +34,7 @@ def files(tmp_path_factory):
     return folder
 
 
-def run(files, output, method, teacher):
-    """The exit code, and the lines of the log."""
+def write_recipe(files, output, method, teacher):
     recipe = output / "recipe.yaml"
     recipe.write_text(
         f"""
@@ -43,6 +45,12 @@ data: {{train: {files}/train.json, max_length: 256}}
 train: {{output: {output}/run, max_steps: 2, per_device_train_batch_size: 4, learning_rate: 1.0e-3, logging_steps: 1, report_to: []}}
 """
     )
+    return recipe
+
+
+def run(files, output, method, teacher):
+    """The exit code, and the lines of the log."""
+    recipe = write_recipe(files, output, method, teacher)
     code = main(["train", str(recipe)])
     found = [line for file in output.glob("run/*/metrics.jsonl") for line in file.read_text().splitlines()]
     return code, [line for line in map(json.loads, found) if "ce" in line]
@@ -90,6 +98,27 @@ def test_two_steps(files, tmp_path, method, teacher, terms):
     assert len(lines) == 2
     assert all(terms <= line.keys() for line in lines)
     assert all(line[term] > 0 for line in lines for term in terms)
+
+
+#: Everything that can be added to a method at once.
+ADDED = {"features": 1.0, "matched": 0.25, "looks": 1.0, "instructed": 1.0, "weights": "visual"}
+
+
+@pytest.mark.long
+def test_every_method_trains_where_nothing_checks_its_types(files, tmp_path):
+    """In a process of its own: what checks types here imports what modules import for type checkers alone."""
+    methods = [{"name": name} for name in METHODS] + [
+        {"name": "switch_kd", **ADDED},
+        {"name": "switch_kd", "switch_layers": 1},
+    ]
+    commands = []
+    for number, method in enumerate(methods):
+        (tmp_path / str(number)).mkdir()
+        recipe = write_recipe(files, tmp_path / str(number), method, "teacher")
+        commands.append(["train", str(recipe), "--train.max_steps", "1"])
+    code = f"from switchkd.cli import main; print([main(command) for command in {commands!r}])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1:] == [str([0] * len(methods))], done.stderr
 
 
 @pytest.mark.long

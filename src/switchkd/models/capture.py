@@ -307,7 +307,8 @@ class MiddleAttention(Site):
 
     def hook(self, pathway: Pathway, note: Callable[[Any], None]) -> Iterable[RemovableHandle]:
         """Behind the attention of these layers, which run in their order."""
-        layers, kept = len(pathway.family.layers(pathway.model)), list[Tensor]()
+        layers = len(pathway.family.layers(pathway.model))
+        kept: list[Tensor] = []
         note(kept)
         count = math.ceil(layers / 3)
         begin = (layers - count) // 2
