@@ -124,7 +124,7 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
 def new_student(
     old: LlavaForConditionalGeneration,
     words: PreTrainedTokenizerBase,
-    tokenizer: PreTrainedTokenizerFast,
+    tokenizer: PreTrainedTokenizerBase,
     eyes: Eyes | None,
 ) -> LlavaForConditionalGeneration:
     """The old student's language model, told in the words of the new tokenizer, behind eyes that know nothing yet."""
@@ -167,7 +167,7 @@ def new_student(
     return student
 
 
-def spelled(tokenizer: PreTrainedTokenizerFast, index: int, words: PreTrainedTokenizerBase) -> list[int]:
+def spelled(tokenizer: PreTrainedTokenizerBase, index: int, words: PreTrainedTokenizerBase) -> list[int]:
     """The old tokenizer's ids for the text of a new token."""
     text = str(tokenizer.convert_ids_to_tokens(index))
     inside = not text.startswith("▁")
