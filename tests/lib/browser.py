@@ -6,9 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 LAPTOP, PHONE = (1366, 768), (390, 844)
+#: Milliseconds, of a busy machine: where a page is slow, nothing is wrong with it. `expect` waits on every page; `page.wait_for_function`
+#: fails where it has to wait on one that forbids `eval`, as reports do.
+PATIENCE = 120_000
+expect.set_options(timeout=PATIENCE)
 _NAMES = ("chromium", "chromium-headless-shell", "chromium-browser", "google-chrome")
 
 
@@ -51,7 +55,7 @@ def running() -> Iterator[Browser]:
 def visit(browser: Browser, address: str, size: tuple[int, int] = LAPTOP) -> Iterator[Visit]:
     """Open `address` in a window of `size`, with nothing remembered from other visits."""
     context = browser.new_context(viewport={"width": size[0], "height": size[1]})
-    context.set_default_timeout(120_000)  # of a busy machine: where a page is slow, nothing is wrong with it
+    context.set_default_timeout(PATIENCE)
     visit = Visit(context.new_page())
     visit.page.on("request", lambda request: visit.asked.append(request.url))
     visit.page.on("pageerror", lambda error: visit.complaints.append(str(error)))

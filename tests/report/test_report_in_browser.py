@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 from browser import LAPTOP, PHONE, visit
 from hostile import ELEMENTS, HOSTILE
+from playwright.sync_api import expect
 from run_folders import KINDS, write_fake_run, write_questions, write_results, write_study
 
 from switchkd.report.build import report
@@ -184,7 +185,7 @@ def test_a_page_of_thousands_of_answers_is_filtered_dark_and_printed_light(brows
         kind, first, second = (opened.page.locator("#answers select").nth(i) for i in range(3))
         assert (rows.count(), count.inner_text()) == (50, "5000 of 5000 questions")
         opened.page.locator(".answers").evaluate("box => { box.scrollTop = box.scrollHeight; }")
-        opened.page.wait_for_function("document.querySelectorAll('#answers tbody tr').length == 100")
+        expect(rows).to_have_count(100)
         second.select_option("right")
         assert count.inner_text() == "1667 of 5000 questions"
         kind.select_option("count")
@@ -229,16 +230,12 @@ def test_it_fits_the_screen_and_answers_clicks(browser, tmp_path, size):
         first = opened.page.locator(".chart").first
         assert first.locator(".scatterlayer .trace").count() == 2
         opened.page.get_by_role("button", name="switch-kd").first.click()
-        opened.page.wait_for_function(
-            "document.querySelector('.chart').querySelectorAll('.scatterlayer .trace').length === 1"
-        )
+        expect(first.locator(".scatterlayer .trace")).to_have_count(1)
         assert set(
             opened.page.eval_on_selector_all("button[aria-pressed=false]", "nodes => nodes.map(n => n.innerText)")
         ) == {"switch-kd"}
         opened.page.get_by_role("button", name="switch-kd").first.click()
-        opened.page.wait_for_function(
-            "document.querySelector('.chart').querySelectorAll('.scatterlayer .trace').length === 2"
-        )
+        expect(first.locator(".scatterlayer .trace")).to_have_count(2)
         # what was folded away is drawn when it opens
         assert re.search(r"colour|count|shape", opened.page.inner_text(".example >> nth=0"))
         assert len(KINDS) == 3
