@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import (
     AutoTokenizer,
@@ -32,7 +32,7 @@ from transformers import (
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from examples.world_weights.models import CHAT_TEMPLATE, IMAGE, PATCH, UNKNOWN, VISION_WIDTH, student_config
-from examples.world_weights.packing import Sample, batches, cell_labels
+from examples.world_weights.packing import batches, patch_labels
 from switchkd.pretraining.small_llava import pieces
 from switchkd.world.assets import student_path
 from switchkd.world.draw import IMAGE_SIZE
@@ -78,7 +78,7 @@ STUDENTS = {
 
 
 def write(name: str, folder: Path, tower_steps: int = 400, projector_steps: int = 1000) -> None:
-    """One of `STUDENTS` and its processor; a minute or two on one core, for 36 visual tokens four times as long."""
+    """One of `STUDENTS` and its processor."""
     torch.manual_seed(0)
     eyes = STUDENTS[name].eyes
     old = LlavaForConditionalGeneration.from_pretrained(student_path())
@@ -187,12 +187,6 @@ def seen(
     return features
 
 
-def labels_of(drawn: Sequence[Sample], side: int) -> Int[Tensor, "pictures patches 5"]:
-    """What `cell_labels` gives, of the cell of each patch."""
-    labels = cell_labels([scene for scene, _, _ in drawn])
-    return labels.repeat_interleave(side // GRID, 1).repeat_interleave(side // GRID, 2).flatten(1, 2)
-
-
 def train_eyes(student: LlavaForConditionalGeneration, images: SiglipImageProcessorPil, eyes: Eyes, steps: int) -> None:
     """Train the encoder on what is in the cell of each patch, and where the cell is."""
     sizes = [len(_FORMS) + 1, len(COLOURS) + 1, len(SIZES) + 1, GRID, GRID]
@@ -201,7 +195,7 @@ def train_eyes(student: LlavaForConditionalGeneration, images: SiglipImageProces
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.05)
     for step, drawn in enumerate(batches(samples(50, "train", "medium"), 64, steps)):
         logits = heads(seen(student, images, [picture for _, _, picture in drawn])).split(sizes, dim=-1)
-        labels = labels_of(drawn, eyes.side)
+        labels = patch_labels([scene for scene, _, _ in drawn], eyes.side)
         losses = [F.cross_entropy(logit.flatten(0, 1), labels[..., i].flatten()) for i, logit in enumerate(logits)]
         loss = sum(losses, start=torch.zeros(()))
         optimizer.zero_grad()
@@ -234,7 +228,7 @@ def connect(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for drawn in batches(samples(51, "train", "medium"), 32, steps):
         with torch.no_grad():
-            labels = labels_of(drawn, eyes.side)
+            labels = patch_labels([scene for scene, _, _ in drawn], eyes.side)
             wanted = embedded(torch.tensor(places)).sum(1).expand(len(labels), -1, -1)
             for index, group in enumerate(ids):
                 shown = labels[..., index]
@@ -259,8 +253,7 @@ def prune(student: LlavaForConditionalGeneration, share: float) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="directory for the students; one that is there stays")
-    parser.add_argument("--only", choices=list(STUDENTS), nargs="+", default=list(STUDENTS), help="students to make")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    for name in arguments.only:
+    for name in STUDENTS:
         once(arguments.out / name, partial(write, name))

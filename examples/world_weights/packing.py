@@ -71,9 +71,9 @@ def cell_labels(scenes: Sequence[Scene]) -> Int[Tensor, "images rows columns 5"]
     return labels
 
 
-def patch_labels(scenes: Sequence[Scene]) -> Int[Tensor, "images patches 5"]:
-    """The same for each patch: those of the cell that it lies in."""
-    patches = IMAGE_SIZE // PATCH // GRID
+def patch_labels(scenes: Sequence[Scene], side: int = IMAGE_SIZE // PATCH) -> Int[Tensor, "images patches 5"]:
+    """The same for each of `side` × `side` patches: those of the cell that it lies in."""
+    patches = side // GRID
     return cell_labels(scenes).repeat_interleave(patches, 1).repeat_interleave(patches, 2).flatten(1, 2)
 
 

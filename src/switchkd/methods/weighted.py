@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from switchkd.signals import AnswerLogits, SampleTerms, Signals, Sizes, TokenTerm, TokenTerms
 
 
-#: The field of a recipe's method that turns them on, beside the method's own.
+#: The key under `method` in a recipe that weighs its answer tokens.
 WEIGHTS = "weights"
 
 
