@@ -26,7 +26,7 @@ from switchkd.doctor import check_stage as stage
 from switchkd.doctor import check_switch as switch
 from switchkd.doctor.check_images import NORMALISATIONS
 from switchkd.losses import cross_entropy, forward_kl
-from switchkd.methods import KD, BiLD, Method, SwitchKD
+from switchkd.methods import KD, BiLD, FeatureKD, Method, SwitchKD
 from switchkd.models import Pathway
 from switchkd.pairing.reading import OwnInputs
 from switchkd.recipe.schema import load_recipe
@@ -242,10 +242,20 @@ def test_a_blind_model(tmp_path, name, part, who):
     assert says[part] in detail
 
 
-def test_rows_without_images(tmp_path):
-    no_images = [[], []]
-    assert found(open_tiny(tmp_path, sizes=no_images))["images"][0] == "failed"
-    assert found(open_tiny(tmp_path, sizes=no_images, method=KD()))["images"][0] == "warning"
+@pytest.mark.parametrize(
+    ("made", "level"),
+    [
+        (SwitchKD(), "failed"),
+        (SwitchKD(switch_layers=1), "failed"),
+        (FeatureKD(), "failed"),
+        (KD(), "warning"),
+        (KD().plus(features=1.0), "failed"),
+    ],
+)
+def test_rows_without_images(tmp_path, made, level):
+    lines = found(open_tiny(tmp_path, sizes=[[], []], method=made))
+    assert lines["images"][0] == level
+    assert lines.keys().isdisjoint({"switch", "features"})  # nothing of the encoder is compared
 
 
 # ---- a wrong processor
@@ -432,34 +442,84 @@ def test_what_cannot_be_opened_is_a_finding(demo):
 # ---- the switch
 
 
-def test_a_frozen_vision_encoder(tmp_path):
-    opened = open_tiny(tmp_path)
+#: What trains the vision encoder alone, the check that speaks of it, and what it says is compared.
+CROSSING = [
+    (SwitchKD(), "switch", "z_SW"),
+    (SwitchKD(switch_layers=0), "switch", "after P_T"),
+    (SwitchKD(switch_layers=1), "switch", "after 1 layers"),
+    (FeatureKD(), "features", "V_T(x)"),
+]
+of_crossing = pytest.mark.parametrize(
+    ("made", "check", "compared"), [pytest.param(*case, id=str(case[2])) for case in CROSSING]
+)
+
+
+@of_crossing
+def test_a_frozen_vision_encoder(tmp_path, made, check, compared):
+    opened = open_tiny(tmp_path, method=made)
     opened.pair.student.train_only(("projector", "language"))
-    level, detail = found(opened)["switch"]
+    level, detail = found(opened)[check]
     assert level == "failed"
     assert "is frozen" in detail
+
+
+@of_crossing
+def test_an_encoder_that_can_learn(tmp_path, made, check, compared):
+    (line,) = switch.alive(Examined(open_tiny(tmp_path, method=made)))
+    assert (line.level, line.check) == ("ok", check)
+    assert compared in line.detail
+
+
+def test_both_of_two_terms_are_looked_at(tmp_path):
+    examined = Examined(open_tiny(tmp_path, method=SwitchKD().plus(features=1.0)))
+    lines = {line.check: line.level for line in switch.alive(examined)}
+    assert lines == {"features": "ok", "switch": "ok"}
+
+
+@of_crossing
+def test_an_encoder_that_is_the_teachers(tmp_path, made, check, compared):
+    opened = open_tiny(tmp_path, method=made)
+    _copy_vision(opened)
+    (line,) = switch.alive(Examined(opened))
+    assert (line.level, line.check) == ("warning", check)
+    assert "V_S is V_T" in line.detail
 
 
 @pytest.mark.long
 @some_families
 def test_a_vision_encoder_that_is_the_teachers(tmp_path, name):
     opened = open_tiny(tmp_path, name)
-    ours, theirs = (pathway.part_parameters("vision") for pathway in (opened.pair.student, opened.pair.teacher))
-    with torch.no_grad():
-        for key, parameter in ours.items():
-            parameter.copy_(theirs[key])
+    _copy_vision(opened)
     level, detail = found(opened)["switch"]
     assert level == "warning"
     assert "V_S is V_T" in detail
 
 
-def test_a_projector_that_passes_nothing_on(tmp_path):
-    opened = open_tiny(tmp_path, "gemma3")
+def _copy_vision(opened):
+    ours, theirs = (pathway.part_parameters("vision") for pathway in (opened.pair.student, opened.pair.teacher))
+    with torch.no_grad():
+        for key, parameter in ours.items():
+            parameter.copy_(theirs[key])
+
+
+@pytest.mark.parametrize("made", [SwitchKD(), SwitchKD(switch_layers=0)], ids=["whole", "projector alone"])
+def test_a_projector_that_passes_nothing_on(tmp_path, made):
+    opened = open_tiny(tmp_path, "gemma3", method=made)
     with torch.no_grad():
         for parameter in opened.pair.teacher.part_parameters("projector").values():
             parameter.zero_()  # as Gemma 3's is made
     (line,) = switch.alive(Examined(opened))
     assert line.level == "failed"
+    assert "norm 0" in line.detail
+
+
+def test_an_encoder_that_passes_nothing_on(tmp_path):
+    opened = open_tiny(tmp_path, method=FeatureKD())
+    with torch.no_grad():
+        for parameter in opened.pair.student.part_parameters("vision").values():
+            parameter.zero_()
+    (line,) = switch.alive(Examined(opened))
+    assert (line.level, line.check) == ("failed", "features")
     assert "norm 0" in line.detail
 
 

@@ -6,7 +6,7 @@ from tiny_families import BUILDS
 from tiny_processors import PROCESSORS
 
 from switchkd.doctor import LOOKING, RUNNING, Examined
-from switchkd.methods import KD, SFT, AlignKD, BiLD
+from switchkd.methods import KD, SFT, AlignKD, BiLD, FeatureKD
 from switchkd.models.families import FAMILIES
 
 #: Every line of the report on a stage that switches.
@@ -54,7 +54,7 @@ def test_no_false_alarm(tmp_path, name):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("method", [SFT(), KD(), KD(beta=1.0), KD(beta=0.5), BiLD(), AlignKD()], ids=str)
+@pytest.mark.parametrize("method", [SFT(), KD(), KD(beta=1.0), KD(beta=0.5), BiLD(), AlignKD(), FeatureKD()], ids=str)
 def test_no_false_alarm_for_other_methods(tmp_path, method):
     lines = found(open_tiny(tmp_path, method=method))
     assert alarms(lines) == {BLIND: "warning", OURS: "warning"}

@@ -11,6 +11,7 @@ from torch import Tensor
 from switchkd.batch import Inputs
 from switchkd.doctor.findings import Finding, Level
 from switchkd.doctor.samples import SEARCHED, Examined, Model
+from switchkd.models.capture import learned_by_vision_alone
 from switchkd.pairing.reading import OwnInputs
 
 #: Nats per answer token: below this the pixels do not reach the answers at all. Rounding in float32 stays under it.
@@ -80,7 +81,7 @@ def effects(examined: Examined) -> Iterator[Finding]:
         yield from _video_effects(examined)
         return
     if not examined.has_images:
-        level: Level = "failed" if "switch" in examined.context.method.needs else "warning"
+        level: Level = "failed" if learned_by_vision_alone(examined.context.method.needs) else "warning"
         detail = f"none in the first {SEARCHED} rows: the vision encoder has nothing to learn from"
         yield Finding(level, "images", detail)
         return

@@ -1,41 +1,71 @@
-"""A switch that teaches nothing costs three times the step and says nothing."""
+"""What compares what the encoders see, and teaches nothing, costs up to three times the step and says nothing."""
 
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 from switchkd.batch import TEACHER
 from switchkd.doctor.findings import Finding
 from switchkd.doctor.samples import Examined
+from switchkd.methods.method import Need
+from switchkd.models.capture import Site, Switched, Vision
+from switchkd.signals import Signals
 
 
 def alive(examined: Examined) -> Iterator[Finding]:
-    """The switch's gradient reaches the student's vision encoder, and z_SW is not z_T already."""
-    if "switch" not in examined.context.method.needs:
+    """The gradient of the switch, of a part of it and of V_S(x) reaches the student's vision encoder, and there is something to learn."""
+    needs, pair = examined.context.method.needs, examined.context.pair
+    crossing = sorted((n for n in needs if n == "switch" or (isinstance(n, Site) and n.bridged)), key=_title)
+    if not crossing or not (examined.has_images or examined.has_videos):  # the check of images says that there are none
         return
-    pair = examined.context.pair
     vision = [p for p in pair.student.part_parameters("vision").values() if p.requires_grad]
     if not vision:
-        detail = "the student's vision encoder is frozen, and the switch trains nothing else: add vision to the stage's `train`"
-        yield Finding("failed", "switch", detail)
+        detail = (
+            "the student's vision encoder is frozen, and this trains nothing else: add vision to the stage's `train`"
+        )
+        yield from (Finding("failed", _title(need), detail) for need in crossing)
         return
     training = pair.training
     pair.eval()
     with torch.enable_grad():
         with examined.autocast():
-            parts = pair(examined.batch([examined.shortest])).parts()
-        compared = [part.logits().compared[TEACHER] for part in parts]
-        switch = torch.cat([one.of("switch").flatten() for one in compared])
-        grads = torch.autograd.grad(switch.square().mean(), vision, allow_unused=True)
+            signals = pair(examined.batch([examined.shortest]))
+        for need in crossing:
+            mine, theirs = _compared(signals, need)
+            grads = torch.autograd.grad(mine.square().mean(), vision, retain_graph=True, allow_unused=True)
+            yield _finding(need, (mine - theirs).abs().max().item(), [grad for grad in grads if grad is not None])
     pair.train(training)
-    norm = torch.stack([grad.float().norm() for grad in grads if grad is not None] or [torch.zeros(())]).norm().item()
-    with torch.no_grad():
-        gap = (switch - torch.cat([one.teacher.flatten() for one in compared])).abs().max().item()
-    detail = f"|z_SW − z_T| up to {gap:.3g}; its gradient in the student's vision encoder has norm {norm:.3g}"
-    if not 0 < norm < float("inf"):
-        yield Finding("failed", "switch", f"{detail}: nothing reaches V_S, the teacher's projector passes nothing on")
-    elif gap == 0:
-        why = "V_S is V_T, so the switch's term and gradient are 0 until V_S moves: it can only hold it in place"
-        yield Finding("warning", "switch", f"{detail}: {why}")
+
+
+def _compared(signals: Signals, need: Need) -> tuple[Tensor, Tensor]:
+    """What is compared on a row: the student's, and the teacher's."""
+    if need == "switch":
+        parts = [part.logits().compared[TEACHER] for part in signals.parts()]
+        pairs = [(part.of("switch"), part.teacher) for part in parts]
     else:
-        yield Finding("ok", "switch", detail)
+        assert isinstance(need, Site)
+        pairs = signals.activations[TEACHER].pairs(need)
+    mine, theirs = (torch.cat([one.flatten().float() for one in side]) for side in zip(*pairs, strict=True))
+    return mine, theirs.detach()
+
+
+def _title(need: Need) -> str:
+    return "features" if isinstance(need, Vision) else "switch"
+
+
+def _finding(need: Need, gap: float, grads: list[Tensor]) -> Finding:
+    norm = torch.stack([grad.float().norm() for grad in grads] or [torch.zeros(())]).norm().item()
+    if isinstance(need, Vision):
+        compared, passed, held = "|V_S(x) − V_T(x)|", "the bridge, or V_S itself, passes nothing on", "the term"
+    else:
+        after = "P_T" if need == Switched(0) else f"{need.layers} layers" if isinstance(need, Switched) else ""
+        compared = f"difference of states after {after}" if after else "|z_SW − z_T|"
+        passed, held = "the teacher's projector passes nothing on", "the switch's term"
+    detail = f"{compared} up to {gap:.3g}; its gradient in the student's vision encoder has norm {norm:.3g}"
+    if not 0 < norm < float("inf"):
+        return Finding("failed", _title(need), f"{detail}: nothing reaches V_S, {passed}")
+    if gap == 0:
+        why = f"V_S is V_T, so {held} and gradient are 0 until V_S moves: it can only hold it in place"
+        return Finding("warning", _title(need), f"{detail}: {why}")
+    return Finding("ok", _title(need), detail)
