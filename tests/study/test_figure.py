@@ -4,9 +4,10 @@ import re
 import xml.etree.ElementTree as ElementTree
 
 import pytest
+from PIL import ImageFont
 
 from switchkd.results.study_results import ArmSummary
-from switchkd.study.figure import LEFT, RIGHT, WIDTH, figure
+from switchkd.study.figure import AXIS, LEFT, figure
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -25,7 +26,7 @@ def test_points_stand_on_one_scale():
     svg = figure([row("SFT"), row("A", 0.0, 10.0, low=0, high=10)], title="t")
     left, right = circles(svg, "4")
     (mean,) = circles(svg, "6")
-    assert LEFT <= left < right <= WIDTH - RIGHT
+    assert LEFT <= left < right <= LEFT + AXIS
     assert mean == pytest.approx((left + right) / 2, abs=0.1)
     ticks = {
         t.text: float(t.get("x"))
@@ -34,6 +35,19 @@ def test_points_stand_on_one_scale():
     }
     assert ticks["0"] == pytest.approx(left, abs=0.1)
     assert ticks["+10"] == pytest.approx(right, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    "name", ["A", "other, feature KD, equal compute", "the switch through the first layer, and features, 375 rows"]
+)
+def test_a_long_name_is_not_cut(name):
+    svg = ElementTree.fromstring(figure([row(name, 1.0)], title="t"))
+    (text,) = (element for element in svg.iter(f"{SVG}text") if element.text == name)
+    begin = float(text.get("x")) - ImageFont.load_default(float(text.get("font-size"))).getlength(name)
+    assert text.get("text-anchor") == "end"
+    assert begin > 0
+    widest = max(float(text.get("x")) for text in svg.iter(f"{SVG}text"))
+    assert float(svg.get("viewBox").split()[2]) > widest + 100  # the numbers at the right have the room they had
 
 
 def test_an_arm_without_a_difference_has_no_line():

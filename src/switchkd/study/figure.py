@@ -6,7 +6,9 @@ from html import escape
 
 from switchkd.results.study_results import ArmSummary
 
-WIDTH, LEFT, RIGHT, TOP, LINE = 860, 250, 190, 64, 30
+LEFT, AXIS, RIGHT, TOP, LINE = 250, 420, 190, 64, 30
+#: Of a character of an arm's name, at most as a mean; what is longer than LEFT gets more room.
+LETTER = 8
 _INK, _MUTED, _GRID, _DOT, _MEAN = "#1b1f24", "#57606a", "#d8dee4", "#7aa6d8", "#0b4f9c"
 
 
@@ -26,14 +28,16 @@ def figure(table: Sequence[ArmSummary], *, title: str) -> str:
     first, last = math.floor(min(values) / step), math.ceil(max(values) / step)
     if first == last:
         last += 1
-    height = TOP + LINE * len(shown) + 52
+    names = [line.arm if line.rows is None else f"{line.arm}, {line.rows} rows" for line in shown]
+    left = max(LEFT, 20 + LETTER * max(map(len, names)))
+    width, height = left + AXIS + RIGHT, TOP + LINE * len(shown) + 52
     bottom = TOP + LINE * len(shown)
 
     def x(value: float) -> float:
-        return LEFT + (value - first * step) / ((last - first) * step) * (WIDTH - LEFT - RIGHT)
+        return left + (value - first * step) / ((last - first) * step) * AXIS
 
     parts = [
-        f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>',
+        f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
         _text(16, 28, title, size=15, weight=600),
     ]
     for tick in range(first, last + 1):
@@ -43,7 +47,7 @@ def figure(table: Sequence[ArmSummary], *, title: str) -> str:
         parts.append(_text(at, bottom + 18, f"{tick * step:+g}" if tick else "0", anchor="middle", ink=_MUTED, size=12))
     parts.append(
         _text(
-            (LEFT + WIDTH - RIGHT) / 2,
+            left + AXIS / 2,
             bottom + 40,
             "points of exact match, difference to the baseline",
             anchor="middle",
@@ -51,10 +55,9 @@ def figure(table: Sequence[ArmSummary], *, title: str) -> str:
             size=12,
         )
     )
-    for place, line in enumerate(shown):
+    for place, (line, name) in enumerate(zip(shown, names, strict=True)):
         y = TOP + LINE * place + LINE / 2 - 4
-        name = line.arm if line.rows is None else f"{line.arm}, {line.rows} rows"
-        parts.append(_text(LEFT - 14, y + 4, name, anchor="end"))
+        parts.append(_text(left - 14, y + 4, name, anchor="end"))
         parts.append(
             f'<line x1="{x(line.low or 0):.1f}" y1="{y:.1f}" x2="{x(line.high or 0):.1f}" y2="{y:.1f}" stroke="{_MEAN}" stroke-width="2"/>'
         )
@@ -62,10 +65,10 @@ def figure(table: Sequence[ArmSummary], *, title: str) -> str:
             parts.append(f'<circle cx="{x(value):.1f}" cy="{y:.1f}" r="4" fill="{_DOT}" fill-opacity="0.75"/>')
         parts.append(f'<circle cx="{x(line.difference or 0):.1f}" cy="{y:.1f}" r="6" fill="{_MEAN}"/>')
         parts.append(
-            _text(WIDTH - RIGHT + 16, y + 4, f"{line.difference:+.1f}  [{line.low:+.1f}, {line.high:+.1f}]", size=13)
+            _text(left + AXIS + 16, y + 4, f"{line.difference:+.1f}  [{line.low:+.1f}, {line.high:+.1f}]", size=13)
         )
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title)}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}" '
         f'font-family="system-ui, sans-serif">\n' + "\n".join(parts) + "\n</svg>\n"
     )
 
