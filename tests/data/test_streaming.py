@@ -16,7 +16,7 @@ from switchkd.batch import Batch
 from switchkd.data.collate import Collator
 from switchkd.data.errors import DataError, SampleError
 from switchkd.data.formats import load_rows
-from switchkd.data.streaming import RowStream
+from switchkd.data.streaming import RowStream, StreamedBatches
 from switchkd.recipe.schema import Data, WeightedData, load_recipe
 from switchkd.train.run import train_stage
 from switchkd.train.stage import open_run, open_stage
@@ -132,6 +132,21 @@ def test_a_resumed_stream_goes_on_behind_the_last_batch(tmp_path, taken, monkeyp
     again.go_on(tmp_path)
     assert list(islice(again, 6)) == expected
     assert again.state() == whole.state()
+
+
+def test_the_epoch_of_a_worker_is_its_own(tmp_path):
+    """A data set keeps its epoch in memory that the workers of a loader share."""
+    rows = RowStream([str(shards(tmp_path / "data"))], None, {}).shuffled(seed=3, buffer=4, rank=0, ranks=1)
+    drawn = list(islice(StreamedBatches(rows, Names(), 5, {}, 0), 6))
+    assert drawn[-1].position.epoch == 1
+    assert rows.epoch == 0
+
+
+@pytest.mark.slow
+def test_workers_in_different_epochs_read_the_same_in_every_run(tmp_path):
+    data = shards(tmp_path / "data", rows=2)
+    runs = [[batch.keys for batch in islice(loader(data, tmp_path, size=3, workers=2), 300)] for _ in range(4)]
+    assert [run == runs[0] for run in runs] == [True] * 4
 
 
 @pytest.mark.slow
@@ -252,14 +267,16 @@ def test_a_resumed_run_learns_from_the_rows_of_the_uninterrupted_one(tmp_path_fa
         context = open_stage(open_run(recipe), stage, tmp_path)
         train_stage(context)
         lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
-        return list(seen), [json.loads(line).get("loss") for line in lines]
+        logged = [json.loads(line) for line in lines]
+        return list(seen), [(line["step"], line["epoch"], line.get("loss")) for line in logged]
 
-    whole, losses = trained()
+    whole, logged = trained()
     assert len(whole) == 8
+    assert [(step, epoch) for step, epoch, loss in logged if loss] == [(step, step / 8) for step in range(1, 9)]
     assert len({key for keys in whole[:6] for key in keys}) == 24
     newest = tmp_path / "checkpoint-8"
     assert json.loads((newest / "stream-0.json").read_text())["positions"]["0"] == {"epoch": 1, "drawn": 8, "told": 0}
     newest.rename(tmp_path / "gone")
     again, same = trained()
     assert again == whole[5:]
-    assert same == losses
+    assert same == logged

@@ -6,6 +6,7 @@ there are enough, and different rows of all of them otherwise. The order depends
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from itertools import islice
@@ -172,10 +173,13 @@ class StreamedBatches(IterableDataset[Drawn | None]):
         samples: list[EncodedSample] = []
         bad: list[str] = []
         looked, epoch, drawn, known = 0, position.epoch, position.drawn, position.told
+        rows = deepcopy(
+            self.rows
+        )  # the epoch of a data set lies in memory that all workers share, and each is in one of its own
         while True:
-            self.rows.set_epoch(epoch)
+            rows.set_epoch(epoch)
             usable = drawn > 0
-            for row in islice(self.rows, drawn, None):
+            for row in islice(rows, drawn, None):
                 drawn, looked = drawn + 1, looked + 1
                 try:
                     samples.append(self.collator.encode(row))
