@@ -46,6 +46,7 @@ from switchkd.train.precision import HALF
 from switchkd.train.progress import Progress
 from switchkd.train.stage import open_run, open_stage, total_steps
 from switchkd.train.stop import StopAtStepEnd
+from switchkd.train.stream_loader import EpochOfStream
 from switchkd.train.student_answers import StudentAnswers, StudentWriter
 from switchkd.train.teachers import Teachers
 from switchkd.train.trainer import DistillationTrainer
@@ -124,6 +125,7 @@ def train_stage(context: StageContext, *, accept_changes: bool = False) -> None:
             return
         if context.stream is not None:
             context.stream.go_on(newest)
+            trainer.add_callback(EpochOfStream())
     with caught(stop.note):
         trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
         stop.raise_if_stopped(trainer.args, context.stage.name, trainer.state)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from switchkd.batch import AnyBatch
 from switchkd.data.errors import DataError, check_bad_share
@@ -131,3 +132,14 @@ class StreamLoader:
             )
         self._turns, self._looked, self._bad = saved["turns"], saved["looked_at"], saved["bad"]
         self._positions = {int(worker): Position(**place) for worker, place in saved["positions"].items()}
+
+
+class EpochOfStream(TrainerCallback):
+    """Has a stage's epoch be the share of its steps, as it is in a run without a break.
+
+    A stream goes on behind its last batch by itself and is not skipped through, so a resumed Trainer would count its epoch from 0.
+    """
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Before the step is logged and saved."""
+        state.epoch = state.global_step / state.max_steps
