@@ -446,7 +446,7 @@ def test_what_cannot_be_opened_is_a_finding(demo):
 CROSSING = [
     (SwitchKD(), "switch", "z_SW"),
     (SwitchKD(switch_layers=0), "switch", "after P_T"),
-    (SwitchKD(switch_layers=1), "switch", "after 1 layers"),
+    (SwitchKD(switch_layers=1), "switch", "after layer 1"),
     (FeatureKD(), "features", "V_T(x)"),
 ]
 of_crossing = pytest.mark.parametrize(

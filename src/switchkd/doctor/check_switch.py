@@ -59,7 +59,7 @@ def _finding(need: Need, gap: float, grads: list[Tensor]) -> Finding:
     if isinstance(need, Vision):
         compared, passed, held = "|V_S(x) − V_T(x)|", "the bridge, or V_S itself, passes nothing on", "the term"
     else:
-        after = "P_T" if need == Switched(0) else f"{need.layers} layers" if isinstance(need, Switched) else ""
+        after = "P_T" if need == Switched(0) else f"layer {need.layers}" if isinstance(need, Switched) else ""
         compared = f"difference of states after {after}" if after else "|z_SW − z_T|"
         passed, held = "the teacher's projector passes nothing on", "the switch's term"
     detail = f"{compared} up to {gap:.3g}; its gradient in the student's vision encoder has norm {norm:.3g}"
