@@ -50,6 +50,13 @@ def test_a_long_name_is_not_cut(name):
     assert float(svg.get("viewBox").split()[2]) > widest + 100  # the numbers at the right have the room they had
 
 
+def test_a_long_title_is_not_cut():
+    title = "differences of students that share nothing with a teacher of photographs: " * 2
+    svg = ElementTree.fromstring(figure([row("A", 1.0)], title=title))
+    end = 16 + ImageFont.load_default(15).getlength(title) * 1.15  # the title is bold
+    assert float(svg.get("viewBox").split()[2]) >= end
+
+
 def test_an_arm_without_a_difference_has_no_line():
     svg = figure([row("SFT"), row("A", 1.0)], title="t")
     texts = [element.text for element in ElementTree.fromstring(svg).iter(f"{SVG}text")]

@@ -173,9 +173,7 @@ class StreamedBatches(IterableDataset[Drawn | None]):
         samples: list[EncodedSample] = []
         bad: list[str] = []
         looked, epoch, drawn, known = 0, position.epoch, position.drawn, position.told
-        rows = deepcopy(
-            self.rows
-        )  # the epoch of a data set lies in memory that all workers share, and each is in one of its own
+        rows = deepcopy(self.rows)  # a data set keeps its epoch in memory that all workers share; each is in its own
         while True:
             rows.set_epoch(epoch)
             usable = drawn > 0

@@ -9,14 +9,14 @@ from switchkd.batch import TEACHER
 from switchkd.doctor.findings import Finding
 from switchkd.doctor.samples import Examined
 from switchkd.methods.method import Need
-from switchkd.models.capture import Site, Switched, Vision
+from switchkd.models.capture import Site, Switched, Vision, learned_by_vision_alone
 from switchkd.signals import Signals
 
 
 def alive(examined: Examined) -> Iterator[Finding]:
     """The gradient of the switch, of a part of it and of V_S(x) reaches the student's vision encoder, and there is something to learn."""
     needs, pair = examined.context.method.needs, examined.context.pair
-    crossing = sorted((n for n in needs if n == "switch" or (isinstance(n, Site) and n.bridged)), key=_title)
+    crossing = sorted((need for need in needs if learned_by_vision_alone([need])), key=_title)
     if not crossing or not (examined.has_images or examined.has_videos):  # the check of images says that there are none
         return
     vision = [p for p in pair.student.part_parameters("vision").values() if p.requires_grad]
@@ -32,9 +32,11 @@ def alive(examined: Examined) -> Iterator[Finding]:
         with examined.autocast():
             signals = pair(examined.batch([examined.shortest]))
         for need in crossing:
-            mine, theirs = _compared(signals, need)
-            grads = torch.autograd.grad(mine.square().mean(), vision, retain_graph=True, allow_unused=True)
-            yield _finding(need, (mine - theirs).abs().max().item(), [grad for grad in grads if grad is not None])
+            student_x, teacher_x = _compared(signals, need)
+            grads = torch.autograd.grad(student_x.square().mean(), vision, retain_graph=True, allow_unused=True)
+            yield _finding(
+                need, (student_x - teacher_x).abs().max().item(), [grad for grad in grads if grad is not None]
+            )
     pair.train(training)
 
 
@@ -46,8 +48,8 @@ def _compared(signals: Signals, need: Need) -> tuple[Tensor, Tensor]:
     else:
         assert isinstance(need, Site)
         pairs = signals.activations[TEACHER].pairs(need)
-    mine, theirs = (torch.cat([one.flatten().float() for one in side]) for side in zip(*pairs, strict=True))
-    return mine, theirs.detach()
+    student_x, teacher_x = (torch.cat([one.flatten().float() for one in side]) for side in zip(*pairs, strict=True))
+    return student_x, teacher_x.detach()
 
 
 def _title(need: Need) -> str:

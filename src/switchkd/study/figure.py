@@ -7,8 +7,8 @@ from html import escape
 from switchkd.results.study_results import ArmSummary
 
 LEFT, AXIS, RIGHT, TOP, LINE = 250, 420, 190, 64, 30
-#: Of a character of an arm's name, at most as a mean; what is longer than LEFT gets more room.
-LETTER = 8
+#: Of a character of an arm's name and of the title, at most as a mean; names longer than LEFT and long titles get more room.
+LETTER, TITLE_LETTER = 8, 9
 _INK, _MUTED, _GRID, _DOT, _MEAN = "#1b1f24", "#57606a", "#d8dee4", "#7aa6d8", "#0b4f9c"
 
 
@@ -30,7 +30,8 @@ def figure(table: Sequence[ArmSummary], *, title: str) -> str:
         last += 1
     names = [line.arm if line.rows is None else f"{line.arm}, {line.rows} rows" for line in shown]
     left = max(LEFT, 20 + LETTER * max(map(len, names)))
-    width, height = left + AXIS + RIGHT, TOP + LINE * len(shown) + 52
+    width = max(left + AXIS + RIGHT, 32 + TITLE_LETTER * len(title))
+    height = TOP + LINE * len(shown) + 52
     bottom = TOP + LINE * len(shown)
 
     def x(value: float) -> float:
