@@ -58,6 +58,22 @@ def test_other_targets_than_answers_are_refused():
         fused_loss(LOSS, replace(batch, compared={TEACHER: compared}))
 
 
+@pytest.fixture
+def memory_begins_as_nan():
+    """Torch fills what `torch.empty` gives, while algorithms are to be deterministic."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("memory_begins_as_nan")
+def test_a_switch_that_no_term_compares_gets_a_gradient_of_zero():
+    x = inputs()
+    summed = fused_loss(analytic(SwitchKD(window=8, switch=0)), signals(SwitchKD(window=8), x), chunk=4)
+    (of_switch,) = torch.autograd.grad(summed.loss, [x.switch])
+    assert torch.equal(of_switch, torch.zeros_like(x.switch))
+
+
 def test_a_loss_whose_pathway_is_missing_says_so():
     alone, without_switch = signals(SFT(), inputs()), signals(SwitchKD(switch=0), inputs())
     with pytest.raises(LookupError, match="there is no teacher to compare with"):

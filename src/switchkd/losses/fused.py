@@ -267,10 +267,10 @@ class _Part:
             if gradients.student is not None:
                 into = [of_hidden[0], *of_head]
                 _collect(self.student, gradients.student, tokens, into, first=self.first and start == 0)
-            for name, gradient in gradients.switch.items():
-                of_switch, source = of_hidden[self.places[name]], self.frozen[name]
+            for name, place in self.places.items():
+                of_switch, source, gradient = of_hidden[place], self.frozen[name], gradients.switch.get(name)
                 if of_switch is not None and source is not None:
-                    of_switch[slices[name][number]] = source.hidden_gradient(gradient)
+                    of_switch[slices[name][number]] = 0 if gradient is None else source.hidden_gradient(gradient)
 
     def _logits(self, hidden: list[Tensor], head: Head, rows: int, *, learns: bool) -> "_ChunkLogits":
         return _ChunkLogits(hidden, head, rows, self.chunk, autocast=self.loop.autocast, learns=learns)
