@@ -154,6 +154,22 @@ def test_what_is_captured_belongs_to_its_sample(readers, name):
 
 
 @every_family
+def test_projected_tokens_are_in_the_order_of_the_row(readers, name):
+    """Of a picture between two videos too: what attention says of the third visual token is about the third of these."""
+    model, _ = models(readers, name)
+    pathway, inputs, entered = Pathway(model), inputs_of(readers, name), []
+    features = pathway.see(inputs)
+    first = pathway.family.layers(model)[0]
+    handle = first.register_forward_pre_hook(lambda module, given, named: entered.append(given[0]), with_kwargs=True)
+    with capture(pathway, features, inputs, frozenset({Projected()})) as found:
+        pathway.say(features, inputs)
+    handle.remove()
+    expected = found.split(entered[0], found.positions("visual"))
+    for one, other in zip(of_samples(found, frozenset({Projected()}))[Projected()], expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+@every_family
 def test_packed_rows_with_videos_say_what_they_say_alone(readers, name):
     model, _ = models(readers, name)
     pathway, reader = Pathway(model), readers[name]

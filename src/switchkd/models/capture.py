@@ -157,6 +157,8 @@ class Vision(Site):
 
     def of_samples(self, capture: Capture) -> list[Float[Tensor, "tokens width"]]:
         """None of a sample without an image."""
+        import torch
+
         family, projected, media = capture.pathway.family, capture.noted[self], capture.inputs.media
         if capture.features is None or projected is None or not media:  # or a blank one, which belongs to no sample
             empty = capture.pathway.head.weight.new_zeros(0, family.geometry.feature_width)
@@ -166,7 +168,8 @@ class Vision(Site):
         for (kind, one), features in zip(media.items(), capture.features.split(lengths), strict=True):
             pictures = family.pictures_of_samples(one, projected[kind], tokens[kind])
             parts[kind] = family.features_of_samples(features, one, pictures)
-        return _together(parts)
+        # images, and behind them videos
+        return [torch.cat(one) if len(one) > 1 else one[0] for one in zip(*parts.values(), strict=True)]
 
 
 @dataclass(frozen=True)
@@ -355,21 +358,16 @@ def _on_leaving(layer: nn.Module, note: Callable[[Any], None]) -> RemovableHandl
 
 
 def _projected(entering: Any, capture: Capture) -> list[Float[Tensor, "tokens width"]]:
-    """P(V(x)) of each sample; none of one without an image."""
+    """P(V(x)) of each sample, in the order of its tokens; none of one without an image."""
+    import torch
+
     if not entering:
         width = capture.pathway.sizes.width
         return [capture.pathway.head.weight.new_zeros(0, width) for _ in capture.counts("visual")]
-    tokens, family = capture.visual_counts(), capture.pathway.family
-    return _together({kind: list(family.tokens_of(one).split(tokens[kind])) for kind, one in entering.items()})
-
-
-def _together(parts: dict[Kind, list[Tensor]]) -> list[Tensor]:
-    """What each sample has of every kind: images, and behind them videos."""
-    import torch
-
-    return [
-        torch.cat(of_sample) if len(of_sample) > 1 else of_sample[0] for of_sample in zip(*parts.values(), strict=True)
-    ]
+    family, placeholders = capture.pathway.family, capture.inputs.tokens[capture.positions("visual")]
+    of_kinds = torch.cat([family.tokens_of(one) for one in entering.values()])
+    places = torch.cat([(placeholders == family.visual_token_ids[kind]).nonzero()[:, 0] for kind in entering])
+    return list(of_kinds[places.argsort()].split(capture.counts("visual")))
 
 
 def _check_depth(site: Site, layer: float) -> None:
