@@ -129,6 +129,39 @@ def test_what_cannot_be_added_is_refused(method, weights, message):
         method.plus(**weights)
 
 
+def test_terms_are_added_one_after_the_other_as_at_once():
+    at_once = SwitchKD(**WINDOW).plus(features=0.5, projected=3.0)
+    assert SwitchKD(**WINDOW).plus(features=0.5).plus(projected=3.0) == at_once
+    assert SwitchKD(**WINDOW).weighted().plus(features=0.5).plus(projected=3.0) == at_once.weighted()
+    assert build_recipe(recipe_to_dict(recipe({"name": "sft", "features": 1.0})), "saved.yaml").method == SFT().plus(
+        features=1.0
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "weights", "message"),
+    [
+        (SwitchKD().plus(features=1.0), {"features": 5.0}, r"switch_kd \+ features: features is there already"),
+        (LLaVAKD().plus(features=1.0), {"visual": 5.0}, "llava_kd: visual is a weight of its own"),
+        (LLaVAKD().weighted().plus(features=1.0), {"visual": 5.0}, "llava_kd: visual is a weight of its own"),
+    ],
+)
+def test_no_term_is_added_twice(method, weights, message):
+    with pytest.raises(ValueError, match=message):
+        method.plus(**weights)
+
+
+def test_a_term_that_a_method_has_and_does_not_declare_is_not_lost():
+    class Own(SFT):
+        needs = FeatureKD().needs
+
+        def sample_terms(self, signals, learned):
+            return {"features": torch.zeros(3)}
+
+    with pytest.raises(ValueError, match="sft: features is a term of its own"):
+        terms_of(Own().plus(features=1.0))
+
+
 def test_a_recipe_adds_a_term_in_its_line():
     made = recipe({"name": "switch_kd", "switch": 0.5, "features": 2})
     assert made.method == SwitchKD(switch=0.5).plus(features=2.0)

@@ -53,10 +53,18 @@ class Plus(Method):
                 raise ValueError(
                     f"{self.method.name}: there is no term {term!r} to add: there are {', '.join(SAMPLE_TERMS)}"
                 )
-            if term in self.method.sample_weights:
+            if term in self.method.core.sample_weights:
                 raise ValueError(f"{self.method.name}: {term} is a weight of its own, so it cannot be added once more")
             if weight <= 0:
                 raise ValueError(f"{self.method.name}: {term} must be positive, got {weight}; leave it out for none")
+
+    def plus(self, **weights: float) -> Plus:
+        """With these terms too."""
+        if twice := self.weights.keys() & weights.keys():
+            raise ValueError(
+                f"{self.label}: {', '.join(sorted(twice))} is there already, so it cannot be added once more"
+            )
+        return replace(self, weights=self.weights | weights)
 
     @property
     def label(self) -> str:
@@ -116,12 +124,15 @@ class Plus(Method):
     def sample_terms(self, signals: Signals, learned: nn.Module | None) -> SampleTerms:
         """Those of the method, and what is added."""
         modules = {} if learned is None else dict(learned.named_children())
-        return {
-            term: value
-            for name, one in self._parts.items()
-            if one.sites
-            for term, value in one.sample_terms(signals, modules.get(name)).items()
-        }
+        terms: SampleTerms = {}
+        for name, one in self._parts.items():
+            more = one.sample_terms(signals, modules.get(name)) if one.sites else {}
+            if twice := terms.keys() & more.keys():
+                raise ValueError(
+                    f"{self.method.name}: {', '.join(sorted(twice))} is a term of its own, so it cannot be added once more"
+                )
+            terms |= more
+        return terms
 
     def statistics(self, logits: AnswerLogits) -> TokenTerms:
         """Those of the method."""
