@@ -23,8 +23,10 @@ def add_terms(total: TermSums, sums: SummedLoss, *, own_inputs: bool, loss: bool
         loss: add the whole loss as a term of its own, which the Trainer sums by itself in training.
     """
     answers = sums.answers
+    # a teacher with inputs of its own may have none of the answers of a batch
+    compared = sums.compared if own_inputs else sums.compared or answers
     counted = {name: (value, answers) for name, value in sums.terms.items()}
-    counted |= {name: (value, sums.compared or answers) for name, value in sums.statistics.items()}
+    counted |= {name: (value, compared) for name, value in sums.statistics.items()}
     if loss:
         counted["loss"] = (sums.loss.detach(), answers)
     if own_inputs:
