@@ -43,6 +43,12 @@ def test_hand_computed():
     assert [value.item() for value in found.values()] == pytest.approx(expected, abs=1e-12)
 
 
+def test_a_row_without_text_to_compare_has_no_soft_targets():
+    both = [{TEXT: [torch.zeros(0, 3, dtype=torch.float64)]} for _ in ("student", "teacher")]
+    found = AlignKD(attention=0, projected=0, focus=0).sample_terms(written_out(*both, logits=3), None)
+    assert found["soft"].tolist() == [0.0]
+
+
 def test_oracle():
     method = AlignKD(soft=0.7, attention=5.0, projected=0.3, focus=0.2, top=3, temperature=2.0)
     pair = make_pair(method)

@@ -215,6 +215,11 @@ def test_the_first_half_has_the_switch():
     assert method.at(1.0).switch == 0  # weights on held-out rows are those of the end
 
 
+def test_a_share_of_less_than_a_step_is_one_step():
+    method = SwitchKD(align=0, switch_until=0.05)
+    assert [method.at((step + 1) / 10, step) for step in range(10)] == [method] + [SFT()] * 9
+
+
 def test_the_knobs_go_together():
     method = SwitchKD(switch=2.0, switch_warmup=0.5, switch_until=0.75, switch_every=2, switch_layers=1)
     at = [method.at((step + 1) / 8, step) for step in range(8)]

@@ -143,3 +143,30 @@ def test_the_switch_warms_up_in_equal_parts():
     assert method.at(0.1).needs == method.needs
     assert SwitchKD().at(0.001) == SwitchKD()
     assert KD().at(0.001) == KD()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SwitchKD(align=0, switch_layers=2, direction="forward", top_k=8), "direction=forward"),
+        (lambda: SwitchKD(align=0, switch_layers=0, t_squared=True), "t_squared=True"),
+        (lambda: FeatureKD(align=0, temperature=1.0), "temperature=1.0"),
+        (lambda: CompoDistill(looks=0, reading="code"), "reading=code"),
+        (lambda: CompoDistill(answers=0, temperature=2.0), "temperature=2.0"),
+        (lambda: AlignTI(instructed=0, layer=0.9), "layer=0.9"),
+        (lambda: AlignKD(focus=0, top=4), "top=4"),
+        (lambda: AlignKD(soft=0, temperature=2.0), "temperature=2.0"),
+        (lambda: LLaVAKD(answers=0, visual=0, temperature=2.0), "temperature=2.0"),
+        (lambda: EMKD(answers=0, matched=0, temperature=2.0), "temperature=2.0"),
+    ],
+)
+def test_a_knob_that_nothing_reads_is_refused(make, message):
+    with pytest.raises(ValueError, match=f"(is|are) 0.*, so there is nothing that .*{message}"):
+        make()
+
+
+def test_a_knob_that_a_term_reads_is_not():
+    SwitchKD(align=0, direction="forward")
+    SwitchKD(switch_layers=1, temperature=1.0)
+    LLaVAKD(answers=0, temperature=2.0)
+    assert EMKD(answers=0, temperature=2.0).temperature == 2.0

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from switchkd.methods.method import Method, Need, check_temperature
+from switchkd.methods.method import Method, Need, check_temperature, check_unread
 from switchkd.models.capture import Attention, Hidden, Projected
 from switchkd.names import TEACHER, Direction
 from switchkd.typed_fields import check_fields
@@ -53,6 +53,10 @@ class AlignKD(Method):
         weights = self._weights()
         if not all(0 <= weight < math.inf for weight in weights.values()) or not any(weights.values()):
             raise ValueError(f"align_kd: weights must be finite, not negative and not all 0, got {weights}")
+        if not self.focus:
+            check_unread(self, "focus is 0", "top")
+        if not self.soft:
+            check_unread(self, "soft is 0", "temperature")
 
     def _weights(self) -> dict[str, float]:
         return {name: getattr(self, name) for name in self.sample_weights}
@@ -136,4 +140,5 @@ class AlignKD(Method):
     def _soft(self, student: Float[Tensor, "n vocab"], teacher: Float[Tensor, "n vocab"]) -> Float[Tensor, ""]:
         from switchkd.losses import forward_kl
 
-        return forward_kl(student, teacher, temperature=self.temperature).mean()
+        values = forward_kl(student, teacher, temperature=self.temperature)
+        return values.sum() / max(len(values), 1)

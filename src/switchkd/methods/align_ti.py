@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
-from switchkd.methods.method import Method, Need, check_temperature, cross_entropy_and_answers
+from switchkd.methods.method import Method, Need, check_temperature, check_unread, cross_entropy_and_answers
 from switchkd.models.capture import Hidden, TeacherAttention
 from switchkd.names import TEACHER, Direction
 from switchkd.typed_fields import check_fields
@@ -25,7 +25,7 @@ _VISUAL = Hidden(at="visual")
 class AlignTI(Method):
     """L = CE(z_S, y) + α·KL(p_T ‖ p_S) at answers + β·Σ_i w_i·KL(p_T ‖ p_S) at visual tokens i, w the teacher's attention to them.
 
-    `answers` is α, `instructed` β. w_i is the share of token i in the attention of the instruction (all text that is no answer) on the
+    `answers` is α, `instructed` β. w_i is the share of token i in the attention of the instruction (all text that is no answer to learn) on
     visual tokens of its row, over all heads of one layer of the teacher; its sum is 1. Forward KL both times, over the shared vocabulary,
     without a T² factor. It is the paper's Instruction-aware Vision Alignment; its second part, on what follows tokens that the student
     draws, is not here.
@@ -51,6 +51,8 @@ class AlignTI(Method):
             raise ValueError(f"align_ti: weights must be finite, not negative and not all 0, got {weights}")
         if not 0 <= self.layer <= 1:
             raise ValueError(f"align_ti: layer is a depth, from 0 for the first to 1 for the last, got {self.layer}")
+        if not self.instructed:
+            check_unread(self, "instructed is 0", "layer")
 
     @property
     def _looks(self) -> TeacherAttention:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from switchkd.methods.method import Method, Need, check_temperature, cross_entropy_and_answers
+from switchkd.methods.method import Method, Need, check_temperature, check_unread, cross_entropy_and_answers
 from switchkd.models.capture import MiddleAttention, Where
 from switchkd.names import TEACHER, Direction
 from switchkd.typed_fields import check_fields
@@ -49,6 +49,10 @@ class CompoDistill(Method):
         weights = {"answers": self.answers, "looks": self.looks}
         if not all(0 <= weight < math.inf for weight in weights.values()) or not any(weights.values()):
             raise ValueError(f"compodistill: weights must be finite, not negative and not all 0, got {weights}")
+        if not self.looks:
+            check_unread(self, "looks is 0", "reading")
+        if not self.answers:
+            check_unread(self, "answers is 0", "temperature")
 
     @property
     def _site(self) -> MiddleAttention:

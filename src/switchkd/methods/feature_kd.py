@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from switchkd.methods.method import Method, Need, check_temperature
+from switchkd.methods.method import Method, Need, check_temperature, check_unread
 from switchkd.methods.sft import SFT
 from switchkd.methods.switch_kd import SwitchKD
 from switchkd.models.capture import Vision
@@ -59,6 +59,8 @@ class FeatureKD(Method):
             raise ValueError(f"feature_kd: need 2 <= min_k <= window, got min_k={self.min_k}, window={self.window}")
         if self.fisher_rows < 0:
             raise ValueError(f"feature_kd: fisher_rows must not be negative, got {self.fisher_rows}")
+        if not self.align:
+            check_unread(self, "align is 0", "temperature")
 
     @property
     def needs(self) -> frozenset[Need]:

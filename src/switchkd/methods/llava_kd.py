@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from switchkd.methods.method import Method, Need, check_temperature, cross_entropy_and_answers
+from switchkd.methods.method import Method, Need, check_temperature, check_unread, cross_entropy_and_answers
 from switchkd.models.capture import Hidden
 from switchkd.names import TEACHER, Direction
 from switchkd.typed_fields import check_fields
@@ -45,6 +45,8 @@ class LLaVAKD(Method):
         weights = {name: value for name, value in asdict(self).items() if name != "temperature"}
         if not all(0 <= weight < math.inf for weight in weights.values()) or not any(weights.values()):
             raise ValueError(f"llava_kd: weights must be finite, not negative and not all 0, got {weights}")
+        if not self.answers and not self.visual:
+            check_unread(self, "answers and visual are 0", "temperature")
 
     @property
     def needs(self) -> frozenset[Need]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import fields
 from typing import TYPE_CHECKING, ClassVar
 
 from switchkd.models.capture import Site
@@ -39,6 +40,16 @@ def cross_entropy_and_answers(
             weight * divergence(compared.student, compared.teacher, temperature=temperature)
         )
     return terms
+
+
+def check_unread(method: Method, reason: str, *knobs: str) -> None:
+    """Raise ValueError where one of these knobs is not at its default, because nothing reads it for this reason."""
+    defaults = {field.name: field.default for field in fields(method)}  # type: ignore[arg-type]
+    changed = [f"{name}={getattr(method, name)}" for name in knobs if getattr(method, name) != defaults[name]]
+    if changed:
+        raise ValueError(
+            f"{method.name}: {reason}, so there is nothing that {', '.join(changed)} could change: leave it out"
+        )
 
 
 class Method(ABC):

@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, get_args
 
-from switchkd.methods.method import Method, Need, check_temperature
+from switchkd.methods.method import Method, Need, check_temperature, check_unread
 from switchkd.methods.sft import SFT
 from switchkd.models.capture import Switched
 from switchkd.names import TEACHER, Direction, Route, Softmax
@@ -58,7 +58,7 @@ class SwitchKD(Method):
     switch_warmup: float = 0.0
     #: The first of so many steps has the switch, at so many times λ2; 1: every step.
     switch_every: int = 1
-    #: Up to this share of a stage's steps there is a switch, and none behind it.
+    #: Up to this share of a stage's steps there is a switch, in the first one always, and none behind it.
     switch_until: float = 1.0
     #: The switch ends behind so many layers of the teacher's language model, and hidden states are compared; 0: projected features; none:
     #: it runs to the answers.
@@ -109,6 +109,9 @@ class SwitchKD(Method):
                 f"switch_kd: top_k must be at least 3, got {self.top_k}: the probability of a single pair is always 1, so 2 logits teach "
                 "nothing; leave it out to compare as many as the knee says"
             )
+        if not self.compares_answers:
+            reason = f"align is 0 and the switch ends behind {self.switch_layers} layers"
+            check_unread(self, reason, "temperature", "top_k", "direction", "softmax", "t_squared")
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -139,7 +142,7 @@ class SwitchKD(Method):
         switch = self.switch if progress >= self.switch_warmup else self.switch * progress / self.switch_warmup
         if step is not None:
             switch *= 0 if step % self.switch_every else self.switch_every
-        if progress > self.switch_until:
+        if progress > self.switch_until and step != 0:
             switch = 0.0
         if switch == self.switch:
             return self
