@@ -1,6 +1,7 @@
 """A report of a real, tiny run: what is computed for it, and the command."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,12 @@ from run_folders import write_fake_run, write_results
 
 from switchkd import cli
 from switchkd.distillation import distill
+from switchkd.evaluate.scoring import scored
 from switchkd.losses import knee
 from switchkd.recipe.schema import load_recipe
 from switchkd.report import probe
 from switchkd.report.build import report
+from switchkd.results import Results
 from switchkd.results.intervals import Interval
 
 
@@ -188,6 +191,18 @@ def test_shares_of_equal_answers_have_intervals(tmp_path):
     assert evidence.same_intervals["kd"]["count"] == Interval(100, 100)
     assert evidence.same_intervals["kd"]["shape"] == Interval(0, 100)
     assert "kd 83.3 +83.3 [+50.0, +100.0] 100.0 +100.0 [+100.0, +100.0]" in text_of(page.read_text())
+
+
+def test_intervals_of_equal_answers_are_about_them_and_not_about_right_ones(tmp_path):
+    write_results(tmp_path / "t.results.json", "000000", model="teacher")
+    write_fake_run(tmp_path / "sft", "111111")
+    write_fake_run(tmp_path / "kd", "000000", method="kd")
+    for file in (tmp_path / "t.results.json", tmp_path / "sft" / "results.json", tmp_path / "kd" / "results.json"):
+        results = Results.load(file)
+        replace(results, predictions=tuple(scored(results.predictions, all_there=True))).save(file)
+    evidence, _ = report([tmp_path], tmp_path / "page.html", questions=0)
+    assert (evidence.same_answers["kd"][None], evidence.same_answers["sft"][None]) == (100, 0)
+    assert set(evidence.same_intervals["kd"].values()) == {Interval(100, 100)}
 
 
 def test_test_data_that_is_gone_is_said_to_be(tmp_path):

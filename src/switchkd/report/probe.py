@@ -100,9 +100,11 @@ def pictures(asked: Asked, names: Sequence[str]) -> dict[str, bytes]:
 
 
 def agreeing(student: Mapping[str, Prediction], teacher: Mapping[str, Prediction]) -> dict[str, Prediction]:
-    """The student's answers, `right` where they are the teacher's; compared as when scoring."""
+    """The student's answers, `right` where they are the teacher's, whatever they scored; compared as by exact match."""
     both = [name for name in student if name in teacher]
-    return {name: replace(student[name], right=is_right(teacher[name].got, student[name].got)) for name in both}
+    return {
+        name: replace(student[name], right=is_right(teacher[name].got, student[name].got), score=None) for name in both
+    }
 
 
 def same_answers(agreed: Mapping[str, Prediction]) -> dict[str | None, float]:
