@@ -142,3 +142,39 @@ def test_metrics_are_given_for_all_or_for_a_kind():
 def test_letters():
     assert [chosen_letter(text) for text in ("(C)", "none", "D", "I")] == ["C", None, "D", "I"]
     assert not math.isnan(METRICS["choice"]([(["I"], "I")])[0])
+
+
+@pytest.mark.parametrize(
+    ("given", "letter"),
+    [
+        # an article, a pronoun and a part of a word are no letters
+        *((given, None) for given in ("The correct answer is a dog", "There is no answer a person could give")),
+        *(
+            (given, None)
+            for given in ("The answer is I don't know", "No option I like", "The answer is T-shirt", "The answers")
+        ),
+        # the first sure statement counts, whatever is said of other letters
+        ("The answer is B because option A is wrong", "B"),
+        ("B because option A is smaller", "B"),
+        ("A because option B is smaller", "A"),
+        ("Option A is wrong, so the answer is B", "B"),
+        ("Option A is wrong. Option B is right.", "B"),
+        ("Option A looks good, but the answer is option B", "B"),
+        ("B\nA cat", "B"),
+        *(
+            (f"The answer is{given}", "B")
+            for given in (": B", ": **B. cat**", ' "B"', "\n\nB", " **B**", r" \boxed{B}", ":** B")
+        ),
+        *(
+            (given, "B")
+            for given in ("The best choice is (B).", "Option B: cat", "The correct option is B, a cat", '"B"')
+        ),
+        # a small letter counts where it stands alone
+        *(
+            (given, "B")
+            for given in ("b", "b.", "(b) a dog", "answer: b", "The answer is b.", "the answer is (b) a dog")
+        ),
+    ],
+)
+def test_a_letter_is_read_where_it_is_chosen(given, letter):
+    assert chosen_letter(given) == letter

@@ -33,11 +33,17 @@ _DIGITS = dict(
         strict=True,
     )
 )
-#: How answers say what they choose, the surest first.
+_OPENING, _CLOSING = r"(?:\\boxed|[(\[{*\"“'‘])*", r"(?:[)\]}.:,;*\"”'’]+(?:\s|$)|[^\S\n]*(?:\n|$))"
+#: A letter that stands alone. A capital may also have words behind it, but not as the word I, in T-shirt, or where it is said to be wrong.
+_ALONE = rf"{_OPENING}([A-Za-z]){_CLOSING}"
+_LETTER = rf"{_OPENING}(?:([A-HJ-Z]|I(?!\s+\w))\b(?!['’-]\w)(?!\s+(?:is|was)\s+(?:not|wrong|incorrect|false)\b)|([A-Za-z]){_CLOSING})"
+#: How answers say what they choose, the surest first; of each the first one counts.
 _CHOICES = (
-    re.compile(r"\s*[(\[*]*([A-Za-z])(?:[)\].:,*]+(?:\s|$)|\s*$)"),
-    re.compile(r".*\b(?:answer|option|choice)\b(?:\s+is|\s*:)?\s*[(\[*]*([A-Z])\b(?!')", re.DOTALL | re.IGNORECASE),
-    re.compile(r"[^(]*\(([A-Z])\)[^(]*$"),
+    re.compile(rf"\A\s*{_ALONE}"),
+    re.compile(r"\A\s*([A-Z])\s+(?:because|since|is\s+(?:the\s+)?(?:correct|right|best))\b"),
+    re.compile(rf"\b(?i:answer(?:\s+is)?\b[\s:*]*(?:\b(?:the\s+)?(?:option|choice|letter)\b\s*)?){_LETTER}"),
+    re.compile(rf"\b(?i:(?:option|choice)(?:\s+is)?\b[\s:*]*){_LETTER}"),
+    re.compile(r"\A[^(]*\(([A-Z])\)[^(]*$"),
 )
 
 
@@ -111,15 +117,15 @@ def _vqa_form(text: str) -> str:
 
 
 def choice(accepted: Sequence[str], given: str) -> float:
-    """1 where the answer chooses the expected letter: `B`, `(b)`, `B. A cat`, `The answer is B`."""
+    """1 where the answer chooses the expected letter: `B`, `(b)`, `B. A cat`, `The answer is: B`, not that of `The answer is a cat`."""
     letter = chosen_letter(given)
     return float(letter is not None and letter in map(chosen_letter, accepted))
 
 
 def chosen_letter(text: str) -> str | None:
-    """The letter that a text chooses, as a capital; None where it chooses none."""
-    found = next((found for pattern in _CHOICES if (found := pattern.match(text))), None)
-    return found[1].upper() if found else None
+    """The letter that a text chooses first, as a capital; None where it chooses none. A small letter has no words behind it."""
+    found = next((found for pattern in _CHOICES if (found := pattern.search(text))), None)
+    return found[found.lastindex or 0].upper() if found else None
 
 
 def rouge(asked: Asked) -> list[float]:
