@@ -1,12 +1,14 @@
 """What is read from folders, and what is refused."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from run_folders import LOSSES, write_benchmarks, write_fake_run, write_results, write_study
 
 from switchkd.report.choose import changed, for_attention, to_picture, varied
 from switchkd.report.gather import gather
+from switchkd.results import Results
 
 EMPTY = {
     "name": "", "baseline": "a", "baselines": {}, "arms": [], "seeds": [0], "rows": [], "planned": 0, "cells": [], "teachers": [],
@@ -145,6 +147,23 @@ def test_paths_without_runs_and_other_questions_are_refused(tmp_path):
     file.write_text(file.read_text().replace("f" * 64, "e" * 64))
     with pytest.raises(ValueError, match="b answers other questions than a"):
         gather([tmp_path / "a", tmp_path / "b"])
+
+
+def test_other_metrics_are_refused(tmp_path):
+    for name, metric in (("a", "exact"), ("b", "anls")):
+        write_fake_run(tmp_path / name, "100000")
+        file = tmp_path / name / "results.json"
+        results = Results.load(file)
+        predictions = tuple(replace(one, metric=metric, score=float(one.right)) for one in results.predictions)
+        replace(results, metrics={metric: 6}, predictions=predictions).save(file)
+    message = (
+        "b is scored by other metrics than a: anls and exact; evaluate both with the same --metric, or make two reports"
+    )
+    with pytest.raises(ValueError, match=message):
+        gather([tmp_path])
+    (only,) = gather([tmp_path / "b"]).models
+    assert only.results is not None
+    assert only.results.heading == "Score in percent, by the metric anls"
 
 
 def test_shown_questions_are_of_all_kinds(tmp_path):

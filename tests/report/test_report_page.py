@@ -70,6 +70,16 @@ def probed(evidence):
     )
 
 
+def test_the_page_names_the_metric(evidence):
+    assert "Exact match in percent, greedy answers" in text_of(render(evidence))
+    models = [
+        replace(model, results=replace(model.results, metrics={"anls": 4, "vqa": 2})) for model in evidence.models
+    ]
+    text = text_of(render(replace(evidence, models=tuple(models))))
+    assert "Score in percent, by the metric anls (4), vqa (2), greedy answers" in text
+    assert "Exact match" not in text
+
+
 def test_scores_stand_over_their_differences(evidence):
     text = text_of(render(evidence))
     assert "sft baseline 16.7 50.0 0.0 0.0" in text

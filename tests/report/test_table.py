@@ -136,6 +136,24 @@ def test_results_on_other_questions_are_not_compared(write):
         compare(files)
 
 
+def test_results_by_other_metrics_are_not_compared_and_the_title_names_them(write):
+    one, two = (replace(results({}, 1.0), metrics=metrics) for metrics in ({"anls": 10}, {"anls": 7, "vqa": 3}))
+    with pytest.raises(
+        ValueError, match=r"b\.json is scored by other metrics than .*a\.json: anls \(7\), vqa \(3\) and anls"
+    ):
+        compare(write(a=one, b=two))
+    assert "Score in percent, by the metric anls" in " ".join(shown(rich_table(compare(write(a=one, b=one)))).split())
+    swapped = [
+        replace(
+            two,
+            predictions=tuple(replace(answer, metric=name) for answer, name in zip(answers("11"), names, strict=True)),
+        )
+        for names in (("anls", "vqa"), ("vqa", "anls"))
+    ]
+    with pytest.raises(ValueError, match="scored by other metrics"):
+        compare(write(a=swapped[0], b=swapped[1]))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

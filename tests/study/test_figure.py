@@ -74,6 +74,11 @@ def test_ticks_are_few_and_round(spread):
     assert 2 <= len(ticks) <= 12
 
 
+def test_the_axis_names_the_metric():
+    assert "points of exact match, difference" in figure([row("A", 1.0)], title="t")
+    assert "points of anls, difference" in figure([row("A", 1.0)], title="t", metric="anls")
+
+
 def test_names_stay_text():
     svg = figure([row("<script>alert(1)</script>&\"'", 1.0)], title="</svg><b>")
     assert "<script" not in svg

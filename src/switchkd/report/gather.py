@@ -28,7 +28,8 @@ def gather(paths: Sequence[Path], baseline: str | None = None) -> Evidence:
         baseline: name of the model that differences are taken to. By default the first run whose last stage is plain SFT, else the first.
 
     Raises:
-        ValueError: a path that is none of these, a file that cannot be read, models that answer different questions, no such baseline.
+        ValueError: a path that is none of these, a file that cannot be read, models that answer different questions or are scored
+            by different metrics, no such baseline.
     """
     studies = [path for path in paths if (path / "study.json").exists()]
     if studies:
@@ -40,11 +41,17 @@ def gather(paths: Sequence[Path], baseline: str | None = None) -> Evidence:
         baseline = study.baseline
     else:
         study, shown, models = None, None, _named([model for path in paths for model in _models(path)])
-    asked = {model.name: model.results.data_fingerprint for model in models if model.results}
-    for name, fingerprint in asked.items():
-        if fingerprint != next(iter(asked.values())):
+    asked = {model.name: model.results for model in models if model.results}
+    for name, results in asked.items():
+        first, other = next(iter(asked.items()))
+        if results.data_fingerprint != other.data_fingerprint:
             raise ValueError(
-                f"{name} answers other questions than {next(iter(asked))}: evaluate both on the same data, or make two reports"
+                f"{name} answers other questions than {first}: evaluate both on the same data, or make two reports"
+            )
+        if not results.scored_like(other):
+            raise ValueError(
+                f"{name} is scored by other metrics than {first}: {results.scored_by} and {other.scored_by}; evaluate both with the same "
+                "--metric, or make two reports"
             )
     return Evidence(tuple(models), _baseline(models, baseline, study), study, shown)
 

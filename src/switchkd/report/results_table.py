@@ -9,13 +9,11 @@ from switchkd.results.question_results import MEAN, OVERALL, Results
 
 #: Of a text that is shown.
 _CHARACTERS = 160
-_TITLES = {"exact": "Exact match in percent"}
 
 
 def results_table(results: Results) -> Table:
     """The table. Names are shown as they are, never read as markup."""
-    title = _TITLES.get(results.scored_by, f"Score in percent, by the metric {results.scored_by}")
-    table = Table(title=Text(title), title_justify="left")
+    table = Table(title=Text(results.heading), title_justify="left")
     for heading in ("kind", "questions", "percent", "95 % interval"):
         table.add_column(heading, justify="left" if heading == "kind" else "right")
     counts = {kind: one.questions for kind, one in results.kinds.items()} | {OVERALL: results.questions}

@@ -114,6 +114,7 @@ def results(evidence: Evidence) -> Values:
         "sure": False,
         "headlines": [],
         "table": None,
+        "heading": asked.heading if asked else None,
         "benchmarks": None,
         "notes": _missing(evidence, "results"),
     }

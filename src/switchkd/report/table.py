@@ -22,6 +22,8 @@ class AccuracyTable:
     columns: tuple[str, ...]
     rows: dict[str, tuple[float | None, ...]]
     has_difference: bool
+    #: What the percentages are.
+    heading: str = "Exact match in percent"
     #: Of the differences, by row; empty where none was asked for, or the answers of one of the two were not kept.
     intervals: dict[str, Interval] = field(default_factory=dict)
 
@@ -34,7 +36,8 @@ def compare(results: Mapping[str, Path], *, difference: tuple[str, str] | None =
         difference: two of the names; a last column holds the first minus the second, and has intervals where the answers of both were kept.
 
     Raises:
-        ValueError: files that are no results, or that answer different questions and so cannot be compared.
+        ValueError: files that are no results, or that cannot be compared: they answer different questions or are scored by different
+            metrics.
     """
     if not results:
         raise ValueError("there are no results to compare")
@@ -45,6 +48,11 @@ def compare(results: Mapping[str, Path], *, difference: tuple[str, str] | None =
             raise ValueError(
                 f"{results[name]} answers other questions than {results[first]}: data fingerprints "
                 f"{result.data_fingerprint[:12]} and {loaded[first].data_fingerprint[:12]}; evaluate both on the same data"
+            )
+        if not result.scored_like(loaded[first]):
+            raise ValueError(
+                f"{results[name]} is scored by other metrics than {results[first]}: {result.scored_by} and "
+                f"{loaded[first].scored_by}; evaluate both with the same --metric"
             )
     models = list(loaded.values())
     kinds = list(loaded[first].kinds)
@@ -59,7 +67,13 @@ def compare(results: Mapping[str, Path], *, difference: tuple[str, str] | None =
         rows = {kind: [*values, values[one] - values[other]] for kind, values in rows.items()}
         if models[other].predictions:
             sure = intervals(models[one].predictions, models[other].predictions)
-    return AccuracyTable(tuple(columns), {kind: tuple(row) for kind, row in rows.items()}, difference is not None, sure)
+    return AccuracyTable(
+        columns=tuple(columns),
+        rows={kind: tuple(row) for kind, row in rows.items()},
+        has_difference=difference is not None,
+        heading=models[0].heading,
+        intervals=sure,
+    )
 
 
 def _cell(value: float | None, signed: bool) -> str:
@@ -82,9 +96,9 @@ def _headings(comparison: AccuracyTable) -> list[str]:
     return [*comparison.columns, *(["95 % interval"] if comparison.intervals else [])]
 
 
-def rich_table(comparison: AccuracyTable, *, title: str = "Exact match in percent") -> Table:
+def rich_table(comparison: AccuracyTable) -> Table:
     """The comparison for a terminal. Names are shown as they are, never read as markup."""
-    table = Table(title=Text(title), title_justify="left")
+    table = Table(title=Text(comparison.heading), title_justify="left")
     table.add_column("kind")
     for heading in _headings(comparison):
         table.add_column(Text(heading), justify="right")

@@ -111,6 +111,20 @@ class Results:
         ordered = sorted(counts.items(), key=lambda entry: -entry[1])
         return ", ".join(metric if len(ordered) == 1 else f"{metric} ({count:,})" for metric, count in ordered)
 
+    @property
+    def heading(self) -> str:
+        """What its percentages are, as the title of a table."""
+        by = self.scored_by
+        return "Exact match in percent" if by == "exact" else f"Score in percent, by the metric {by}"
+
+    def scored_like(self, other: "Results") -> bool:
+        """Whether the questions that both were asked were scored by the same metrics, as far as the two say it."""
+        metrics = {answer.id: answer.metric for answer in other.predictions}
+        one, two = (result.metrics or {"exact": result.questions} for result in (self, other))
+        return one.keys() == two.keys() and all(
+            metrics.get(answer.id, answer.metric) == answer.metric for answer in self.predictions
+        )
+
     def wrong(self, count: int) -> list[Prediction]:
         """The answers with the fewest points, of different kinds first; fewer where fewer are wrong."""
         worst = sorted((one for one in self.predictions if one.points < 1), key=lambda one: one.points)

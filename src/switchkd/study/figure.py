@@ -12,8 +12,8 @@ LETTER, TITLE_LETTER = 8, 9
 _INK, _MUTED, _GRID, _DOT, _MEAN = "#1b1f24", "#57606a", "#d8dee4", "#7aa6d8", "#0b4f9c"
 
 
-def figure(table: Sequence[ArmSummary], *, title: str) -> str:
-    """An SVG with a line for every arm that has a difference.
+def figure(table: Sequence[ArmSummary], *, title: str, metric: str = "exact") -> str:
+    """An SVG with a line for every arm that has a difference, in points of what the answers were scored by.
 
     Raises:
         ValueError: if no arm has a difference.
@@ -50,7 +50,7 @@ def figure(table: Sequence[ArmSummary], *, title: str) -> str:
         _text(
             left + AXIS / 2,
             bottom + 40,
-            "points of exact match, difference to the baseline",
+            f"points of {'exact match' if metric == 'exact' else metric}, difference to the baseline",
             anchor="middle",
             ink=_MUTED,
             size=12,

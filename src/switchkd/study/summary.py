@@ -29,11 +29,12 @@ def summarise(
         The table.
 
     Raises:
-        ValueError: if two cells of one seed were asked different questions.
+        ValueError: if two cells of one seed were asked different questions, or two cells were scored by different metrics.
     """
     output = Path(study.output)
     cells, outcomes = [], []
     asked: dict[int, tuple[Cell, str]] = {}
+    first: Results | None = None
     for cell in done:
         results = Results.load(cell.folder / "results.json")
         other, fingerprint = asked.setdefault(cell.seed, (cell, results.data_fingerprint))
@@ -41,6 +42,12 @@ def summarise(
             raise ValueError(
                 f"{cell} and {other} were asked different questions: data fingerprints {results.data_fingerprint[:12]} and "
                 f"{fingerprint[:12]}; the test data has changed, so remove the study's folder and begin anew"
+            )
+        first = first or results
+        if not results.scored_like(first):
+            raise ValueError(
+                f"{cell} is scored by other metrics than {done[0]}: {results.scored_by} and {first.scored_by}; give all arms the same "
+                "evaluate.metric"
             )
         record = asdict(CellRecord.load(cell.file("json")))
         del record["recipe"]
@@ -72,7 +79,9 @@ def summarise(
         output / "table.md": markdown_table(summary.table) + (f"\n{kinds}" if kinds else ""),
     }
     if any(line.difference is not None for line in summary.table):
-        texts[output / "figure.svg"] = figure(summary.table, title=title(study.name, study.baselines))
+        texts[output / "figure.svg"] = figure(
+            summary.table, title=title(study.name, study.baselines), metric=first.scored_by if first else "exact"
+        )
     write_together(texts)
     return summary.table
 
