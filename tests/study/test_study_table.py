@@ -1,10 +1,15 @@
 """The numbers of a study's table, by hand."""
 
-import pytest
+from dataclasses import replace
 
-from switchkd.results import intervals
+import pytest
+from run_folders import write_results
+
+from switchkd.results import Results, intervals
+from switchkd.results.question_results import Prediction
 from switchkd.results.study_results import CellResult, StudyResults, TeacherResult
 from switchkd.study.study_table import bootstrap, markdown_kinds, markdown_table, tabulate
+from switchkd.study.summary import _outcome
 
 
 @pytest.fixture(autouse=True)
@@ -91,6 +96,13 @@ def test_answers_to_different_questions_are_not_compared():
         bootstrap([outcome(1)], [outcome(1, 1)])
     with pytest.raises(ValueError, match="picture p0: 1 and 2 questions of kind "):
         bootstrap([outcome(1)], [outcome(1, questions=2)])
+
+
+def test_a_study_counts_the_points_of_answers_as_its_scores_do(tmp_path):
+    one = Prediction("p/0", "k", "q", "hello", "hallo", False, False, about="p", metric="anls", score=0.8)
+    answers = (one, replace(one, id="p/1", score=1.0, right=True))
+    write_results(tmp_path / "r.json", "111111")
+    assert _outcome(replace(Results.load(tmp_path / "r.json"), predictions=answers)) == {"p": {"k": (1.8, 2)}}
 
 
 def test_markdown():

@@ -59,7 +59,7 @@ def mean_over_kinds(
     """The interval of the mean over kinds and seeds: seeds are drawn, and of every seed drawn its pictures.
 
     Args:
-        points: sums over the questions of a picture and kind, of right answers or of differences in them.
+        points: sums over the questions of a picture and kind, of points or of differences in them.
         asked: how many questions these are.
     """
     return interval(np.nanmean(np.nanmean(_means(points, asked), axis=2), axis=1))

@@ -8,8 +8,8 @@ from typing import Any
 from switchkd.files import write_together
 from switchkd.results.stored import build, read_json, to_json
 
-#: One seed's outcome of one arm: picture (sample of the data) → kind → (right answers, questions).
-Outcome = dict[str, dict[str, tuple[int, int]]]
+#: One seed's outcome of one arm: picture (sample of the data) → kind → (points of its answers, questions).
+Outcome = dict[str, dict[str, tuple[float, int]]]
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def bootstrap(arm: Sequence[Outcome], baseline: Sequence[Outcome]) -> tuple[floa
 def _grid(
     arm: Sequence[Outcome], baseline: Sequence[Outcome]
 ) -> tuple[Float[np.ndarray, "seeds pictures kinds"], Float[np.ndarray, "seeds pictures kinds"]]:
-    """Right answers more than the baseline's, and questions."""
+    """Points more than the baseline's, and questions."""
     kinds = sorted({kind for outcome in arm for picture in outcome.values() for kind in picture})
     most = max(map(len, arm))
     right, asked = np.zeros((len(arm), most, len(kinds))), np.zeros((len(arm), most, len(kinds)))

@@ -103,10 +103,10 @@ def _scores(results: Results, folder: Path, output: Path) -> dict[str, Any]:
 
 
 def _outcome(results: Results) -> Outcome:
-    """Right answers and questions of every picture, by kind."""
+    """Points and questions of every picture, by kind."""
     outcome: Outcome = {}
     for answer in results.predictions:
         of_picture = outcome.setdefault(answer.picture_key, {})
-        right, asked = of_picture.get(answer.kind or "", (0, 0))
-        of_picture[answer.kind or ""] = (right + answer.right, asked + 1)
+        points, asked = of_picture.get(answer.kind or "", (0.0, 0))
+        of_picture[answer.kind or ""] = (points + answer.points, asked + 1)
     return outcome
