@@ -1,6 +1,10 @@
+import json
 import logging
+import re
 
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from switchkd import console
 from switchkd.commands import verb
@@ -30,7 +34,9 @@ def test_a_quick_loop_says_only_that_it_is_done(capsys):
 
 
 def test_quiet_shows_warnings_and_goes_through_all_the_same(monkeypatch, capsys, caplog):
-    monkeypatch.setattr(console, "Console", lambda stderr: Console(stderr=stderr, force_terminal=True, width=100))
+    monkeypatch.setattr(
+        console, "Console", lambda stderr, width: Console(stderr=stderr, force_terminal=True, width=100)
+    )
     monkeypatch.setattr(console.TOLD, "handlers", [caplog.handler])
     caplog.set_level(logging.INFO, "switchkd.told")
     handler = verb._Stderr()
@@ -48,6 +54,43 @@ def test_quiet_shows_warnings_and_goes_through_all_the_same(monkeypatch, capsys,
 
 
 def test_a_terminal_shows_a_bar(monkeypatch, capsys):
-    monkeypatch.setattr(console, "Console", lambda stderr: Console(stderr=stderr, force_terminal=True, width=100))
+    monkeypatch.setattr(
+        console, "Console", lambda stderr, width: Console(stderr=stderr, force_terminal=True, width=100)
+    )
     assert list(console.progress([1, 2, 3], "reading", 3)) == [1, 2, 3]
     assert "3/3" in capsys.readouterr().err
+
+
+#: Clears the screen, sets the clipboard and the title, rings, and the same by one character.
+STEERING = "a\x1b[2Jb\x1b]52;c;cm0=\x07c\x9b2Jd\re"
+PLAIN = "a[2Jb]52;c;cm0=c2Jde"
+
+
+def test_texts_of_others_do_not_steer_the_terminal(capsys, monkeypatch, caplog):
+    monkeypatch.setattr(console.TOLD, "handlers", [caplog.handler])
+    caplog.set_level(logging.INFO, "switchkd.told")
+    console.say(STEERING)
+    console.warn(f"two\n\t{STEERING}")
+    handler = verb._Stderr()
+    handler.handle(logging.LogRecord("switchkd", logging.WARNING, "", 0, "%s", (STEERING,), None))
+    verb.fail(STEERING, 1)
+    assert capsys.readouterr().err == f"{PLAIN}\ntwo\n\t{PLAIN}\n{PLAIN}\nswitchkd: {PLAIN.replace('de', 'd e')}\n"
+    assert caplog.messages[0] == PLAIN
+    verb.print_json({"x": STEERING})
+    printed = capsys.readouterr().out
+    assert json.loads(printed) == {"x": STEERING}
+    assert printed == console.harmless(printed)
+
+
+def test_tables_keep_their_colours_and_nothing_else_that_steers(capsys, monkeypatch):
+    monkeypatch.setattr(
+        console, "Console", lambda stderr, width: Console(force_terminal=True, color_system="standard", width=60)
+    )
+    table = Table(title=Text(STEERING))
+    table.add_column(Text("kind"))
+    table.add_row(Text(STEERING, "red"))
+    console.terminal(width=60).print(table, Text(STEERING, "bold"))
+    shown = capsys.readouterr().out
+    assert f"\x1b[31m{PLAIN}" in shown
+    assert f"\x1b[1m{PLAIN}" in shown
+    assert re.sub(r"\x1b\[[\d;]*m", "", shown) == console.harmless(re.sub(r"\x1b\[[\d;]*m", "", shown))

@@ -53,7 +53,7 @@ ALLOWED: dict[str, set[str]] = {
     "export": {"convert", "data", "models", "train"},
     "evaluate": {"agree", "console", "data", "lazy", "models", "processes", "results", "versions"},
     "doctor": {"console", "data", "lazy", "losses", "methods", "models", "pairing", "processes", "recipe", "train"},
-    "chat": {"data", "evaluate", "models"},
+    "chat": {"console", "data", "evaluate", "models"},
     "report": {"data", "evaluate", "files", "losses", "methods", "models", "pairing", "recipe", "results", "train"},
     "given": {"data", "files"},
     "distillation": {

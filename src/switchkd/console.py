@@ -3,12 +3,14 @@
 import logging
 import sys
 import time
+import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
 from rich.text import Text
 
 #: Seconds between two plain lines, at least.
@@ -38,8 +40,43 @@ def is_quiet() -> bool:
     return _quiet
 
 
+def harmless(text: str) -> str:
+    """`text` without control characters but newlines and tabs: what a model, data or a file says must not steer the terminal."""
+    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
+
+
+class _Shown:
+    """What is printed, its texts made harmless; rich's own colours stay."""
+
+    def __init__(self, printed: ConsoleRenderable) -> None:
+        self.printed = printed
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
+        for segment in console.render(self.printed, options):
+            yield segment if segment.control else Segment(harmless(segment.text), segment.style)
+
+
+class _Harmless(RenderHook):
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        return [_Shown(one) for one in renderables]
+
+
+def terminal(*, stderr: bool = False, width: int | None = None) -> Console:
+    """Where tables and coloured texts are printed. Texts are harmless there.
+
+    Args:
+        stderr: what informs; else results.
+        width: in characters where it is no terminal, as of a file; one that is has its own. None: of 80.
+    """
+    is_terminal = (sys.stderr if stderr else sys.stdout).isatty()
+    console = Console(stderr=stderr, width=None if is_terminal else width)
+    console.push_render_hook(_Harmless())
+    return console
+
+
 def say(message: str) -> None:
     """One line that informs the user, on stderr."""
+    message = harmless(message)
     if not _quiet:
         print(message, file=sys.stderr, flush=True)
     TOLD.info("%s", message)
@@ -70,7 +107,7 @@ def progress(items: Iterable[_T], label: str, total: int | None) -> Iterator[_T]
     if _quiet:
         yield from items
         return
-    console = Console(stderr=True)
+    label, console = harmless(label), terminal(stderr=True)
     if console.is_terminal:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
         with Progress(*columns, console=console, transient=True) as bar:

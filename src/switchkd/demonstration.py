@@ -2,14 +2,11 @@
 
 import json
 import shlex
-import sys
 from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
-
 from switchkd import world
-from switchkd.console import say
+from switchkd.console import say, terminal
 from switchkd.distillation import distill
 from switchkd.evaluate import evaluate_model
 from switchkd.files import write_together
@@ -69,7 +66,7 @@ def demo_recipe(seed: int, output: Path) -> Recipe:
 def conclude(results: dict[str, Path], output: Path) -> None:
     """Print the table of accuracies, leave it as Markdown and JSON, and write the report."""
     comparison = compare(results, difference=("Switch-KD", "SFT"))
-    Console(width=None if sys.stdout.isatty() else 100).print(rich_table(comparison))
+    terminal(width=100).print(rich_table(comparison))
     table = {kind: dict(zip(comparison.columns, values, strict=True)) for kind, values in comparison.rows.items()}
     as_json = json.dumps(table, indent=2, ensure_ascii=False) + "\n"
     write_together({output / "table.md": markdown_table(comparison), output / "results.json": as_json})

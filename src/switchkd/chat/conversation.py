@@ -1,16 +1,15 @@
 """Talking with a model about images, in the terminal."""
 
 import os
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.prompt import Prompt
 from rich.text import Text
 from transformers import PreTrainedModel, ProcessorMixin
 
+from switchkd.console import harmless, terminal
 from switchkd.data.errors import MissingDecoderError, SampleError
 from switchkd.data.images import open_image
 from switchkd.data.videos import open_videos
@@ -63,13 +62,12 @@ class Conversation:
         row = {"id": "chat", "images": self.images, "videos": self.videos, "messages": messages}
         (answer,) = answers(self.model, self.processor, [row], max_new_tokens=self.max_new_tokens)
         self.messages = [*messages, {"role": "assistant", "content": [{"type": "text", "text": answer.text}]}]
-        # A model's text must not steer the terminal.
-        return "".join(c for c in answer.text if c in "\n\t" or unicodedata.category(c) != "Cc")
+        return harmless(answer.text)
 
 
 def talk(conversation: Conversation) -> None:
     """Ask and answer until `/quit` or the end of the input. Every question follows up on those before it."""
-    console = Console()
+    console = terminal()
     console.print(
         "Ask about what is shown. /image FILE shows another image and begins anew, /video FILE a video, /quit ends."
     )

@@ -1,12 +1,10 @@
 """What `switchkd train` says in the end: the results as a table, and the commands that come next, ready to copy."""
 
 import shlex
-import sys
 from pathlib import Path
 
-from rich.console import Console
-
 from switchkd.commands.verb import say
+from switchkd.console import terminal
 from switchkd.data.errors import DataError
 from switchkd.data.formats import load_rows
 from switchkd.data.streaming import RowStream
@@ -24,7 +22,7 @@ def tell_what_came_out(recipe: Recipe, student: Path) -> None:
     results = run / "results.json"
     evaluated = recipe.evaluate is not None and results.exists()
     if evaluated:
-        Console(width=None if sys.stdout.isatty() else 100).print(results_table(Results.load(results)))
+        terminal(width=100).print(results_table(Results.load(results)))
     picture = _picture(recipe, results if evaluated else None)
     chat = ["chat", str(student), "--image", picture or "PICTURE.png"]
     if evaluated:

@@ -43,6 +43,7 @@ class Check:
         columns = parse_columns(self.columns)
         require_data(self.data)
         with model_libraries():
+            from switchkd.console import harmless
             from switchkd.data.errors import MAX_BAD_FRACTION
             from switchkd.data.overview import look_over
             from switchkd.report.rows_page import write_rows_page
@@ -52,7 +53,7 @@ class Check:
         if self.json:
             print_json(as_values(seen))
         else:
-            print("\n".join(lines))
+            print(harmless("\n".join(lines)))
         page = self.page or Path("runs/check", f"{slug(self.data)}.html")
         say(f"{len(seen.examples)} rows with their pictures: {write_rows_page(self.data, lines, seen.examples, page)}")
         return 1 if seen.bad > MAX_BAD_FRACTION * seen.rows else 0

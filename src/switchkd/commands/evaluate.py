@@ -1,6 +1,5 @@
 """`switchkd evaluate`."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from switchkd.commands.presence import require_data, require_model, require_paths
-from switchkd.commands.verb import Verb, fail, model_libraries, parse_columns, say, slug, warn
+from switchkd.commands.verb import Verb, escaped, fail, model_libraries, parse_columns, say, slug, warn
 
 
 @dataclass(frozen=True)
@@ -84,8 +83,7 @@ class Evaluate(Verb):
         require_data(data)
         require_model(self.model)
         with model_libraries():
-            from rich.console import Console
-
+            from switchkd.console import terminal
             from switchkd.evaluate import evaluate_model
             from switchkd.processes import processes
             from switchkd.report.results_table import results_table, wrong_answers
@@ -108,9 +106,9 @@ class Evaluate(Verb):
         if not processes().is_main_process:
             return 0
         if self.json:
-            print(output.read_text(encoding="utf-8"), end="")
+            print(escaped(output.read_text(encoding="utf-8")), end="")
         else:
-            Console(width=None if sys.stdout.isatty() else 100).print(results_table(results))
+            terminal(width=100).print(results_table(results))
         for line in wrong_answers(results):
             say(line)
         if results.bad_rows:
@@ -129,8 +127,7 @@ class Evaluate(Verb):
             require_paths([self.data])
         require_model(self.model)
         with model_libraries():
-            from rich.console import Console
-
+            from switchkd.console import terminal
             from switchkd.evaluate.benchmarks.ask_benchmarks import evaluate_benchmarks
             from switchkd.processes import processes
             from switchkd.results.benchmark_results import answers_path, table
@@ -141,9 +138,9 @@ class Evaluate(Verb):
         if not processes().is_main_process:
             return 0
         if self.json:
-            print(output.read_text(encoding="utf-8"), end="")
+            print(escaped(output.read_text(encoding="utf-8")), end="")
         else:
-            Console().print(table(results))
+            terminal().print(table(results))
         _say_set_aside(results.generation_set_aside)
         say(f"results in {output}, answers in {answers_path(output)}")
         return 0

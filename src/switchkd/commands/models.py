@@ -1,6 +1,5 @@
 """`switchkd models`."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,10 +18,10 @@ class Models(Verb):
 
     def run(self, fields: Sequence[str]) -> int:
         """Print the table."""
-        from rich.console import Console
         from rich.table import Table
         from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as CLASSES
 
+        from switchkd.console import terminal
         from switchkd.models.families import FAMILIES
 
         headings = ("model_type", "class", "vision encoders tested", "language models tested")
@@ -37,5 +36,5 @@ class Models(Verb):
         table = Table(*headings)
         for name, kind, *parts in rows:
             table.add_row(name, kind, *map(", ".join, parts))
-        Console(width=None if sys.stdout.isatty() else 160).print(table)
+        terminal(width=160).print(table)
         return 0

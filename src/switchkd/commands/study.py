@@ -1,6 +1,5 @@
 """`switchkd study`."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -47,13 +46,12 @@ class Study(Verb):
             say(f"{len(planned)} cells; nothing was trained (--dry-run)")
             return 0
         with model_libraries():
-            from rich.console import Console
-
+            from switchkd.console import terminal
             from switchkd.study.run_study import run_study
             from switchkd.study.study_table import rich_table
 
         rows = run_study(study, fields)
         title = "Score in percent, mean over kinds and seeds; difference to " + study.baseline
-        Console(width=None if sys.stdout.isatty() else 160).print(rich_table(rows, title=title))
+        terminal(width=160).print(rich_table(rows, title=title))
         say(f"table: {study.output}/table.md, results: {study.output}/study.json")
         return 0

@@ -75,6 +75,11 @@ class _Stderr(logging.StreamHandler[TextIO]):
             self.stream = sys.stderr
             super().emit(record)
 
+    def format(self, record: logging.LogRecord) -> str:
+        from switchkd.console import harmless
+
+        return harmless(super().format(record))
+
 
 def _quiet() -> None:
     """Our own messages on stderr, and no progress bars of others but those of downloads."""
@@ -98,7 +103,14 @@ def print_json(value: object) -> None:
     import json
 
     text = json.dumps(value, indent=2, ensure_ascii=False)
-    print(text.encode(errors="backslashreplace").decode())  # half a pair of surrogates stays what it is, as an escape
+    print(
+        escaped(text.encode(errors="backslashreplace").decode())
+    )  # half a pair of surrogates stays what it is, as an escape
+
+
+def escaped(text: str) -> str:
+    """JSON for a terminal: the control characters that it may hold as they are become escapes."""
+    return re.sub("[\x7f-\x9f]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def slug(text: str) -> str:
@@ -108,7 +120,7 @@ def slug(text: str) -> str:
 
 def say(message: str) -> None:
     """One line that informs the user, on stderr."""
-    from switchkd.console import say as inform  # imports rich, which what is wrong can be told without
+    from switchkd.console import say as inform  # imports rich
 
     inform(message)
 
@@ -122,5 +134,7 @@ def warn(message: str) -> None:
 
 def fail(message: str, code: int) -> int:
     """Say what went wrong and return the exit code."""
-    print(f"switchkd: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    from switchkd.console import harmless
+
+    print(f"switchkd: {harmless(' '.join(message.split()))}", file=sys.stderr, flush=True)
     return code

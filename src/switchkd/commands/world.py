@@ -48,6 +48,7 @@ class World(Verb):
                 f"--train and --test must be at least 1 and --validation 0, got {self.train}, {self.test} and {self.validation}"
             )
         with model_libraries():
+            from switchkd.console import harmless
             from switchkd.pretraining.photo_world_report import make_world
 
         report = make_world(
@@ -59,7 +60,7 @@ class World(Verb):
             seed=self.seed,
             scale=self.scale,
         )
-        print("\n".join(report.lines()))
+        print(harmless("\n".join(report.lines())))
         for problem in report.problems():
             warn(f"warning: {problem}")
         say(f"data: {self.output}/data, models: {self.output}/teacher, student and student-other")

@@ -1,15 +1,13 @@
 """What the doctor found, as data, as a table and as coloured text."""
 
-import sys
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from switchkd.console import TOLD, is_quiet, say
+from switchkd.console import TOLD, is_quiet, say, terminal
 
 Level = Literal["ok", "warning", "failed"]
 #: What a piece of a sample is to the loss: only answers carry it.
@@ -65,7 +63,7 @@ class Findings:
 
         With --quiet only the table.
         """
-        console = Console(stderr=True, width=None if sys.stderr.isatty() else 160)
+        console = terminal(stderr=True, width=160)
         for sample in () if is_quiet() else self.samples:
             console.print(sample.text(), end="\n\n")
         console.print(_table(self.lines))
@@ -81,7 +79,7 @@ class Findings:
         known = [details[name] for name in _TOLD if name in details]
         say(f"doctor: {'; '.join(known)}" if known else "doctor: answers and memory were not looked at")
         if bad := [line for line in self.lines if line.level != "ok"]:
-            Console(stderr=True, width=None if sys.stderr.isatty() else 160).print(_table(bad))
+            terminal(stderr=True, width=160).print(_table(bad))
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values: `ok`, `findings` and `samples`."""

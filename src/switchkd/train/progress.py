@@ -5,13 +5,13 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from switchkd.console import TOLD, is_quiet, say
+from switchkd.console import TOLD, is_quiet, say, terminal
 from switchkd.train.speed import Speed
 
 #: Between two plain lines, in seconds.
@@ -52,7 +52,7 @@ class Progress(TrainerCallback):
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
             )
-            self.bar = _Bar(*columns, console=Console(stderr=True))
+            self.bar = _Bar(*columns, console=terminal(stderr=True))
             self.task = self.bar.add_task(self.stage, total=state.max_steps, completed=state.global_step)
             self.bar.start()
 
