@@ -14,7 +14,7 @@ LINES = [
 
 def test_the_curves_are_the_logged_terms(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in LINES))
-    assert curves_of(read_training_log(tmp_path / "metrics.jsonl")) == {
+    assert curves_of(read_training_log(tmp_path / "metrics.jsonl")[0]) == {
         "loss": [(10, 2.0), (20, 1.0)],
         "ce": [(10, 1.5), (20, 0.75)],
         "align": [(10, 0.5), (20, 0.25)],
@@ -35,7 +35,7 @@ def test_shares_counts_and_learning_rates_are_not_drawn_as_nats():
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [('{"step": 1, "loss": 1}\n{"step"', "line 2"), ("[1]", "line 1"), ('{"loss": 1}', "line 1")]
+    ("text", "message"), [('{"step": 1, "loss": 1}\n{"step"\n', "line 2"), ("[1]", "line 1"), ('{"loss": 1}', "line 1")]
 )
 def test_files_that_are_no_log_are_named(tmp_path, text, message):
     (tmp_path / "m.jsonl").write_text(text)

@@ -166,6 +166,19 @@ def test_other_metrics_are_refused(tmp_path):
     assert only.results.heading == "Score in percent, by the metric anls"
 
 
+def test_an_unfinished_last_line_is_left_out_and_said(tmp_path):
+    run = write_fake_run(tmp_path / "run", None)
+    log = run / "1-train" / "metrics.jsonl"
+    log.write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "lo')
+    (model,) = gather([run]).models
+    assert model.curves == {"loss": [(1, 1.0)]}
+    assert f"the last line of {log} was not written to its end" in model.missing["curves"]
+    for text in ('{"step": 1, "lo\n{"step": 2, "loss": 1.0}\n', '{"step": 1, "loss": 1.0}\n{"step": 2, "lo\n'):
+        log.write_text(text)
+        with pytest.raises(ValueError, match="cannot be read as metrics"):
+            gather([run])
+
+
 def test_shown_questions_are_of_all_kinds(tmp_path):
     write_fake_run(tmp_path / "sft", "000011")
     write_fake_run(tmp_path / "switch-kd", "111101", method="switch_kd")

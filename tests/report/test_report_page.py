@@ -80,6 +80,16 @@ def test_the_page_names_the_metric(evidence):
     assert "Exact match" not in text
 
 
+def test_values_that_are_not_finite_are_left_out_of_curves_and_said(tmp_path):
+    run = write_fake_run(tmp_path / "run", None)
+    lines = [{"step": 1, "loss": 1.0}, {"step": 2, "loss": float("nan")}, {"step": 3, "loss": float("inf"), "ce": 2.0}]
+    log = run / "1-train" / "metrics.jsonl"
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    evidence = gather([run])
+    assert evidence.models[0].curves == {"loss": [(1, 1.0)], "ce": [(3, 2.0)]}
+    assert f"{log}: loss is no finite number in 2 of 3 lines, first at step 2" in text_of(render(evidence))
+
+
 def test_scores_stand_over_their_differences(evidence):
     text = text_of(render(evidence))
     assert "sft baseline 16.7 50.0 0.0 0.0" in text

@@ -1,5 +1,6 @@
 """Folders → `Evidence`: runs, folders of runs, results files and studies."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -154,28 +155,36 @@ def _yaml(file: Path) -> dict[str, Any]:
 
 
 def _curves(folder: Path) -> tuple[dict[str, Curve], tuple[tuple[str, float], ...], dict[str, float], str | None]:
-    """The logged terms of all stages one after another, where each stage ends, what training took, and what cannot be read."""
+    """The logged terms of all stages one after another, where each stage ends, what training took, and what is missing."""
     files = sorted(folder.glob("*-*/metrics.jsonl"), key=lambda file: int(file.parent.name.partition("-")[0]))
     if not files:
         return {}, (), {}, "no metrics.jsonl: nothing was trained, or its stages were removed"
     curves: dict[str, Curve] = {}
     stages: list[tuple[str, float]] = []
     cost: dict[str, float] = {}
-    unread = None
+    notes: list[str] = []
     begin = 0.0
     for file in files:
-        lines = read_training_log(file)
+        lines, unfinished = read_training_log(file)
+        notes += [unfinished] if unfinished else []
         of_stage = curves_of(lines)
         if not of_stage:
-            unread = "no loss was logged; lower the recipe's train.logging_steps to have lines"
+            notes.append("no loss was logged; lower the recipe's train.logging_steps to have lines")
         for term, points in of_stage.items():
-            curves.setdefault(term, []).extend((begin + step, value) for step, value in points)
+            finite = [(begin + step, value) for step, value in points if math.isfinite(value)]
+            if finite:
+                curves.setdefault(term, []).extend(finite)
+            if left_out := [step for step, value in points if not math.isfinite(value)]:
+                notes.append(
+                    f"{file}: {term} is no finite number in {len(left_out)} of {len(points)} lines, first at step {left_out[0]:.0f}: "
+                    "they are left out of its curve"
+                )
         begin += max((line["step"] for line in lines), default=0)
         stages.append((file.parent.name, begin))
         cost["steps"] = begin
         for line in lines:  # one at the end of a stage; of a resumed stage it counts the part after the interruption
             cost["train seconds"] = cost.get("train seconds", 0) + line.get("train_runtime", 0)
-    return curves, tuple(stages), cost, unread
+    return curves, tuple(stages), cost, "; ".join(dict.fromkeys(notes)) or None
 
 
 def _cost(results: Results | None, train: Mapping[str, float]) -> dict[str, float]:

@@ -22,24 +22,30 @@ def read_json(path: Path, what: str) -> Any:
         raise ValueError(f"{path}: cannot be read as {what}: {error}") from None
 
 
+class UnfinishedLineError(ValueError):
+    """The last line cannot be read, and has no line feed: whoever wrote it was ended."""
+
+
 def read_lines(path: Path, what: str) -> Iterator[tuple[str, Any]]:
     """Each line of a JSONL file, with what a message calls it (`FILE, line 3`).
 
     Lines end at a line feed alone: an answer may hold any of the other characters that Unicode ends a line at.
 
     Raises:
-        ValueError: naming the file, and the line where it is one.
+        ValueError: naming the file, and the line where it is one; an `UnfinishedLineError` where that is the last one, cut off.
     """
     try:
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read as {what}: {error}") from None
+    lines = text.removesuffix("\n").split("\n")
     for number, line in enumerate(lines if lines != [""] else [], start=1):
         place = f"{path}, line {number}"
         try:
             yield place, json.loads(line)
         except ValueError as error:
-            raise ValueError(f"{place}: cannot be read as {what}: {error}") from None
+            cut = number == len(lines) and not text.endswith("\n")
+            raise (UnfinishedLineError if cut else ValueError)(f"{place}: cannot be read as {what}: {error}") from None
 
 
 def to_json(value: Any) -> str:
