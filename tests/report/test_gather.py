@@ -47,6 +47,16 @@ def test_stages_follow_one_another(tmp_path):
     assert "evaluate" in model.missing["results"]
 
 
+def test_folders_that_are_no_stages_are_left_alone(tmp_path):
+    run = write_fake_run(tmp_path / "run", None)
+    for name in ("my-notes", "1a-train", "-1"):
+        (run / name).mkdir()
+        (run / name / "metrics.jsonl").write_text('{"step": 9, "loss": 9.0}\n')
+    (model,) = gather([run]).models
+    assert model.stages == (("1-train", 3),)
+    assert len(model.curves["loss"]) == len(LOSSES)
+
+
 def test_a_single_model_has_no_baseline_and_another_can_be_named(tmp_path):
     runs = [write_fake_run(tmp_path / name, "100000", method="kd") for name in ("a", "b")]
     assert gather(runs[:1]).baseline is None

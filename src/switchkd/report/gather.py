@@ -1,6 +1,7 @@
 """Folders → `Evidence`: runs, folders of runs, results files and studies."""
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -156,7 +157,10 @@ def _yaml(file: Path) -> dict[str, Any]:
 
 def _curves(folder: Path) -> tuple[dict[str, Curve], tuple[tuple[str, float], ...], dict[str, float], str | None]:
     """The logged terms of all stages one after another, where each stage ends, what training took, and what is missing."""
-    files = sorted(folder.glob("*-*/metrics.jsonl"), key=lambda file: int(file.parent.name.partition("-")[0]))
+    logs = [
+        file for file in folder.glob("*-*/metrics.jsonl") if re.match("[0-9]+-", file.parent.name)
+    ]  # others are the user's
+    files = sorted(logs, key=lambda file: int(file.parent.name.partition("-")[0]))
     if not files:
         return {}, (), {}, "no metrics.jsonl: nothing was trained, or its stages were removed"
     curves: dict[str, Curve] = {}
