@@ -50,6 +50,15 @@ CASES = {
         (["don't walk"] * 10, "dont walk", 1),
         (["3.5"] * 10, "35", 0),
         (["yes"] * 10, "no", 0),
+        (["t shirt"] * 9 + ["shirt"], "t-shirt", 1),
+        (["t-shirt"] * 9 + ["shirt"], "t shirt", 1),
+        (["black/white"] * 10, "black white", 1),
+        (["red - blue"] * 10, "red blue", 1),
+        (["ab cd e f"] * 10, "a-b c-d e -f", 1),  # one stands beside a space: all are left out
+        (["1,200 km/h"] * 10, "1200 kmh", 1),
+        (["u.s."] * 10, "us", 1),
+        (["50%"] * 10, "50", 0),  # no punctuation there
+        ([".5"] * 10, "5", 0),
     ],
     "choice": [
         *((["B"], given, 1) for given in ("B", "(b)", "B.", "b) a dog", "The answer is B", "Answer: (B) dogs", "**B**")),

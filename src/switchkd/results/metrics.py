@@ -26,6 +26,8 @@ Chosen = Mapping[str | None, str]
 #: (accepted answers, the given one), of every question that is scored by the metric → points of each.
 Asked = Sequence[tuple[Sequence[str], str]]
 _ARTICLES = {"a", "an", "the"}
+#: What the official evaluation of VQA takes for punctuation, besides points.
+_VQA_MARKS = ';/[]"{}()=+\\_-><@`,?!'
 _DIGITS = dict(
     zip(
         ("none", "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"),
@@ -109,10 +111,17 @@ def vqa(accepted: Sequence[str], given: str) -> float:
 
 def _vqa_form(text: str) -> str:
     """As the official evaluation compares: no case, articles, punctuation; small numbers as digits. Apostrophes are left out of all words,
-    where it lists contractions."""
-    text = re.sub(r"(?<=\d),(?=\d)|['’]", "", text.lower())
-    text = re.sub(r"(?<!\d)\.|\.(?!\d)", "", text)
-    words = re.sub(r"[^\w\s.:-]", " ", text).split()
+    where it lists contractions.
+
+    A mark of its list becomes a space (`t-shirt` is `t shirt`), or nothing in a text where it stands beside a space or a comma between
+    digits (`1,200`). Points are left out, but before a digit.
+    """
+    text = re.sub("['’]", "", " ".join(text.lower().split()))
+    grouped = re.search(r"\d,\d", text)
+    form = text
+    for mark in _VQA_MARKS:
+        form = form.replace(mark, "" if grouped or f"{mark} " in text or f" {mark}" in text else " ")
+    words = re.sub(r"\.(?!\d)", "", form).split()
     return " ".join(_DIGITS.get(word, word) for word in words if word not in _ARTICLES)
 
 
