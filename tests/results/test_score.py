@@ -15,6 +15,11 @@ from switchkd.results.score import is_right, normalise, score, score_by_kind
         ("e\u0301te\u0301", "été"),  # composed and decomposed accents
         ("3.5", "3.5"),
         ("-5", "-5"),
+        (".5", ".5"),
+        ("(.5)", ".5"),
+        ("-.5.", "-.5"),
+        ("...5", "5"),  # an ellipsis
+        (". five", "five"),
         ("- five", "five"),
         ("5 -", "5"),
         ("$5", "$5"),  # a currency sign is no punctuation
@@ -36,6 +41,9 @@ def test_nothing_is_right_but_the_same_words():
         ("two", "2"),
         ("yes", "yes it is"),
         ("-5", "5"),
+        ("5", ".5"),
+        ("0.5", ".5"),  # words, not numbers
+        ("-.5", ".5"),
         ("?", "!"),
         ("yes", ""),
     ]:

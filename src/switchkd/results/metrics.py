@@ -55,9 +55,10 @@ def exact(accepted: Sequence[str], given: str) -> float:
 
 
 def contains(accepted: Sequence[str], given: str) -> float:
-    """1 where an accepted answer is in the given one, as whole words or numbers: 5 is in `about 5`, and in no -5, 5.3 or 15."""
+    """1 where an accepted answer is in the given one, as whole words or numbers: 5 is in `about 5`, and in no -5, 5.3, .5 or 15."""
     text = normalise(given)
-    patterns = (rf"(?<!\w)(?<!\d[.,])(?<!-){re.escape(normalise(one))}(?!\w)(?![.,]\d)" for one in accepted)
+    before = r"(?<!\w)(?<!\d[.,])(?<!-)(?:(?!\d)|(?<!^\.)(?<![^\w.]\.))"
+    patterns = (rf"{before}{re.escape(normalise(one))}(?!\w)(?![.,]\d)" for one in accepted)
     return float(any(re.search(pattern, text) for pattern in patterns))
 
 

@@ -4,24 +4,28 @@ Normalisation of expected and given answer alike, in this order:
 1. Unicode NFKC, so that full-width and composed characters compare equal;
 2. lower case;
 3. every run of white space becomes one space;
-4. white space and punctuation (Unicode categories P*) are stripped from both ends, except a `-` before a digit; a text
-   of nothing but punctuation stays as it is.
+4. white space and punctuation (Unicode categories P*) are stripped from both ends, except before a digit a `-`, a `.` alone
+   and both (`-5`, `.5`, `-.5`); a text of nothing but punctuation stays as it is.
 
 Nothing else: no articles, number words or synonyms are treated as equal, and an answer that contains the right one is
 wrong.
 """
 
+import re
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby
+
+#: How a number begins: with a minus, with a point that is not the last of an ellipsis, or with both.
+_NUMBER = re.compile(r"(?:-\.?|(?<!\.)\.)\d")
 
 
 def normalise(text: str) -> str:
     """The form in which two answers are compared; see the top of this file."""
     text = " ".join(unicodedata.normalize("NFKC", text).lower().split())
     begin, end = 0, len(text)
-    while begin < end and _strippable(text[begin]) and not _is_minus(text, begin):
+    while begin < end and _strippable(text[begin]) and not _of_number(text, begin):
         begin += 1
     while end > begin and _strippable(text[end - 1]):
         end -= 1
@@ -32,8 +36,9 @@ def _strippable(character: str) -> bool:
     return character.isspace() or unicodedata.category(character).startswith("P")
 
 
-def _is_minus(text: str, index: int) -> bool:
-    return text[index] == "-" and text[index + 1 : index + 2].isdigit()
+def _of_number(text: str, index: int) -> bool:
+    """Whether what stands here begins a number."""
+    return _NUMBER.match(text, index) is not None
 
 
 def is_right(expected: str, given: str) -> bool:
