@@ -14,6 +14,7 @@ from switchkd.batch import TEACHER
 from switchkd.cli import main
 from switchkd.commands import VERBS
 from switchkd.methods import SwitchKD
+from switchkd.models.families import FAMILIES
 from switchkd.recipe.schema import load_recipe
 from switchkd.train.step import DistillationStep
 
@@ -64,6 +65,11 @@ def test_the_yaml_of_the_readme_is_a_recipe(tmp_path):
     recipe = load_recipe(tmp_path / "recipe.yaml")
     assert recipe.method == SwitchKD(align=1.0, switch=1.0)
     assert recipe.evaluate is not None
+
+
+def test_videos_are_refused_where_a_family_reads_none():
+    assert "Rows with videos are refused by families that do not read videos." in " ".join(README.split())
+    assert {family.video_inputs is None for family in FAMILIES.values()} == {True, False}
 
 
 def test_it_is_short_and_begins_with_what_a_user_gets():
