@@ -109,6 +109,16 @@ WRONG = {
     "no such model": (["chat", "no/such/folder"], 1, ["no/such/folder: no such folder"]),
     "no such picture": (["chat", "some/model", "--image", "no.png"], 1, ["no.png: no such file"]),
     "no such model on the page": (["chat", "--web", "a=no/such/folder"], 1, ["no/such/folder: no such folder"]),
+    "an answer of no token": (
+        ["chat", "some/model", "--max-new-tokens", "0"],
+        2,
+        ["--max-new-tokens", "at least 1, got 0"],
+    ),
+    "less than no token": (
+        ["chat", "--web", "m", "--max-new-tokens", "-3"],
+        2,
+        ["--max-new-tokens", "at least 1, got -3"],
+    ),
     "two models of one name": (["chat", "--web", "a=b", "a=c"], 1, ["two models are called 'a'"]),
     "no such model to ask": (["evaluate", "nowhere", TINY], 1, ["nowhere: no such folder"]),
     "a folder that is no model": (["evaluate", str(RECIPES), TINY], 1, ["has no config.json"]),

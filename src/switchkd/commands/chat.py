@@ -52,6 +52,8 @@ class Chat(Verb):
         """Talk."""
         if not self.models:
             return fail("chat with which model? Name a checkpoint directory, or a model on the Hugging Face hub", 2)
+        if self.max_new_tokens < 1:
+            return fail(f"--max-new-tokens must be at least 1, got {self.max_new_tokens}", 2)
         if self.web:
             for what, given, most in (("image", self.image, PICTURES), ("video", self.video, 1)):
                 if len(given) > most:
