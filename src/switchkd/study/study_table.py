@@ -20,8 +20,8 @@ def bootstrap(arm: Sequence[Outcome], baseline: Sequence[Outcome]) -> tuple[floa
     Raises:
         ValueError: if the two were not asked the same questions.
     """
-    right, asked = _grid(arm, baseline)
-    found = mean_over_kinds(right, asked)
+    points, asked = _grid(arm, baseline)
+    found = mean_over_kinds(points, asked)
     return found.low, found.high
 
 
@@ -31,7 +31,7 @@ def _grid(
     """Points more than the baseline's, and questions."""
     kinds = sorted({kind for outcome in arm for picture in outcome.values() for kind in picture})
     most = max(map(len, arm))
-    right, asked = np.zeros((len(arm), most, len(kinds))), np.zeros((len(arm), most, len(kinds)))
+    points, asked = np.zeros((len(arm), most, len(kinds))), np.zeros((len(arm), most, len(kinds)))
     for seed, (one, other) in enumerate(zip(arm, baseline, strict=True)):
         if one.keys() != other.keys():
             raise ValueError(
@@ -44,9 +44,9 @@ def _grid(
                     raise ValueError(
                         f"picture {picture}: {questions} and {base_questions} questions of kind {kind} in two arms"
                     )
-                right[seed, place, kinds.index(kind)] = good - base_good
+                points[seed, place, kinds.index(kind)] = good - base_good
                 asked[seed, place, kinds.index(kind)] = questions
-    return right, asked
+    return points, asked
 
 
 def tabulate(

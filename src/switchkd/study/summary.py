@@ -103,10 +103,12 @@ def _scores(results: Results, folder: Path, output: Path) -> dict[str, Any]:
 
 
 def _outcome(results: Results) -> Outcome:
-    """Points and questions of every picture, by kind."""
+    """Points and questions of every picture, by kind: of what the score counts, so without questions of no kind where any has one."""
+    kinded = any(answer.kind is not None for answer in results.predictions)
     outcome: Outcome = {}
     for answer in results.predictions:
         of_picture = outcome.setdefault(answer.picture_key, {})
-        points, asked = of_picture.get(answer.kind or "", (0.0, 0))
-        of_picture[answer.kind or ""] = (points + answer.points, asked + 1)
+        if answer.kind is not None or not kinded:
+            points, asked = of_picture.get(answer.kind or "", (0, 0))
+            of_picture[answer.kind or ""] = (points + answer.points, asked + 1)
     return outcome

@@ -1,0 +1,86 @@
+"""What is written down of finished cells, against the cells' own numbers."""
+
+from pathlib import Path
+
+import pytest
+
+from switchkd.recipe.schema import recipe_to_dict
+from switchkd.results import Prediction, Results, intervals
+from switchkd.results.score import score, score_by_kind
+from switchkd.results.study_results import CellRecord
+from switchkd.study.plan import Cell, Study, cells
+from switchkd.study.summary import summarise
+
+RECIPE = str(Path(__file__).parents[2] / "recipes" / "tiny.yaml")
+ARMS = {"SFT": {"method": {"name": "sft"}}, "Switch-KD": {"method": {"name": "switch_kd"}}}
+
+
+@pytest.fixture(autouse=True)
+def few_samples(monkeypatch):
+    monkeypatch.setattr(intervals, "RESAMPLES", 300)
+
+
+@pytest.fixture
+def study(tmp_path):
+    return Study(recipe=RECIPE, output=str(tmp_path / "out"), arms=ARMS, baseline="SFT", seeds=(0, 1))
+
+
+def write_answers(file: Path, points, kinds, *, asked: str = "f") -> None:
+    """Results of one question about each picture."""
+    total, of_kinds = score(points), score_by_kind(kinds, points)
+    means = [one.accuracy_percent for one in of_kinds.values()]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Results(
+        model="m",
+        data="test.json",
+        data_fingerprint=asked * 64,
+        rows=total.questions,
+        questions=total.questions,
+        right=total.right,
+        accuracy_percent=total.accuracy_percent,
+        kinds=of_kinds,
+        mean_over_kinds_percent=sum(means) / len(means) if means else None,
+        questions_without_kind=sum(kind is None for kind in kinds),
+        truncated=0,
+        generation={},
+        image_backend="PIL",
+        device="cpu",
+        dtype="float32",
+        versions={},
+        seconds=1.0,
+        predictions=tuple(
+            Prediction(
+                f"row-{n}", kind, "?", "yes", "yes", of_it >= 1, False, about=f"picture-{n}", metric="anls", score=of_it
+            )
+            for n, (of_it, kind) in enumerate(zip(points, kinds, strict=True))
+        ),
+    ).save(file)
+
+
+def finish(cell: Cell, points, kinds, *, asked: str = "f") -> None:
+    """Leave what a finished cell leaves."""
+    write_answers(cell.folder / "results.json", points, kinds, asked=asked)
+    CellRecord(cell.arm, cell.seed, cell.rows, 0, 1.0, 1.0, 1, False, "cpu", {}, recipe_to_dict(cell.recipe)).save(
+        cell.file("json")
+    )
+
+
+def test_the_interval_is_one_of_points_where_answers_are_graded(study):
+    planned = cells(study)
+    for cell in planned:
+        finish(cell, [0.5, 0.7] * 20 if cell.arm == "SFT" else [0.6, 0.9] * 20, ["k"] * 40)
+    _, line = summarise(study, planned, 4, {})
+    assert line.difference == pytest.approx(15)
+    assert 10 < line.low < 15 < line.high < 20
+
+
+def test_questions_of_no_kind_count_in_the_interval_as_little_as_in_the_score(study):
+    planned, kinds = cells(study), ["k"] * 20 + [None] * 20
+    for cell in planned:
+        finish(cell, [0.0] * 20 + [1.0] * 20 if cell.arm == "SFT" else [0.3] * 20 + [0.0] * 20, kinds)
+    _, line = summarise(study, planned, 4, {})
+    assert (line.difference, line.low, line.high) == pytest.approx((30, 30, 30))
+    for cell in planned:  # where none has a kind, all count
+        finish(cell, [0.0] * 40 if cell.arm == "SFT" else [0.3] * 40, [None] * 40)
+    _, line = summarise(study, planned, 4, {})
+    assert (line.difference, line.low, line.high) == pytest.approx((30, 30, 30))
