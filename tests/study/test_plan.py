@@ -163,6 +163,27 @@ def test_an_arm_that_cannot_run_is_refused_before_any_does(write, arm, message):
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "source"),
+    [("train.output", "runs/x", "output"), ("train.seed", 7, "seeds"), ("data.rows", 3, "rows")],
+)
+def test_what_the_study_sets_for_every_cell_is_no_arms_and_no_flags(write, name, value, source):
+    section, field = name.split(".")
+    arms = {**ARMS, "A": {section: {field: value}}}
+    message = f"the study sets it, for every cell, from its `{source}`"
+    with pytest.raises(RecipeError, match=f"mine: arm A: {name}: {message}"):
+        cells(load_study(write(rows=[8], arms=arms)))
+    with pytest.raises(RecipeError, match=f"mine: --{name}: {message}"):
+        cells(load_study(write(rows=[8])), [f"--{name}", str(value)])
+
+
+def test_a_study_without_sizes_leaves_the_rows_to_arms_and_flags(write):
+    planned = cells(load_study(write(seeds=[0], arms={**ARMS, "A": {"data": {"rows": 3}}})))
+    assert [cell.recipe.data.rows for cell in planned] == [None, None, None, 3]
+    planned = cells(load_study(write(seeds=[0])), ["--data.rows", "5"])
+    assert {cell.recipe.data.rows for cell in planned} == {5}
+
+
 @pytest.mark.parametrize("file", sorted(RECIPES.glob("study-*.yaml")), ids=lambda file: file.stem)
 def test_shipped_studies_can_be_planned(file, monkeypatch):
     monkeypatch.chdir(RECIPES.parent)

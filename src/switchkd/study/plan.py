@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from switchkd.recipe.packages import check_packages
-from switchkd.recipe.parsing import RecipeError, lay_over, read_yaml, suggestion
+from switchkd.recipe.parsing import RecipeError, lay_over, parse_flags, read_yaml, suggestion
 from switchkd.recipe.schema import Recipe, build_recipe
 from switchkd.typed_fields import Builder, check_fields
 
@@ -155,13 +155,28 @@ def cells(study: Study, overrides: Sequence[str] = ()) -> list[Cell]:
     `overrides` are `--section.field value` flags, laid over every arm.
 
     Raises:
-        RecipeError: an arm whose recipe cannot be run, or that does not evaluate.
+        RecipeError: an arm whose recipe cannot be run, or that does not evaluate; an arm or a flag with a field that the study sets.
     """
+    _check_left_to_study(study, overrides)
     base = read_yaml(Path(study.recipe))
     sizes: Sequence[int | None] = study.rows or [None]
     return [
         _cell(study, base, arm, seed, size, overrides) for seed in study.seeds for size in sizes for arm in study.arms
     ]
+
+
+def _check_left_to_study(study: Study, overrides: Sequence[str]) -> None:
+    own = {"train.output": "output", "train.seed": "seeds"} | ({"data.rows": "rows"} if study.rows else {})
+    named = [(name, f"--{name}") for name in parse_flags(overrides)]
+    for arm, sections in study.arms.items():
+        for section, fields in sections.items():
+            names = [f"{section}.{name}" for name in fields] if isinstance(fields, dict) else [section]
+            named += [(name, f"arm {arm}: {name}") for name in names]
+    for name, place in named:
+        if name in own:
+            raise RecipeError(
+                f"{study.name}: {place}: the study sets it, for every cell, from its `{own[name]}`: leave it out"
+            )
 
 
 def _cell(study: Study, base: dict[str, Any], arm: str, seed: int, rows: int | None, overrides: Sequence[str]) -> Cell:
