@@ -154,6 +154,10 @@ def test_what_cannot_be_a_study_is_refused(write, fields, message):
             {"train": {"max_step": 3}},
             "mine: arm A: train.max_step: `train` has no `max_step`; did you mean `max_steps`?",
         ),
+        (
+            {"evaluate": {"data": "other.json"}},
+            "mine: arm A: evaluate.data is other.json, of arm SFT it is runs/demo/data/test.json: a study compares",
+        ),
         ({"evaluate": None}, "mine: arm A: a study compares accuracies: add `evaluate: {data: …}`"),
     ],
 )

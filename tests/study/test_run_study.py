@@ -103,10 +103,9 @@ def test_a_study_in_use_is_left_alone(finished):
 
 def test_questions_that_are_missing_are_seen_before_any_cell_is_trained(finished, monkeypatch):
     study, steps, _ = finished
-    wider = replace(study, arms={**study.arms, "mute": {"evaluate": {"data": "nowhere.json"}}})
     monkeypatch.setattr(driver, "run_jobs", None)
-    with pytest.raises(ValueError, match=r"evaluate.data of the cell mute, 8 rows, seed 0: nowhere.json: no such file"):
-        run_study(wider, steps)
+    with pytest.raises(ValueError, match=r"evaluate.data of the cell SFT, 8 rows, seed 1: nowhere.json: no such file"):
+        run_study(replace(study, seeds=(1,)), [*steps, "--evaluate.data", "nowhere.json"])
 
 
 def test_a_failing_cell_is_named_and_the_others_count(finished, monkeypatch):

@@ -1,5 +1,6 @@
 """What is written down of finished cells, against the cells' own numbers."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from switchkd.recipe.schema import recipe_to_dict
 from switchkd.results import Prediction, Results, intervals
 from switchkd.results.score import score, score_by_kind
-from switchkd.results.study_results import CellRecord
+from switchkd.results.study_results import CellRecord, StudyResults
 from switchkd.study.plan import Cell, Study, cells
 from switchkd.study.summary import summarise
 
@@ -84,3 +85,23 @@ def test_questions_of_no_kind_count_in_the_interval_as_little_as_in_the_score(st
         finish(cell, [0.0] * 40 if cell.arm == "SFT" else [0.3] * 40, [None] * 40)
     _, line = summarise(study, planned, 4, {})
     assert (line.difference, line.low, line.high) == pytest.approx((30, 30, 30))
+
+
+def test_an_arm_renamed_within_its_folder_stays_in_the_table(study):
+    for cell in cells(study):
+        finish(cell, [1.0, 0.0], ["k", "k"])
+    renamed = replace(study, arms={"SFT": ARMS["SFT"], "switch KD": ARMS["Switch-KD"]})
+    assert [line.arm for line in summarise(renamed, cells(renamed), 4, {})] == ["SFT", "switch KD"]
+    written = StudyResults.load(Path(study.output) / "study.json")
+    assert [(cell.arm, cell.seed) for cell in written.cells] == [(arm, seed) for seed in (0, 1) for arm in renamed.arms]
+
+
+def test_of_cells_asked_different_questions_only_one_is_to_go(study):
+    planned = cells(study)
+    for cell in planned:
+        finish(cell, [1.0, 0.0], ["k", "k"], asked="g" if cell == planned[-1] else "f")
+    with pytest.raises(ValueError, match="different questions") as error:
+        summarise(study, planned, 4, {})
+    for cell in planned[-2:]:
+        assert str(cell.file("json")) in str(error.value)
+    assert "begin anew" not in str(error.value)

@@ -155,14 +155,25 @@ def cells(study: Study, overrides: Sequence[str] = ()) -> list[Cell]:
     `overrides` are `--section.field value` flags, laid over every arm.
 
     Raises:
-        RecipeError: an arm whose recipe cannot be run, or that does not evaluate; an arm or a flag with a field that the study sets.
+        RecipeError: an arm whose recipe cannot be run, or that does not evaluate, or is asked from another file than the others; an arm
+            or a flag with a field that the study sets.
     """
     _check_left_to_study(study, overrides)
     base = read_yaml(Path(study.recipe))
     sizes: Sequence[int | None] = study.rows or [None]
-    return [
+    planned = [
         _cell(study, base, arm, seed, size, overrides) for seed in study.seeds for size in sizes for arm in study.arms
     ]
+    asked: dict[int, tuple[Cell, str]] = {}
+    for cell in planned:
+        assert cell.recipe.evaluate is not None
+        other, data = asked.setdefault(cell.seed, (cell, cell.recipe.evaluate.data))
+        if data != cell.recipe.evaluate.data:
+            raise RecipeError(
+                f"{study.name}: arm {cell.arm}: evaluate.data is {cell.recipe.evaluate.data}, of arm {other.arm} it is {data}: a study "
+                "compares answers to the same questions, so leave it out, or make two studies of it"
+            )
+    return planned
 
 
 def _check_left_to_study(study: Study, overrides: Sequence[str]) -> None:

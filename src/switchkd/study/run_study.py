@@ -98,7 +98,7 @@ def _check(cell: Cell) -> None:
     file = cell.file("json")
     if file.exists() and build_recipe(CellRecord.load(file).recipe, str(file)) != cell.recipe:
         raise ValueError(
-            f"{file}: the cell {cell} was finished with another recipe: choose another output, or remove it"
+            f"{file}: the cell {cell} was finished with another recipe: choose another output, or remove it and {cell.folder}"
         )
 
 

@@ -41,7 +41,8 @@ def summarise(
         if fingerprint != results.data_fingerprint:
             raise ValueError(
                 f"{cell} and {other} were asked different questions: data fingerprints {results.data_fingerprint[:12]} and "
-                f"{fingerprint[:12]}; the test data has changed, so remove the study's folder and begin anew"
+                f"{fingerprint[:12]}. Remove the one that was asked the wrong ones, {cell.folder} with {cell.file('json')} or "
+                f"{other.folder} with {other.file('json')}, and the same command trains it again"
             )
         first = first or results
         if not results.scored_like(first):
@@ -51,6 +52,8 @@ def summarise(
             )
         record = asdict(CellRecord.load(cell.file("json")))
         del record["recipe"]
+        # it may have been finished under another name of the same folder
+        record |= {"arm": cell.arm, "seed": cell.seed, "rows": cell.rows}
         cells.append(CellResult(**record, **_scores(results, cell.folder, output)))
         outcomes.append(_outcome(results))
     summary = StudyResults(
