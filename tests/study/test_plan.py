@@ -10,7 +10,7 @@ from labelled_photos import write_photos_folder
 from switchkd.methods import KD, METHODS, SFT, SwitchKD
 from switchkd.recipe.parsing import RecipeError
 from switchkd.recipe.schema import load_recipe
-from switchkd.study.plan import cells, load_study, world_paths, write_world
+from switchkd.study.plan import cells, check_world, load_study, world_paths, write_world
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 ARMS = {
@@ -109,6 +109,29 @@ def test_a_world_of_photographs_is_drawn_anew_for_each_seed_and_its_models_lie_w
     assert not trained & asked  # also where the seeds differ
     own = load_study(write(seeds=[0], world=fields, arms={"SFT": ARMS["SFT"]}))
     assert world_paths(own, 0)["teacher.path"] == tmp_path / "out" / "world" / "teacher"
+
+
+@pytest.mark.parametrize("noted", [True, False])
+def test_data_drawn_otherwise_than_the_study_says_are_refused(write, tmp_path, noted):
+    photos = str(write_photos_folder(tmp_path / "photos"))
+
+    def study(**changed):
+        world = {"train": 2, "test": 1, "photos": photos} | changed
+        return load_study(write(seeds=[0, 1], world={name: value for name, value in world.items() if value}))
+
+    check_world(study())  # there are none yet
+    write_world(study())
+    notes = sorted(tmp_path.glob("out/world/seed-*/drawn.json"))
+    assert len(notes) == 2
+    others = write_photos_folder(tmp_path / "others", size=(48, 32))
+    settings = [{"train": 3}, {"test": 2}, {"photos": None}, {"photos": str(others)}]
+    for changed in [*settings, {"scale": "gpu"}] if noted else settings:
+        for note in () if noted else notes:  # earlier versions wrote none
+            note.unlink(missing_ok=True)
+        with pytest.raises(ValueError, match=r"seed-0: was drawn with train 2, test 1, .*put `world` back"):
+            check_world(study(**changed))
+    check_world(study())
+    assert all(note.exists() for note in notes)
 
 
 def test_an_arm_may_have_a_baseline_of_its_own(write):

@@ -10,6 +10,7 @@ from switchkd.results import Prediction, Results, intervals
 from switchkd.results.score import score, score_by_kind
 from switchkd.results.study_results import CellRecord, StudyResults
 from switchkd.study.plan import Cell, Study, cells
+from switchkd.study.run_study import _teachers as find_teachers
 from switchkd.study.summary import summarise
 
 RECIPE = str(Path(__file__).parents[2] / "recipes" / "tiny.yaml")
@@ -26,13 +27,13 @@ def study(tmp_path):
     return Study(recipe=RECIPE, output=str(tmp_path / "out"), arms=ARMS, baseline="SFT", seeds=(0, 1))
 
 
-def write_answers(file: Path, points, kinds, *, asked: str = "f") -> None:
+def write_answers(file: Path, points, kinds, *, asked: str = "f", model: str = "m") -> None:
     """Results of one question about each picture."""
     total, of_kinds = score(points), score_by_kind(kinds, points)
     means = [one.accuracy_percent for one in of_kinds.values()]
     file.parent.mkdir(parents=True, exist_ok=True)
     Results(
-        model="m",
+        model=model,
         data="test.json",
         data_fingerprint=asked * 64,
         rows=total.questions,
@@ -105,3 +106,26 @@ def test_of_cells_asked_different_questions_only_one_is_to_go(study):
     for cell in planned[-2:]:
         assert str(cell.file("json")) in str(error.value)
     assert "begin anew" not in str(error.value)
+
+
+def test_a_teacher_asked_other_questions_than_the_cells_is_refused(study, tmp_path):
+    planned, file = cells(study), tmp_path / "teacher" / "results.json"
+    for cell in planned:
+        finish(cell, [1.0, 0.0], ["k", "k"])
+    write_answers(file, [1.0, 1.0], ["k", "other"], asked="g")
+    with pytest.raises(ValueError, match=r"the teacher was asked other questions than SFT, seed 0: .*Remove it"):
+        summarise(study, planned, 4, {file: planned[0]})
+    write_answers(file, [1.0, 1.0], ["k", "k"])
+    summarise(study, planned, 4, {file: planned[0]})
+
+
+def test_every_teacher_has_a_file_of_its_own_and_earlier_ones_stay(study):
+    paths = ["runs/teacher/a", "runs/teacher-a", "/home/" + "somebody/" * 40 + "teacher"]
+    arms = {f"arm {n}": {"teacher": {"path": path}} for n, path in enumerate(paths)}
+    several = replace(study, arms=arms, baseline="arm 0", seeds=(0,))
+    files = list(find_teachers(several, cells(several)))
+    assert len(set(files)) == 3
+    assert max(len(file.parent.name.encode()) for file in files) < 256
+    earlier = Path(study.output) / "teachers" / "runs-teacher-a-runs-demo-data-test.json" / "results.json"
+    write_answers(earlier, [1.0], ["k"], model="runs/teacher-a")
+    assert list(find_teachers(several, cells(several))) == [files[0], earlier, files[2]]

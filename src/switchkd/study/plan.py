@@ -7,10 +7,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from switchkd.files import write_together
 from switchkd.recipe.packages import check_packages
 from switchkd.recipe.parsing import RecipeError, lay_over, parse_flags, read_yaml, suggestion
 from switchkd.recipe.schema import Recipe, build_recipe
+from switchkd.results.stored import read_json, to_json
 from switchkd.typed_fields import Builder, check_fields
+
+#: In the folder of a seed's data: how they were drawn.
+_DRAWN = "drawn.json"
 
 
 @dataclass(frozen=True)
@@ -228,6 +233,49 @@ def world_paths(study: Study, seed: int) -> dict[str, Path]:
     }
 
 
+def check_world(study: Study) -> None:
+    """Note how the data of each seed were drawn where an earlier version did not, as far as they show it.
+
+    Raises:
+        ValueError: they were drawn otherwise than the study says.
+    """
+    assert study.world is not None
+    wanted = _drawn(study.world)
+    for seed in study.seeds:
+        folder = world_paths(study, seed)["data.train"].parent
+        if not folder.exists():
+            continue
+        noted = (folder / _DRAWN).exists()
+        found = read_json(folder / _DRAWN, "the settings of a world") if noted else _seen(folder, study.world)
+        if found != wanted:
+            was, asked = (", ".join(f"{name} {value}" for name, value in one.items()) for one in (found, wanted))
+            raise ValueError(
+                f"{folder}: was drawn with {was}, and the study's world has {asked}: choose another output, or put `world` back"
+            )
+        if not noted:
+            _note(folder, study.world)
+
+
+def _drawn(world: World) -> dict[str, Any]:
+    """What the data depend on."""
+    return {"train": world.train, "test": world.test, "photos": world.photos, "scale": world.scale}
+
+
+def _seen(folder: Path, world: World) -> dict[str, Any]:
+    """The same of data without a note: the world's own settings as far as nothing speaks against them."""
+    from switchkd.world.photographs import load_photographs
+
+    rows = {split: read_json(folder / f"{split}.json", "rows") for split in ("train", "test")}
+    shown = {digest for row in rows["train"] for digest in row.get("photographs", ())}
+    there = {digest for digest, _ in load_photographs(world.photos).of("train")} if world.photos and shown else set()
+    photos = None if not shown else world.photos if shown <= there else "other photographs"
+    return _drawn(world) | {split: len(of_split) for split, of_split in rows.items()} | {"photos": photos}
+
+
+def _note(folder: Path, world: World) -> None:
+    write_together({folder / _DRAWN: to_json(_drawn(world))})
+
+
 def write_world(study: Study) -> None:
     """Draw the data of every seed, and copy the models of the procedural world, unless they are there."""
     from switchkd import world
@@ -240,9 +288,14 @@ def write_world(study: Study) -> None:
 
         image_size = IMAGE_SIZES[study.world.scale]
         write = partial(write_photos, photographs=load_photographs(study.world.photos), image_size=image_size)
+
+    def draw(folder: Path, seed: int) -> None:
+        assert study.world is not None
+        write(folder, train=study.world.train, validation=0, test=study.world.test, seed=seed)
+        _note(folder, study.world)
+
     for seed in study.seeds:
-        draw = partial(write, train=study.world.train, validation=0, test=study.world.test, seed=seed)
-        world.once(world_paths(study, seed)["data.train"].parent, draw)
+        world.once(world_paths(study, seed)["data.train"].parent, partial(draw, seed=seed))
     if study.world.photos is None:
         world.once(study.store / "world" / "teacher", world.write_teacher)
         world.once(study.store / "world" / "student-init", world.write_student)

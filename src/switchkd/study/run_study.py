@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 
 from switchkd.data.errors import DataError
@@ -16,7 +17,7 @@ from switchkd.results.metrics import metric_words
 from switchkd.results.question_results import Results
 from switchkd.results.study_results import ArmSummary, CellRecord
 from switchkd.study.jobs import End, Job, run_jobs
-from switchkd.study.plan import Cell, Study, cells, slug, world_paths, write_world
+from switchkd.study.plan import Cell, Study, cells, check_world, slug, world_paths, write_world
 from switchkd.study.summary import summarise
 
 _log = logging.getLogger(__name__)
@@ -30,7 +31,8 @@ def run_study(study: Study, overrides: Sequence[str] = ()) -> tuple[ArmSummary, 
 
     Raises:
         RecipeError: a cell that cannot be run, before any is.
-        ValueError: if `output` is in use, or the questions of a cell are missing, or it holds cells of another recipe.
+        ValueError: if `output` is in use, or the questions of a cell are missing, or it holds cells of another recipe, data of another
+            world or a teacher's answers to other questions.
         RuntimeError: at the end, if cells failed; with their logs.
     """
     output = Path(study.output)
@@ -41,6 +43,7 @@ def run_study(study: Study, overrides: Sequence[str] = ()) -> tuple[ArmSummary, 
         for cell in planned:
             _check(cell)
         if study.world:
+            check_world(study)
             _make_models(study, lock)
             write_world(study)
         open_cells = [cell for cell in planned if not cell.file("json").exists()]
@@ -125,15 +128,23 @@ def _job(cell: Cell) -> Job:
 
 def _teachers(study: Study, planned: Sequence[Cell]) -> dict[Path, Cell]:
     """The results of every teacher on every test set, and a cell that has both."""
-    first: dict[tuple[str, str], Cell] = {}
+    first: dict[tuple[str, str | None, str], Cell] = {}
     for cell in planned:
         assert cell.recipe.evaluate is not None
-        if cell.recipe.last_teacher is not None:
-            first.setdefault((cell.recipe.last_teacher.path, cell.recipe.evaluate.data), cell)
-    return {
-        study.store / "teachers" / slug(f"{model} {data}") / "results.json": cell
-        for (model, data), cell in first.items()
-    }
+        if (teacher := cell.recipe.last_teacher) is not None:
+            first.setdefault((teacher.path, teacher.revision, cell.recipe.evaluate.data), cell)
+    return {_teacher_file(study.store / "teachers", *key): cell for key, cell in first.items()}
+
+
+def _teacher_file(folder: Path, path: str, revision: str | None, data: str) -> Path:
+    """Names that make one slug have different digests; earlier versions wrote none, so what lies there may be another teacher's."""
+    name = slug(f"{path} {data}").encode()
+    if len(name) < 256 and revision is None:  # longer ones are no names of folders
+        earlier = folder / name.decode() / "results.json"
+        if earlier.exists() and Path(Results.load(earlier).model).is_relative_to(path):
+            return earlier
+    digest = sha256(f"{path}\n{revision}\n{data}".encode()).hexdigest()[:8]
+    return folder / f"{name[-200:].decode(errors='ignore')}-{digest}" / "results.json"
 
 
 def _teacher_job(cell: Cell, file: Path) -> Job:

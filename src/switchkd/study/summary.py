@@ -29,7 +29,8 @@ def summarise(
         The table.
 
     Raises:
-        ValueError: if two cells of one seed were asked different questions, or two cells were scored by different metrics.
+        ValueError: if two cells of one seed, or a cell and a teacher, were asked different questions, or two cells were scored by different
+            metrics.
     """
     output = Path(study.output)
     cells, outcomes = [], []
@@ -56,6 +57,13 @@ def summarise(
         record |= {"arm": cell.arm, "seed": cell.seed, "rows": cell.rows}
         cells.append(CellResult(**record, **_scores(results, cell.folder, output)))
         outcomes.append(_outcome(results))
+    answered = {file: (cell, Results.load(file)) for file, cell in teachers.items() if file.exists()}
+    for file, (cell, results) in answered.items():
+        if cell.seed in asked and results.data_fingerprint != asked[cell.seed][1]:
+            raise ValueError(
+                f"{file}: the teacher was asked other questions than {asked[cell.seed][0]}: data fingerprints "
+                f"{results.data_fingerprint[:12]} and {asked[cell.seed][1][:12]}. Remove it, and the same command asks the teacher again"
+            )
     summary = StudyResults(
         name=study.name,
         baseline=study.baseline,
@@ -69,10 +77,10 @@ def summarise(
             TeacherResult(
                 teacher=cell.recipe.last_teacher.path,
                 seed=cell.seed,
-                **_scores(Results.load(file), file.parent, output),
+                **_scores(results, file.parent, output),
             )
-            for file, cell in teachers.items()
-            if file.exists() and cell.recipe.last_teacher is not None
+            for file, (cell, results) in answered.items()
+            if cell.recipe.last_teacher is not None
         ),
         table=tuple(tabulate(cells, outcomes, study.baselines)),
     )
