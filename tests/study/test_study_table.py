@@ -22,8 +22,8 @@ def outcome(*right, questions=1):
     return {f"p{index}": {"": (number, questions)} for index, number in enumerate(right)}
 
 
-def cell(arm, seed, score, *, rows=None, seconds=10.0, cpu=20.0, resumed=False, device="cpu", kinds=None):
-    return CellResult(arm, seed, rows, "", score, kinds or {}, seconds, cpu, 0, resumed, device)
+def cell(arm, seed, score, *, rows=None, seconds=10.0, cpu=20.0, resumed=False, device="cpu", kinds=None, asked=""):
+    return CellResult(arm, seed, rows, "", score, kinds or {}, seconds, cpu, 0, resumed, device, data_fingerprint=asked)
 
 
 BASELINES = {"A": "A", "B": "A"}
@@ -83,6 +83,25 @@ def test_seeds_that_disagree_widen_the_interval():
     disagree = bootstrap([outcome(*[1, 1] * 50), outcome(*[0, 0] * 50)], [outcome(*[0, 0] * 50)] * 2)
     assert disagree == (0, 100)
     assert agree[1] - agree[0] < 30
+
+
+def test_pictures_that_all_seeds_share_are_drawn_once_for_all_of_them():
+    better, worse = outcome(*[1, 0] * 30), outcome(*[0] * 60)
+
+    def width(seeds, asked):
+        cells = [cell(arm, seed, 50, asked=asked(seed)) for seed in range(seeds) for arm in "AB"]
+        line = tabulate(cells, [worse, better] * seeds, BASELINES)[1]
+        return line.high - line.low
+
+    one, shared, own = width(1, str), width(5, lambda _: "f"), width(5, str)
+    assert shared == pytest.approx(one, rel=0.2)  # five trainings that answer alike say no more than one
+    assert own == pytest.approx(one / 5**0.5, rel=0.2)  # but of other pictures each, they do
+
+
+def test_the_draws_are_those_of_published_tables():
+    arm = [outcome(*[1, 0, 1, 1, 0] * 4), outcome(*[1, 1, 0, 0] * 5), outcome(*[1, 0] * 10)]
+    baseline = [outcome(*[0, 1] * 10), outcome(*[0, 0, 1, 0] * 5), outcome(*[1, 0, 0, 0, 1] * 4)]
+    assert bootstrap(arm, baseline) == pytest.approx((-6.666666666666667, 36.66666666666667), abs=1e-9)
 
 
 def test_kinds_count_alike_however_many_questions_they_have():

@@ -1,7 +1,9 @@
 """How sure a figure is: percentile bootstraps of means over questions, and of differences between models that answered the same ones.
 
 Drawn with replacement are pictures with all their questions, because answers about one picture go wrong together; of several trainings
-the seeds are drawn first. `RESAMPLES` samples from a fixed seed: the same answers always give the same interval.
+the seeds are drawn first, and then of every seed its pictures; or, where all seeds were asked about the same ones, these once for all seeds
+(the pigeonhole bootstrap, Owen 2007, doi:10.1214/07-AOAS122: its intervals are rather too wide than too narrow). `RESAMPLES` samples from
+a fixed seed: the same answers always give the same interval.
 """
 
 from collections.abc import Sequence
@@ -54,15 +56,19 @@ def intervals(answers: Sequence[Prediction], baseline: Sequence[Prediction] | No
 
 
 def mean_over_kinds(
-    points: Float[np.ndarray, "seeds pictures kinds"], asked: Float[np.ndarray, "seeds pictures kinds"]
+    points: Float[np.ndarray, "seeds pictures kinds"],
+    asked: Float[np.ndarray, "seeds pictures kinds"],
+    *,
+    shared: bool = False,
 ) -> Interval:
     """The interval of the mean over kinds and seeds: seeds are drawn, and of every seed drawn its pictures.
 
     Args:
         points: sums over the questions of a picture and kind, of points or of differences in them.
         asked: how many questions these are.
+        shared: whether the seeds were asked about the same pictures, in the same places: they are then drawn once, for all seeds drawn.
     """
-    return interval(np.nanmean(np.nanmean(_means(points, asked), axis=2), axis=1))
+    return interval(np.nanmean(np.nanmean(_means(points, asked, shared=shared), axis=2), axis=1))
 
 
 def interval(drawn: Float[np.ndarray, " samples"]) -> Interval:
@@ -73,7 +79,10 @@ def interval(drawn: Float[np.ndarray, " samples"]) -> Interval:
 
 
 def _means(
-    points: Float[np.ndarray, "seeds pictures kinds"], asked: Float[np.ndarray, "seeds pictures kinds"]
+    points: Float[np.ndarray, "seeds pictures kinds"],
+    asked: Float[np.ndarray, "seeds pictures kinds"],
+    *,
+    shared: bool = False,
 ) -> Float[np.ndarray, "samples seeds kinds"]:
     """The mean of each kind in each sample and each seed drawn; NaN where no question was drawn."""
     seeds, pictures, kinds = points.shape
@@ -82,14 +91,15 @@ def _means(
     both = np.concatenate([points, asked], axis=2)
     sums = np.empty((RESAMPLES, seeds, 2 * kinds))
     step = max(1, _DRAWN_AT_A_TIME // pictures)
-    for place in range(seeds):
+    for places in [range(seeds)] if shared else [[place] for place in range(seeds)]:
         for begin in range(0, RESAMPLES, step):
-            of_sample = chosen[begin : begin + step, place]
-            drawn = rng.integers(pictures, size=(len(of_sample), pictures))
-            drawn += pictures * np.arange(len(of_sample))[:, None]
+            of_samples = chosen[begin : begin + step]
+            drawn = rng.integers(pictures, size=(len(of_samples), pictures))
+            drawn += pictures * np.arange(len(of_samples))[:, None]
             times = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
-            for seed in np.unique(of_sample):
-                rows = np.flatnonzero(of_sample == seed)
-                sums[begin + rows, place] = times[rows] @ both[seed]
+            for place in places:
+                for seed in np.unique(of_samples[:, place]):
+                    rows = np.flatnonzero(of_samples[:, place] == seed)
+                    sums[begin + rows, place] = times[rows] @ both[seed]
     total = sums[..., kinds:]
     return np.divide(sums[..., :kinds], total, out=np.full_like(total, np.nan), where=total > 0)

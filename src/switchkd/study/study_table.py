@@ -14,14 +14,16 @@ from switchkd.results.intervals import mean_over_kinds
 from switchkd.results.study_results import ArmSummary, CellResult, Outcome, StudyResults
 
 
-def bootstrap(arm: Sequence[Outcome], baseline: Sequence[Outcome]) -> tuple[float, float]:
+def bootstrap(arm: Sequence[Outcome], baseline: Sequence[Outcome], *, shared: bool = False) -> tuple[float, float]:
     """The interval of the difference in the mean over kinds, in points: seeds and pictures are drawn, the same ones for both arms.
+
+    `shared`: all seeds were asked about the same pictures, which are then drawn once for all of them.
 
     Raises:
         ValueError: if the two were not asked the same questions.
     """
     points, asked = _grid(arm, baseline)
-    found = mean_over_kinds(points, asked)
+    found = mean_over_kinds(points, asked, shared=shared)
     return found.low, found.high
 
 
@@ -73,8 +75,11 @@ def tabulate(
             differences = tuple(cells[arm_cells[seed]].score - cells[base[seed]].score for seed in both)
             low, high = None, None
             if both:
+                asked = {cells[arm_cells[seed]].data_fingerprint for seed in both}
                 low, high = bootstrap(
-                    [outcomes[arm_cells[seed]] for seed in both], [outcomes[base[seed]] for seed in both]
+                    [outcomes[arm_cells[seed]] for seed in both],
+                    [outcomes[base[seed]] for seed in both],
+                    shared=len(asked) == 1 and asked != {""},
                 )
             measured = [cells[index] for index in arm_cells.values()]
             cost, base_cost = _cost(measured), _cost([cells[index] for index in base.values()])
