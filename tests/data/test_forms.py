@@ -441,6 +441,35 @@ def test_nothing_but_pictures_json_and_text_of_an_archive_is_decoded(folder, cap
         load_rows(archive(folder, "v.tar", ROWS[:1], [("mp4", b"x")]))
 
 
+def test_no_row_of_a_damaged_archive_is_lost_without_a_word(folder):
+    whole, second = archive(folder, "whole.tar").read_bytes(), archive(folder, "b.tar").read_bytes()
+    with tarfile.open(folder / "whole.tar") as file:
+        begin = [member.offset for member in file][2]  # of the second row
+        end = max(member.offset_data + -(-member.size // 512) * 512 for member in file)
+    flipped = bytearray(whole)
+    flipped[begin + 5] ^= 0xFF
+    packed_twice = gzip.compress(whole) + gzip.compress(second)
+    damaged = {
+        "cut.tar": (whole[:begin], f"ends at byte {begin:,} without an end mark"),
+        "head.tar": (whole[: begin + 100], f"member at byte {begin:,} has a damaged header"),
+        "flip.tar": (flipped, f"member at byte {begin:,} has a damaged header"),
+        "flip.tar.gz": (gzip.compress(flipped), f"member at byte {begin:,} has a damaged header"),
+        "crc.tar.gz": (gzip.compress(whole)[:-8] + b"\0" * 8, "not a readable archive"),
+        "unmarked.tar": (whole[:end], f"ends at byte {end:,} without an end mark"),
+        "joined.tar": (whole + second, f"end mark is at byte {end:,}, and more than zeros is behind it"),
+        "joined.tar.gz": (packed_twice, f"end mark is at byte {end:,}, and more than zeros is behind it"),
+    }
+    for name, (content, message) in damaged.items():
+        (folder / name).write_bytes(content)
+        with pytest.raises(DataError) as caught:
+            load_rows(folder / name)
+        assert message in str(caught.value)
+        assert f"{folder / name}: not a readable archive" in str(caught.value)
+    for size in (end + 512, end + 1024, end + 1500):  # a cut inside the end mark, or behind it
+        (folder / f"{size}.tar").write_bytes(whole[:size])
+        assert comparable(load_rows(folder / f"{size}.tar")) == comparable(load_rows(folder / "whole.tar"))
+
+
 def test_links_in_an_archive_are_not_followed(folder):
     with tarfile.open(folder / "l.tar", "w") as file:
         link = tarfile.TarInfo("x.png")

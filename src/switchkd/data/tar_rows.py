@@ -13,23 +13,58 @@ from pathlib import Path
 from typing import Any
 
 from switchkd.data.errors import DataError, SampleError
+from switchkd.data.gzipped import open_data
 from switchkd.data.json_list import LONGEST_ROW_BYTES
 
 _PICTURES = ("png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff", "ppm")
+_BLOCK_BYTES = 1 << 16
 
 
 def read_tar(path: Path) -> Iterator[Any]:
     """The rows of an archive: what the JSON of each says, its texts by their names, and its pictures as `image` or `images`.
 
+    An archive ends with its end mark, blocks of zeros; one block is enough, for a cut within the mark has lost nothing.
+
     Raises:
-        DataError: not a readable archive.
+        DataError: not a readable archive: damaged, without an end mark (GNU tar reads such a one, but members may have been cut off),
+            or with another archive behind it.
     """
     try:
-        with tarfile.open(path, "r|*") as archive:
+        with open_data(path) as file, tarfile.open(fileobj=file, mode="r|*", tarinfo=_Member) as archive:
             for (folder, stem), members in groupby(_members(archive), lambda member: member[0]):
                 yield _row(f"{folder}{stem}", [(name, content) for _, name, content in members])
     except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError, ValueError) as error:
         raise DataError(f"{path}: not a readable archive, perhaps cut off: {error}") from error
+
+
+class _Member(tarfile.TarInfo):
+    """A member, whose header must be whole: `tarfile` takes a damaged or a missing one for the end of the archive."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> Any:
+        begin = archive.offset
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the end mark
+            raise
+        except tarfile.EmptyHeaderError as error:  # type: ignore[attr-defined]
+            raise tarfile.ReadError(
+                f"it ends at byte {begin:,} without an end mark, so members behind it may be missing; copy or write it again. If it is "
+                "surely whole, unpack it from gzip and give it its end mark: head -c 1024 /dev/zero >> FILE.tar"
+            ) from error
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"the member at byte {begin:,} has a damaged header ({error})") from error
+
+
+def _check_end(archive: tarfile.TarFile) -> None:
+    """Raise unless nothing but zeros is behind the end mark."""
+    behind: Any = archive.fileobj
+    while block := behind.read(_BLOCK_BYTES):
+        if block.strip(b"\0"):
+            raise tarfile.ReadError(
+                f"its end mark is at byte {archive.offset:,}, and more than zeros is behind it, as where archives were joined by cat: "
+                "name each archive, or join them with tar --concatenate"
+            )
 
 
 def _members(archive: tarfile.TarFile) -> Iterator[tuple[tuple[str, str], str, bytes | str | SampleError]]:
@@ -52,6 +87,7 @@ def _members(archive: tarfile.TarFile) -> Iterator[tuple[tuple[str, str], str, b
         else:
             content = file.read()
         yield (f"{folder}/" if folder else "", stem), ending, content
+    _check_end(archive)
 
 
 def _row(key: str, members: list[tuple[str, bytes | str | SampleError]]) -> Any:
