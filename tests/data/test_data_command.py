@@ -1,14 +1,20 @@
 """`switchkd data check` and `switchkd data convert`."""
 
+import io
 import json
+import random
 import re
+import resource
+from contextlib import contextmanager
 
 import pytest
 from data.test_forms import FORMS, SAME, SOURCES, archive, comparable, filled, llava, vqa, write
 from data.test_forms import folder as folder  # a fixture
 from hostile import HOSTILE
+from PIL import Image
 
 from switchkd.cli import main
+from switchkd.data.answer_file import AnswerFile
 from switchkd.data.errors import DataError
 from switchkd.data.formats import load_rows
 from switchkd.data.llava_rows import write_llava
@@ -68,6 +74,76 @@ def test_what_cannot_be_converted_is_named(folder, capsys):
     with pytest.raises(DataError, match=r"no row is left; .*is missing"):
         write_llava(write(folder, [rows[1]]), folder / "none.jsonl")
     assert not list(folder.glob("*none.jsonl*"))
+
+
+@contextmanager
+def full_disk():
+    """No file grows beyond 64 KiB: a disk that takes no more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def asked(*sizes):
+    """Rows with a picture inside of so many pixels a side."""
+    rows = []
+    for number, size in enumerate(sizes):
+        file = io.BytesIO()
+        Image.frombytes("RGB", (size, size), random.Random(number).randbytes(3 * size**2)).save(file, "PNG")
+        rows.append({"id": f"r{number}", "question": "What?", "answer": f"A{number}", "image": file.getvalue()})
+    return rows
+
+
+def files_of(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def test_a_full_disk_ends_a_conversion_and_leaves_nothing(tmp_path):
+    output = tmp_path / "out.jsonl"
+    with full_disk(), pytest.raises(OSError, match=r"out-pictures cannot be written: .*make room"):
+        write_llava(asked(8, 200, 8), output)
+    assert files_of(tmp_path) == []
+    done = write_llava(asked(8, 200, 8), output)
+    assert (done.rows, done.written, done.left_out) == (3, 3, [])
+
+
+def test_a_full_disk_ends_answers_and_a_further_start_writes_these_rows(tmp_path):
+    rows, output = list(load_rows(asked(8, 200, 8))), tmp_path / "new.jsonl"
+    file = AnswerFile(output, {"teacher": "a"})
+    with full_disk(), pytest.raises(OSError, match=r"cannot be written: .*make room"):
+        file.write(rows)
+    file.close()
+    assert not list(tmp_path.rglob("00000001-*"))  # no half of a picture
+    again = AnswerFile(output, {"teacher": "a"})
+    again.write(rows[again.taken :])
+    done = again.finish()
+    again.close()
+    assert (done.rows, done.left_out) == (3, [])
+    assert comparable(load_rows(output)) == comparable(load_rows(rows_as_given(tmp_path)))
+
+
+def rows_as_given(folder):
+    write_llava(asked(8, 200, 8), folder / "given.jsonl")
+    return folder / "given.jsonl"
+
+
+def test_a_conversion_that_fails_does_not_stand_in_the_way_of_the_next(tmp_path):
+    def cut():
+        yield from asked(8, 8)
+        raise DataError("cut off")
+
+    output = tmp_path / "out.jsonl"
+    with pytest.raises(DataError, match="cut off"):
+        write_llava(cut(), output)
+    assert files_of(tmp_path) == []
+    kept, left = asked(8, 8)
+    left |= {"image": [left["image"], str(tmp_path / "lost.png")]}
+    done = write_llava([left, kept], output)
+    assert (done.rows, done.written, len(done.left_out)) == (1, 1, 1)
+    assert files_of(tmp_path) == ["out-pictures", "out-pictures/00000000-0.png", "out.jsonl"]
 
 
 def test_check_counts_what_is_understood(folder, capsys):

@@ -3,12 +3,13 @@
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from switchkd.data.errors import DataError, SampleError
-from switchkd.data.llava_rows import Converted, llava_line
+from switchkd.data.llava_rows import Converted, Media, llava_line
 from switchkd.data.rewriting import Row
-from switchkd.files import flush, naming_full_disks
+from switchkd.files import flush, naming_full_disks, whole_file
 
 
 class AnswerFile:
@@ -29,6 +30,8 @@ class AnswerFile:
             raise DataError(f"{output} is there already: choose another output, or remove it")
         self.output = output
         self.partial = output.with_name(f".{output.name}.partial")
+        pictures = output.with_name(f"{output.stem}-pictures")
+        self._media = Media(output.parent.resolve(), pictures, pictures.name)
         self.done = Converted()
         #: Rows that need no answer any more, those that were left out among them.
         self.taken = 0
@@ -62,20 +65,20 @@ class AnswerFile:
             self.done.rows += 1
 
     def write(self, rows: list[Row | str]) -> None:
-        """Add rows, or why one was left out; they are on the disk when this returns."""
+        """Add rows, or why one was left out; they are on the disk when this returns.
+
+        Raises:
+            OSError: the disk takes no more. A further start writes the rows again that are not whole.
+        """
         with naming_full_disks(self.partial):
             for row in rows:
                 try:
-                    pictures = self.output.parent / f"{self.output.stem}-pictures"
-                    line = {"left out": row} if isinstance(row, str) else self._line(row, pictures)
-                except (SampleError, OSError) as error:
+                    line = {"left out": row} if isinstance(row, str) else llava_line(row, self._media, self.done)
+                except SampleError as error:
                     line = {"left out": f"sample {row['id']!a}: {error}" if isinstance(row, dict) else str(error)}
                 self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
                 self._count(line)
             self._settle()
-
-    def _line(self, row: Row, pictures: Path) -> Row:
-        return llava_line(row, self.output.parent.resolve(), pictures, self.done)
 
     def _settle(self) -> None:
         self._file.flush()
@@ -91,13 +94,8 @@ class AnswerFile:
         if not self.done.rows:
             self.partial.unlink()
             raise DataError(f"no row is left; {self.done.left_out[0] if self.done.left_out else 'there were none'}")
-        whole = self.output.with_name(f".{self.output.name}.whole")
-        with naming_full_disks(self.output), whole.open("w", encoding="utf-8") as file:
-            for line in self._lines():
-                file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(whole, self.output)
+        with whole_file(self.output) as whole, whole.open("w", encoding="utf-8") as file:
+            file.writelines(self._lines())
         flush(self.output.parent)
         self.partial.unlink()
         return self.done
@@ -110,4 +108,7 @@ class AnswerFile:
 
     def close(self) -> None:
         """Leave what there is to a further start."""
-        self._file.close()
+        with suppress(OSError):  # of a line that a full disk did not take, which `write` has told of
+            self._file.close()
+        with suppress(OSError):  # unless it is empty: its only rows were left out
+            self._media.folder.rmdir()

@@ -1,11 +1,11 @@
 """Canonical rows → LLaVA JSON lines, with pictures and videos in a folder next to them."""
 
 import json
-import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from io import BytesIO
+from io import BufferedReader, BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from switchkd.data.image_marks import IMAGE_MARK, VIDEO_MARK, Marks
 from switchkd.data.images import IMAGE_FORMATS, checked_file, open_picture_file
 from switchkd.data.row_videos import listed_frames, videos_of
 from switchkd.data.sources import Data
+from switchkd.files import replace_folder, whole_file
 
 _SPEAKERS = {"user": "human", "assistant": "gpt", "system": "system"}
 
@@ -32,6 +33,46 @@ class Converted:
     written: int = 0
     #: Why rows were left out.
     left_out: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Media:
+    """Where the pictures and videos of rows go."""
+
+    #: Files below it are referenced, from it.
+    root: Path
+    #: Others are written into this folder, which rows call `name`; made where it is missing.
+    folder: Path
+    name: str
+
+
+@dataclass
+class _Kept:
+    """The pictures and videos of one row."""
+
+    media: Media
+    #: What the names of its files begin with.
+    begin: str
+    referenced: int = 0
+    written: int = 0
+    files: list[Path] = field(default_factory=list)
+
+    def referred(self, path: str | None) -> str | None:
+        """What a row calls a file below the root; None where it has to be written."""
+        if path is None or not Path(path).is_relative_to(self.media.root):
+            return None
+        self.referenced += 1
+        return Path(path).relative_to(self.media.root).as_posix()
+
+    def write(self, name: str, content: Iterable[bytes]) -> str:
+        """Write a file, and say what the row calls it. Raises OSError where it cannot be written."""
+        file_name = self.media.folder / f"{self.begin}-{name}"
+        file_name.parent.mkdir(exist_ok=True)
+        self.files.append(file_name)
+        with file_name.open("wb") as file:
+            file.writelines(content)
+        self.written += 1
+        return f"{self.media.name}/{file_name.name}"
 
 
 def write_llava(
@@ -50,6 +91,7 @@ def write_llava(
 
     Raises:
         DataError: as `load_rows`; the output is there already; or no row is left.
+        OSError: the disk takes no more. After this and any other error there is neither the output nor the folder of pictures.
     """
     pictures = output.parent / f"{output.stem}-pictures"
     if output.suffix != ".jsonl":
@@ -59,43 +101,49 @@ def write_llava(
     done = Converted()
     reading = Reading(data, image_root, columns or {})
     output.parent.mkdir(parents=True, exist_ok=True)
-    staging = output.with_name(f".{output.name}.{os.getpid()}")
     try:
-        with staging.open("w", encoding="utf-8") as file:
-            for row in reading.rows():
-                try:
-                    line = llava_line(row, output.parent.resolve(), pictures, done)
-                except (SampleError, OSError) as error:
-                    done.left_out.append(row["problem"] or f"{row['source']} (id {row['id']!a}): {error}")
-                    continue
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
-                done.rows += 1
-        if not done.rows:
-            raise DataError(f"no row is left; {done.left_out[0]}")
-        staging.replace(output)
-    finally:
-        staging.unlink(missing_ok=True)
+        with whole_file(output) as staging:
+            with replace_folder(pictures) as folder, staging.open("w", encoding="utf-8") as file:
+                media = Media(output.parent.resolve(), folder, pictures.name)
+                for row in reading.rows():
+                    try:
+                        line = llava_line(row, media, done)
+                    except SampleError as error:
+                        done.left_out.append(row["problem"] or f"{row['source']} (id {row['id']!a}): {error}")
+                        continue
+                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                    done.rows += 1
+                if not done.rows:
+                    raise DataError(f"no row is left; {done.left_out[0]}")
+            if not any(pictures.iterdir()):
+                pictures.rmdir()
+    except BaseException:
+        shutil.rmtree(pictures, ignore_errors=True)  # which was not there before
+        raise
     return done
 
 
-def llava_line(row: Row, folder: Path, pictures: Path, done: Converted) -> dict[str, Any]:
-    """A canonical row as LLaVA JSON. Its pictures are written to `pictures` unless they lie in `folder`.
+def llava_line(row: Row, media: Media, done: Converted) -> dict[str, Any]:
+    """A canonical row as LLaVA JSON, with its pictures and videos where `media` says; counted in `done`, but for the row itself.
 
     Raises:
-        SampleError: for one that cannot be said like that.
+        SampleError: for one that cannot be said like that, or whose pictures cannot be read. None of its pictures stays written.
+        OSError: a picture cannot be written, which is no fault of the row.
     """
     if row["problem"]:
         raise SampleError(row["problem"])
     shown = Marks(Marks().pattern if row["images"] else None, videos=bool(videos_of(row)))
     turns = [_turn(message, shown) for message in row["messages"]]
-    names = [
-        _picture(image, folder, pictures / f"{done.rows:08}-{number}", done)
-        for number, image in enumerate(row["images"])
-    ]
-    films = [
-        _video(video, folder, pictures / f"{done.rows:08}-video-{number}", done)
-        for number, video in enumerate(videos_of(row))
-    ]
+    kept = _Kept(media, f"{done.rows:08}")
+    try:
+        names = [_picture(image, kept, str(number)) for number, image in enumerate(row["images"])]
+        films = [_video(video, kept, f"video-{number}") for number, video in enumerate(videos_of(row))]
+    except BaseException:
+        for file in kept.files:
+            file.unlink(missing_ok=True)
+        raise
+    done.referenced += kept.referenced
+    done.written += kept.written
     line: dict[str, Any] = {"id": row["id"]}
     if names:
         line["image"] = names if len(names) > 1 else names[0]
@@ -122,40 +170,45 @@ def _turn(message: Row, shown: Marks) -> dict[str, Any]:
     return turn
 
 
-def _video(video: Row, folder: Path, target: Path, done: Converted) -> str | list[str]:
-    """What the row calls its video: a file, or all its frames; written to `target` where they are not below the folder already."""
+def _video(video: Row, kept: _Kept, name: str) -> str | list[str]:
+    """What the row calls its video: a file, or all its frames; written under `name` where they are not below the folder already."""
     path = video["path"]
-    frames = video["frames"] or (listed_frames(Path(path)) if path is not None and Path(path).is_dir() else [])
+    with _reading("its video"):
+        frames = video["frames"] or (listed_frames(Path(path)) if path is not None and Path(path).is_dir() else [])
     if frames:
-        names = [target.with_name(f"{target.name}-{number:05}") for number in range(len(frames))]
-        return [_picture(frame, folder, name, done) for frame, name in zip(frames, names, strict=True)]
-    with checked_file(video, "its video") as file:
-        if path is not None and Path(path).is_relative_to(folder):
-            done.referenced += 1
-            return Path(path).relative_to(folder).as_posix()
-        file_name = target.with_name(target.name + ("" if path is None else Path(path).suffix))
-        file_name.parent.mkdir(exist_ok=True)
-        with file_name.open("wb") as copy:
-            shutil.copyfileobj(file, copy)
-    done.written += 1
-    return f"{file_name.parent.name}/{file_name.name}"
+        return [_picture(frame, kept, f"{name}-{number:05}") for number, frame in enumerate(frames)]
+    with _reading("its video"):
+        file = checked_file(video, "its video")
+    with file:
+        return kept.referred(path) or kept.write(name + ("" if path is None else Path(path).suffix), _blocks(file))
 
 
-def _picture(image: Row, folder: Path, target: Path, done: Converted) -> str:
-    """What the row calls its picture, which is written to `target` where it is not below the folder already."""
-    with open_picture_file(image) as file:
-        path = image["path"]
-        if path is not None and Path(path).is_relative_to(folder):
-            done.referenced += 1
-            return Path(path).relative_to(folder).as_posix()
-        content = file.read()
+def _picture(image: Row, kept: _Kept, name: str) -> str:
+    """What the row calls its picture, which is written under `name` where it is not below the folder already."""
+    with _reading("a picture"):
+        file = open_picture_file(image)
+    with file:
+        if referred := kept.referred(image["path"]):
+            return referred
+        content = b"".join(_blocks(file))
     try:
         with Image.open(BytesIO(content), formats=IMAGE_FORMATS) as picture:
             kind = str(picture.format).lower()
     except Exception as error:  # whatever broke inside of Pillow
         raise SampleError(f"a picture cannot be read: {error}") from error
-    file_name = target.with_name(f"{target.name}.{kind.replace('jpeg', 'jpg')}")
-    file_name.parent.mkdir(exist_ok=True)
-    file_name.write_bytes(content)
-    done.written += 1
-    return f"{file_name.parent.name}/{file_name.name}"
+    return kept.write(f"{name}.{kind.replace('jpeg', 'jpg')}", [content])
+
+
+def _blocks(file: BytesIO | BufferedReader) -> Iterator[bytes]:
+    with _reading("a picture or video"):
+        while block := file.read(1 << 20):
+            yield block
+
+
+@contextmanager
+def _reading(what: str) -> Iterator[None]:
+    """An error of reading is the fault of the row; one of writing is not."""
+    try:
+        yield
+    except OSError as error:
+        raise SampleError(f"{what} cannot be read: {error}") from error
