@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from caches import ROWS, contents, opened, recipe_of, renamed, without_cache, write_pair
+from PIL import Image
 from ranks import run_on_two_ranks
 from run_files import write_data, write_model
 from tiny_tokenizers import VICUNA
@@ -281,6 +282,24 @@ def test_a_byte_that_changed_is_found_by_training_and_mended_by_the_command(reop
         context.collator(list(context.rows))
     assert make_caches(recipe)[0].written == 2
     assert contents(cache) == contents(reopened / "cache")
+
+
+def test_a_picture_that_was_replaced_is_found_by_training_and_answered_anew_by_the_command(
+    reopened, alike, tmp_path, monkeypatch
+):
+    shutil.copytree(reopened / "data", tmp_path / "data")
+    recipe = recipe_of(reopened, cache=str(tmp_path / "cache"), data={"train": str(tmp_path / "data" / "train.json")})
+    assert make_caches(recipe)[0].written == ROWS
+    before = reading(alike, recipe, tmp_path / "scratch").rows
+    row = next(row for row in before if row["images"])
+    Image.new("RGB", (48, 48), "green").save(row["images"][0]["path"])
+    with pytest.raises(DataError, match=r"sample 'train-\d': .* pictures or their files have changed.*`switchkd cache"):
+        reading(alike, recipe, tmp_path / "scratch")
+    assert make_caches(recipe)[0].written > 0
+    again = reading(alike, recipe, tmp_path / "scratch").rows
+    changed = [new["id"] for old, new in zip(before, again, strict=True) if old["key"] != new["key"]]
+    assert row["id"] in changed
+    assert len(changed) < ROWS
 
 
 def test_a_disk_that_has_no_room_is_told_before_anything_is_written(reopened, alike, tmp_path, monkeypatch):

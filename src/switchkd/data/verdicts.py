@@ -100,8 +100,14 @@ _SCHEMA = pa.schema(
 NO_MEMORY = "there was not enough memory to encode it"
 
 
-def open_verdicts(rows: Dataset, encoder: Encoder, *, measure: bool) -> Dataset:
+def open_verdicts(rows: Dataset, encoder: Encoder, *, measure: bool, good_again: bool = False) -> Dataset:
     """One `Verdict` for each row, from the cache; measured first where they are missing or have become wrong, if `measure`.
+
+    Args:
+        rows: canonical rows.
+        encoder: what they are measured with.
+        measure: whether this process measures.
+        good_again: whether the files of good rows are looked at again too, not only those of bad ones.
 
     Raises:
         DataError: they are missing, and are not to be measured here.
@@ -117,7 +123,7 @@ def open_verdicts(rows: Dataset, encoder: Encoder, *, measure: bool) -> Dataset:
                 _write_arrow(_from_shards(rows, encoder, folder / "shards"), finished)
                 shutil.rmtree(folder / "shards")
             else:
-                _measure_changed(rows, encoder, finished)
+                _measure_changed(rows, encoder, finished, good_again=good_again)
     elif not finished.exists():
         raise DataError(
             f"{finished} is missing: the process of this node that had to write it has failed; see its error"
@@ -143,15 +149,24 @@ def _from_shards(rows: Dataset, encoder: Encoder, shards: Path) -> pa.Table:
     return pa.concat_tables([pq.read_table(file) for file in files.values()]).combine_chunks()
 
 
-def _measure_changed(rows: Dataset, encoder: Encoder, finished: Path) -> None:
-    """Measure bad rows again whose images have changed, or for which there was no memory."""
+def _measure_changed(rows: Dataset, encoder: Encoder, finished: Path, *, good_again: bool) -> None:
+    """Measure bad rows again whose images have changed, or for which there was no memory; good ones too if `good_again`."""
     table: pa.Table = Dataset.from_file(str(finished)).data.table
+    bad = pc.indices_nonzero(pc.is_valid(table["reason"])).to_pylist()
+
+    def is_changed(number: int, row: dict[str, Any]) -> bool:
+        return row_key(row, encoder.fingerprint_of(row)) != str(table["key"][number].as_py())
+
     changed = [
         number
-        for number in pc.indices_nonzero(pc.is_valid(table["reason"])).to_pylist()
-        if table["reason"][number].as_py().endswith(NO_MEMORY)
-        or row_key(row := rows[number], encoder.fingerprint_of(row)) != table["key"][number].as_py()
+        for number in bad
+        if table["reason"][number].as_py().endswith(NO_MEMORY) or is_changed(number, rows[number])
     ]
+    if good_again:
+        known = set(bad)
+        looked = progress(enumerate(rows), "looking for changed pictures", len(rows))
+        good = [n for n, row in looked if n not in known and _has_files(row) and is_changed(n, row)]
+        changed = sorted([*changed, *good])
     if not changed:
         return
     measured = _table(list(progress(_measure(rows, encoder, changed), "checking changed samples", len(changed))))
@@ -220,6 +235,10 @@ def row_key(row: dict[str, Any], fingerprint: str) -> str:
     videos = [_video_identity(video) for video in videos_of(row)]
     content = json.dumps([row["messages"], row["kinds"], images, *([videos] if videos else [])])
     return f"{row['id']}@{_digest(content, fingerprint, size=8)}"
+
+
+def _has_files(row: dict[str, Any]) -> bool:
+    return bool(videos_of(row)) or any(image["bytes"] is None for image in row["images"])
 
 
 def _image_identity(image: dict[str, Any]) -> list[Any]:

@@ -226,13 +226,16 @@ def index_held_out(run: RunContext, stage: ResolvedStage, directory: Path) -> He
 def _usable_rows(run: RunContext, stage: ResolvedStage, rows: Dataset, report: Path, allowed: float) -> Dataset:
     """Those that every model of the stage can read; what is wrong with the others is left in `report`."""
     report.parent.mkdir(parents=True, exist_ok=True)
+    teachers = run.teachers.by_tag(stage)
     index = build_index(
         rows,
         run.collator(stage),
         max_bad_fraction=allowed,
         report_path=report if processes().is_main_process else None,
+        # a teacher's cache has what was said of a picture, which nobody opens to say it again
+        good_again=any(teacher.section.cache is not None for teacher in teachers.values()),
     )
-    for tag, teacher in run.teachers.by_tag(stage).items():
+    for tag, teacher in teachers.items():
         taught = taught_by(index.rows, tag) if stage.tagged else index.rows
         if isinstance(teacher.reading, OwnInputs) and len(taught):
             check_aligned(taught, run.recipe.pair.min_aligned)
