@@ -470,6 +470,13 @@ def test_no_row_of_a_damaged_archive_is_lost_without_a_word(folder):
         assert comparable(load_rows(folder / f"{size}.tar")) == comparable(load_rows(folder / "whole.tar"))
 
 
+def test_an_empty_text_names_no_image(folder):
+    (row,) = load_rows(write(folder, [{"question": "What?", "answer": "A.", "image": ""}]))
+    assert (row["problem"], row["images"]) == (None, [])
+    with pytest.raises(DataError, match="the row has no image"):
+        load_rows(write(folder, [{"question": "<image>What?", "answer": "A.", "image": ""}], "marked.jsonl"))
+
+
 def test_links_in_an_archive_are_not_followed(folder):
     with tarfile.open(folder / "l.tar", "w") as file:
         link = tarfile.TarInfo("x.png")
