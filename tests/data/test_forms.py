@@ -477,6 +477,24 @@ def test_an_empty_text_names_no_image(folder):
         load_rows(write(folder, [{"question": "<image>What?", "answer": "A.", "image": ""}], "marked.jsonl"))
 
 
+OTHERS = {
+    "below": ("one.jsonl", "more/two.jsonl", r"more/two\.jsonl.* is not read.*\*\*/\*\.jsonl"),
+    "packed otherwise": ("a.jsonl", "b.jsonl.zst", r"b\.jsonl\.zst is not read"),
+    "of another name": ("a.jsonl", "c.ndjson", r"c\.ndjson is not read"),
+    "beside metadata": ("metadata.jsonl", "train.jsonl", r"train\.jsonl is not read"),
+}
+
+
+@pytest.mark.parametrize(("read", "other", "message"), OTHERS.values(), ids=OTHERS)
+def test_no_data_file_of_a_folder_is_left_unread_without_a_word(tmp_path, read, other, message):
+    (tmp_path / other).parent.mkdir(exist_ok=True)
+    write(tmp_path, [{"question": Q, "answer": A}], other)
+    write(tmp_path, [{"question": Q, "answer": A}], read)
+    with pytest.raises(DataError, match=message):
+        load_rows(tmp_path)
+    assert len(load_rows(f"{tmp_path}/{read[0]}*.jsonl")) == 1
+
+
 def test_links_in_an_archive_are_not_followed(folder):
     with tarfile.open(folder / "l.tar", "w") as file:
         link = tarfile.TarInfo("x.png")

@@ -2,6 +2,7 @@
 
 import glob
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
@@ -15,6 +16,9 @@ from switchkd.data.hub_sets import named_set
 #: The list of pictures in a folder of them, as `datasets` reads it (imagefolder), and what its rows call them.
 _METADATA = "metadata"
 PICTURE_FOLDER_COLUMNS = {"image": "file_name", "images": "file_names"}
+
+#: How files are called that look like rows, in whatever they are packed.
+_DATA_NAME = re.compile(r"\.(json|jsonl|ndjson|csv|tsv|parquet|arrow|tar|tgz)(\.(gz|bz2|xz|zst|lz4|zip))?$")
 
 #: A name of data, several of them, or rows in memory.
 Data: TypeAlias = str | Path | Dataset | Iterable[Any]
@@ -101,7 +105,24 @@ def _shards(folder: Path) -> list[Source]:
         )
     if len(endings) > 1:
         raise DataError(f"{folder}: holds {' and '.join(endings)} files; name those you mean: {folder}/*{endings[0]}")
+    _refuse_unread(folder, files, endings[0])
     return [File(file) for file in files]
+
+
+def _refuse_unread(folder: Path, files: list[Path], kind: str) -> None:
+    """Raise DataError where more files look like rows than those that are read, here or in folders below."""
+    read = {file.name for file in files}
+    # a list of pictures may have any JSON beside it, such as a licence, and pictures below have notes of their own
+    beside = [file for file in folder.iterdir() if file.name not in read and _DATA_NAME.search(file.name.lower())]
+    if files[0].name.split(".")[0] == _METADATA:
+        beside = [file for file in beside if not file.name.endswith(".json")]
+    below = [file for file in folder.glob("*/**/*") if _DATA_NAME.search(file.name.lower()) and file.suffix != ".json"]
+    names = [str(file.relative_to(folder)) for file in (*beside, *below)]
+    if others := sorted(name for name in names if not any(part.startswith(".") for part in Path(name).parts)):
+        raise DataError(
+            f"{folder}: {others[0]} is not read ({len(others)} such files), and {len(files)} others are: name those you mean, as "
+            f"{folder}/*{kind}, or {folder}/**/*{kind} with those in folders below; other kinds must be unpacked or renamed first"
+        )
 
 
 def _stamp(path: Path) -> str:
