@@ -11,11 +11,11 @@ COLOURS = {"red_fox": (200, 40, 30), "Pond": (40, 60, 200), "meadow": (60, 190, 
 NAMES = {"red fox": COLOURS["red_fox"], "pond": COLOURS["Pond"], "meadow": COLOURS["meadow"], "snow": COLOURS["snow"]}
 
 
-def write_photos_folder(folder: Path, *, each: int = 20, classes=tuple(COLOURS), size=(40, 32)) -> Path:
-    """`each` pictures of every class."""
+def write_photos_folder(folder: Path, *, each: int = 20, classes=tuple(COLOURS), size=(40, 32), first: int = 0) -> Path:
+    """`each` pictures of every class, numbered from `first`: another number is another picture."""
     for place, name in enumerate(classes):
         (folder / name).mkdir(parents=True)
-        for number in range(each):
+        for number in range(first, first + each):
             noise = np.random.default_rng([place, number]).normal(0, 6, (size[1], size[0], 3))
             pixels = np.clip(np.array(COLOURS.get(name, (90, 20 * place, 120))) + noise, 0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(folder / name / f"{number:03}.png")

@@ -88,8 +88,42 @@ def test_a_copy_of_a_data_set_of_the_hub_is_read_by_its_name(tmp_path):
     assert len(load_photographs(f"{copy}::train").of("train")) == 4 * 13
 
 
+def test_a_folder_of_splits_is_no_folder_of_classes_and_is_named_with_its_split(tmp_path):
+    for number, split in enumerate(("train", "val", "test")):
+        write_photos_folder(tmp_path / "copy" / split, each=12, first=20 * number)
+    with pytest.raises(DataError) as error:
+        load_photographs(tmp_path / "copy")
+    assert "copy/test: has its pictures in folders of its own (Pond, meadow, red_fox, …)" in str(error.value)
+    assert f"name {tmp_path / 'copy'}::train" in str(error.value)
+    both = load_photographs(f"{tmp_path / 'copy'}::train+test")
+    assert both.classes == ("meadow", "pond", "red fox", "snow")
+    assert sum(len(both.of(split)) for split in SPLITS) == 4 * 24
+
+
+def test_a_copy_with_parquet_files_in_a_folder_is_told_apart_from_classes(tmp_path):
+    (tmp_path / "copy" / "data").mkdir(parents=True)
+    (tmp_path / "copy" / "data" / "train-00000.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match=r"train-00000\.parquet: is no picture by its name.*copy::train"):
+        load_photographs(tmp_path / "copy")
+
+
 def broken(folder):
     (folder / "snow" / "000.png").write_bytes(b"no picture")
+    return folder
+
+
+def huge(folder):
+    Image.new("1", (20000, 10000)).save(folder / "snow" / "000.png")
+    return folder
+
+
+def tables(folder, *contents):
+    folder.mkdir()
+    for number, content in enumerate(contents):
+        if isinstance(content, bytes):
+            (folder / f"{number}.parquet").write_bytes(content)
+        else:
+            pq.write_table(pa.table({"image": [b"x"], "label": [content]}), folder / f"{number}.parquet")
     return folder
 
 
@@ -126,6 +160,12 @@ def doubled(folder):
         ),
         (lambda f: write_photos_folder(f, classes=("__", "full", "snow")), "'__' has no name that can be said"),
         (lambda f: broken(write_photos_folder(f)), "snow/000.png: is no picture that can be read"),
+        (
+            lambda f: huge(write_photos_folder(f)),
+            "snow/000.png: is no picture that can be read (DecompressionBombError",
+        ),
+        (lambda f: tables(f, "cat", b"nothing"), "1.parquet: not a readable Parquet file"),
+        (lambda f: tables(f, "cat", [1]), "photos: cannot be read as one table"),
         (lambda f: text(write_photos_folder(f)), "snow/notes.txt: is no picture by its name"),
         (lambda f: nothing(write_photos_folder(f)), "empty_class: the class has no photographs"),
         (lambda f: doubled(write_photos_folder(f)), "one picture is in two classes"),
@@ -139,6 +179,9 @@ def doubled(folder):
         "taken",
         "unsayable",
         "broken",
+        "huge",
+        "no table",
+        "two tables",
         "text",
         "empty",
         "double",

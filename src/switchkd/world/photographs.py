@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import datasets
-from PIL import Image, UnidentifiedImageError
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets.exceptions import DatasetGenerationError
+from PIL import Image
 
 from switchkd.data.errors import DataError, SampleError
 from switchkd.data.hub_sets import named_set
@@ -158,11 +161,18 @@ def _of_folders(folder: Path, classes: Sequence[Path]) -> Iterator[Found]:
         files = sorted(file for file in one.rglob("*") if file.is_file() and not file.name.startswith("."))
         if not files:
             raise DataError(f"{one}: the class has no photographs; remove the empty folder")
+        if all(file.parent != one for file in files):
+            inside = ", ".join(sorted({file.relative_to(one).parts[0] for file in files})[:3])
+            raise DataError(
+                f"{one}: has its pictures in folders of its own ({inside}, …): which are the classes? If {one.name} is a split or a group "
+                f"of classes, name {folder}::train, or {folder}::train+test for two splits: it is then read as `datasets` reads it, the "
+                f"innermost folders are the classes. If {one.name} is a class, put its pictures into {one} itself"
+            )
         for file in files:
             if not file.name.lower().endswith(ENDINGS):
                 raise DataError(
                     f"{file}: is no picture by its name ({', '.join(ENDINGS)}); {folder} must hold a folder of pictures for each class "
-                    "and nothing else"
+                    f"and nothing else. A copy of a data set of the hub is named with its split: {folder}::train"
                 )
             place = str(file.resolve())
             yield one.name, _digest({"bytes": None, "path": place}, str(file)), place
@@ -176,7 +186,7 @@ def _digest(image: dict[str, Any], name: str) -> str:
                 pass
             file.seek(0)
             return hashlib.sha256(file.read()).hexdigest()
-    except (UnidentifiedImageError, OSError, SampleError) as error:
+    except (OSError, SampleError, Image.DecompressionBombError) as error:
         raise DataError(
             f"{name}: is no picture that can be read ({type(error).__name__}: {error}); repair or remove it"
         ) from error
@@ -193,7 +203,17 @@ def _table(source: str) -> Any:
         for file in files:
             if not file.is_file():
                 raise DataError(f"{file}: no such file")
-        return datasets.Dataset.from_parquet([str(file) for file in files])
+            try:
+                pq.read_schema(file)
+            except (OSError, pa.ArrowException) as error:
+                raise DataError(f"{file}: not a readable Parquet file: {error}; repair or remove it") from error
+        try:
+            return datasets.Dataset.from_parquet([str(file) for file in files])
+        except (OSError, ValueError, TypeError, DatasetGenerationError, pa.ArrowException) as error:
+            reason = error.__cause__ or error
+            raise DataError(
+                f"{source}: cannot be read as one table ({type(reason).__name__}: {reason}); all of its Parquet files need the same columns"
+            ) from error
     if path.is_dir():
         raise DataError(f"{source}: holds neither a folder of pictures for each class nor Parquet files")
     of_hub = named_set(source)
