@@ -311,6 +311,26 @@ def test_a_template_of_texts_is_given_texts_and_otherwise_left_alone():
     assert saved == tiny_processor(OF_TEXTS).apply_chat_template(as_texts) == processor.apply_chat_template(as_texts)
 
 
+#: As published with DeepSeek-R1 and its distilled models: what was thought is taken out of every answer.
+FORGETS = OWN.replace(PARTS, "{{ m['content'].split('</think>')[-1] }}")
+
+
+@pytest.mark.parametrize("answer", ["It purrs.</think>Yes.", "<think>\nIt purrs.\n</think>\n\nYes."])
+def test_what_was_thought_in_an_answer_is_not_lost(answer):
+    messages = [user("Sure?"), assistant(answer)]
+    with pytest.raises(
+        SampleError, match=r"leaves 'It purrs.' of its last answer out.*whose template writes what was thought"
+    ):
+        choose_format(tiny_processor(FORGETS)).tokenize(messages, [])
+    earlier = [
+        *messages,
+        user("Sure?"),
+        assistant("<think>\n\n</think>\n\nYes."),
+    ]  # templates drop what earlier turns thought
+    assert choose_format(tiny_processor(FORGETS)).tokenize(earlier, []).is_answer.count(True)
+    assert choose_format(tiny_processor(OF_TEXTS)).tokenize(messages, []).is_answer.count(True)
+
+
 def test_reasoning_and_tools_reach_the_template():
     own = THINKS.replace("{% for m", "{% if tools %}{{ tools | tojson }}{% endif %}{% for m", 1)
     messages = [user("Sure?"), assistant("Yes.") | {"reasoning_content": "It purrs.", "tool_calls": None}]

@@ -6,15 +6,19 @@ the conversation once more with a character that no text holds in its place, and
 of the template's.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from itertools import takewhile
 from typing import Any, NamedTuple
 
-from switchkd.data.errors import DataError
+from switchkd.data.errors import DataError, SampleError
 
 Message = dict[str, Any]
 #: Messages, and whether an answer to them is asked for → text.
 Render = Callable[[list[Message], bool], str]
+
+#: Around a thought that is written into an answer.
+_THOUGHT = re.compile(r"</?think(?:ing)?>")
 
 
 class Span(NamedTuple):
@@ -77,7 +81,7 @@ def find_answered(render: Render, messages: list[Message], hole: str, closing: s
 
     Where the template itself writes the beginning of the conversation in another way than it asks for the answer, it is written as
     it is asked. Where the template writes nothing to close an answer, `ending` closes the last one. Arguments and errors are those
-    of `find_asked`.
+    of `find_asked`, and SampleError where the template leaves out something of the last answer.
     """
     turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
     if not turns:
@@ -93,6 +97,7 @@ def find_answered(render: Render, messages: list[Message], hole: str, closing: s
                 "which does not begin so"
             )
         begin = place[0]
+    _check_whole(messages[last], whole[begin:])
     moved = len(asked.text) - begin
     text, end = asked.text + whole[begin:], (place[1] if place else begin) + moved
     if closing is not None:
@@ -105,6 +110,20 @@ def find_answered(render: Render, messages: list[Message], hole: str, closing: s
     known = _known(place)
     span = Span(len(asked.text), end, known and (known[0] + moved, known[1] + moved))
     return Rendering(text, len(asked.text), [*asked.spans, span])
+
+
+def _check_whole(answer: Message, written: str) -> None:
+    """Of an answer nothing may be lost but white space and what is around its thoughts, which templates move."""
+    squeezed, at = "".join(written.split()), 0
+    for said in _THOUGHT.split("".join(part.get("text") or "" for part in answer["content"])):
+        piece = "".join(said.split())
+        at = squeezed.find(piece, at)
+        if at < 0:
+            raise SampleError(
+                f"the chat template leaves {said.strip()[:60]!r} of its last answer out, so it would be lost: choose a checkpoint whose "
+                "template writes what was thought, or leave it out of the answer"
+            )
+        at += len(piece)
 
 
 def holds_text(message: Message) -> bool:
