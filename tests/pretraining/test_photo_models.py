@@ -11,7 +11,7 @@ import torch
 import yaml
 from labelled_photos import write_photos_folder
 from student_files import write_language
-from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
+from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, LlavaForConditionalGeneration
 
 from switchkd.cli import main
 from switchkd.models import load_pathway
@@ -118,6 +118,48 @@ def test_tokenizers_are_the_same_for_the_same_texts_and_write_answers_as_they_ar
     listed = [token for token, _ in sorted(whole.get_vocab().items(), key=lambda item: item[1])]
     assert listed[-20:] == sorted(listed[-20:])  # in an order that no hash table decides
     assert whole.tokenize("meadow zq") == ["meadow", "z", "##q"]
+
+
+ODD = [
+    "n01440764",
+    "10",
+    "100",
+    "3",
+    "boeing 737",
+    "3d printer",
+    "t shirt/top",
+    "potter's wheel",
+    "people (group)",
+    "c++",
+    "café 2",
+]
+
+
+def test_names_with_digits_and_punctuation_are_read_and_written_as_they_are(tmp_path):
+    plain = ["red fox", "st. bernard", "black & white", "jack o", "café", "猫 猫", "do not enter", "empty", "1"]
+    texts = [
+        *ODD,
+        *plain,
+        "Compare the rows of the red fox and the 10.",
+        "How many n01440764 photographs are there?",
+        "2",
+    ]
+    whole_words(texts, [*ODD, *plain]).save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    for first in [*ODD, *plain]:
+        for text in (first, f"{first}, empty, {first}", f"red fox, {first}"):
+            ids = tokenizer(f"<|assistant|>{text}<|end|>", add_special_tokens=False).input_ids
+            assert tokenizer.decode(ids, skip_special_tokens=True) == text
+            assert tokenizer.unk_token_id not in ids
+    assert tokenizer.tokenize("the n01440764 1005?") == ["the", "n01440764", *"1005", "?"]
+    assert whole_words(texts, plain).backend_tokenizer.to_str() == whole_words(texts).backend_tokenizer.to_str()
+    odd = begun(student_path(), tokenizer, PLAN, ODD).model.language_model.embed_tokens.weight[
+        tokenizer("10 100").input_ids
+    ]
+    assert torch.isfinite(odd).all()
+    assert not torch.equal(*odd)
+    with pytest.raises(ValueError, match=r"cannot name the class '\.net core'.*rename it"):
+        whole_words(texts, [*plain, ".net core"])
 
 
 def test_a_known_word_keeps_its_row_and_a_class_begins_near_the_old_forms():

@@ -87,9 +87,8 @@ class _Maker:
     # ---- with the language models that ship with switchkd
 
     def teacher_of_words(self, folder: Path) -> None:
+        tokenizer = whole_words(texts(self.squares, self.seed, _READ), self.photographs.classes)
         tower = self.tower("vision", self.scale.tower, self.seed + 1)
-        torch.manual_seed(self.seed)
-        tokenizer = whole_words(texts(self.squares, self.seed, _READ))
         self._connected(
             teacher_path(), tokenizer, self.scale.tower, tower, folder, steps=self.scale.word_steps, seed=self.seed + 3
         )

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoTokenizer,
     LlavaConfig,
@@ -26,10 +26,14 @@ _SPECIAL = [PAD, END, IMAGE, *_ROLES, UNKNOWN]
 _ASCII = [chr(code) for code in range(33, 127)]
 
 
-def whole_words(texts: Iterable[str]) -> PreTrainedTokenizerFast:
+def whole_words(texts: Iterable[str], classes: Sequence[str] = ()) -> PreTrainedTokenizerFast:
     """A WordPiece tokenizer in which the words of the texts are whole and others fall into characters; the same for the same texts.
 
-    Its words are listed, not trained: the trainer breaks ties by the order of a hash table, which is another in every process.
+    Its words are listed, not trained: the trainer breaks ties by the order of a hash table, which is another in every process. Digits and
+    punctuation stand alone, and are written with spaces: what that would change in `classes`, as in n01440764, is a token of its own.
+
+    Raises:
+        ValueError: a class cannot be written as it is.
     """
     split = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.Digits(individual_digits=True)])
     words = {word for text in texts for word, _ in split.pre_tokenize_str(text)}
@@ -41,7 +45,20 @@ def whole_words(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     tokenizer.add_special_tokens(_SPECIAL)
     tokenizer.pre_tokenizer = split
     tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=True)
+    changed = {word for name in _changed(tokenizer, classes) for word in name.split()}
+    odd = [word for word in sorted(changed) if not word.isalpha()]
+    tokenizer.add_tokens([AddedToken(word, single_word=True) for word in odd])
+    if left := _changed(tokenizer, classes):
+        raise ValueError(
+            f"answers cannot name the class {left[0]!r} as it is: punctuation in it is taken for the sentence's; rename it"
+        )
     return _ready(tokenizer)
+
+
+def _changed(tokenizer: Tokenizer, classes: Sequence[str]) -> list[str]:
+    """The classes that are others when they are read and written again, at the beginning or within a caption."""
+    twice = {name: f"{name}, {name}" for name in classes}
+    return [name for name, text in twice.items() if tokenizer.decode(tokenizer.encode(text).ids) != text]
 
 
 def pieces(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
