@@ -1,6 +1,7 @@
 """Pictures of photographs and the questions about them: exact truth, disjoint splits, the same for one seed."""
 
 import json
+import shutil
 from collections import Counter, defaultdict
 from itertools import islice
 
@@ -11,7 +12,7 @@ from PIL import Image
 
 from switchkd.data.errors import DataError
 from switchkd.world.grid_questions import GRID_KINDS
-from switchkd.world.photo_world import blind_score, check_disjoint, grid_samples, read_rows, write_photos
+from switchkd.world.photo_world import blind_score, check_disjoint, grid_samples, hold_splits, read_rows, write_photos
 from switchkd.world.photographs import load_photographs
 
 #: Highest share one answer may have within its kind, for four classes.
@@ -84,6 +85,20 @@ def test_a_photograph_in_two_splits_is_an_error(written, tmp_path):
     (tmp_path / "train.json").write_bytes((written / "train.json").read_bytes())
     with pytest.raises(DataError, match="1 photographs are in train and in test"):
         check_disjoint(tmp_path)
+
+
+def test_photographs_that_changed_since_a_world_was_begun_are_refused(photographs, written, tmp_path):
+    hold_splits(tmp_path / "new", photographs)
+    hold_splits(tmp_path / "new", photographs)
+    more = load_photographs(write_photos_folder(tmp_path / "more", each=30))
+    with pytest.raises(DataError, match=r"80 photographs were there when .*new was begun, 120 are there now"):
+        hold_splits(tmp_path / "new", more)
+    old = tmp_path / "old"
+    shutil.copytree(written, old / "data")
+    hold_splits(old, more)  # of earlier code: nothing is noted that may be wrong
+    assert not (old / "splits.json").exists()
+    hold_splits(old, photographs)
+    assert (old / "splits.json").read_bytes() == (tmp_path / "new" / "splits.json").read_bytes()
 
 
 def test_same_seed_same_bytes_other_seed_other_data(photographs, tmp_path):

@@ -30,7 +30,7 @@ from switchkd.pretraining.smollm2 import write_smollm2
 from switchkd.pretraining.tower import device, train_tower
 from switchkd.recipe.schema import Data, LearningRates, Recipe, Stage, Student, Train
 from switchkd.world import once, student_path, teacher_path
-from switchkd.world.photo_world import write_photos
+from switchkd.world.photo_world import hold_splits, write_photos
 from switchkd.world.photographs import Photographs
 
 #: Tokens of the other student's tokenizer, beside one for every word of a class.
@@ -43,10 +43,11 @@ def make_models(photographs: Photographs, output: Path, scale: Scale, *, seed: i
     """Write `output/teacher`, `output/student` and `output/student-other`, from photographs of the training split.
 
     Raises:
-        DataError: a photograph cannot be decoded.
+        DataError: a photograph cannot be decoded, or photographs have changed since a part was made.
         ImportError: the packages of the language half are missing.
         FloatingPointError: a training diverged.
     """
+    hold_splits(output, photographs)
     maker = _Maker(photographs, output, scale, seed)
     make = maker.teacher_of_words if scale.language == "shipped" else maker.teacher_of_smollm2
     once(maker.part("start"), make)

@@ -12,7 +12,7 @@ from switchkd.files import write_together
 from switchkd.pretraining.photo_models import make_models
 from switchkd.pretraining.scales import SCALES
 from switchkd.world import once
-from switchkd.world.photo_world import ScaleName, blind_score, check_disjoint, read_rows, write_photos
+from switchkd.world.photo_world import ScaleName, blind_score, check_disjoint, hold_splits, read_rows, write_photos
 from switchkd.world.photographs import load_photographs
 
 #: A blind score above this says that questions give their answers away; a teacher less than so many points above it sees too little.
@@ -74,12 +74,13 @@ def make_world(
     """Write `output/data`, the models and `output/world.json`; what is there already is not made again.
 
     Raises:
-        DataError: the photographs cannot be used, or one is in two splits.
+        DataError: the photographs cannot be used, one is in two splits, or they have changed since the world was begun.
         ValueError: `output` holds another world.
     """
     photographs = load_photographs(source)
     asked = {"source": source, "scale": scale, "seed": seed, "train": train, "validation": validation, "test": test}
     _claim(output, asked)
+    hold_splits(output, photographs)
     draw = partial(
         write_photos,
         photographs=photographs,

@@ -1,5 +1,6 @@
 """The world of photographs on disk: pictures composed of photographs of one split, as LLaVA JSON; and what can be said of it beforehand."""
 
+import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from switchkd.data.errors import DataError, SampleError
+from switchkd.files import write_together
 from switchkd.world.grid_questions import ask_about
 from switchkd.world.grids import Grid, compose, grids, square
 from switchkd.world.photographs import Photographs
@@ -142,6 +144,37 @@ def check_disjoint(directory: str | Path) -> dict[Split, int]:
                     "the photographs have changed since a part of the data was written; remove the folder and write it anew"
                 )
     return {split: len(digests) for split, digests in shown.items() if digests}
+
+
+def hold_splits(directory: str | Path, photographs: Photographs) -> None:
+    """Note in `directory/splits.json` which photographs are in each split; where it is noted already, they must be the same.
+
+    A world of earlier code has no note. It gets one where all that its pictures show is in the same split now.
+
+    Raises:
+        DataError: the photographs have changed, so that one may be tested on that was trained on.
+    """
+    file = Path(directory) / "splits.json"
+    members = {split: sorted(digest for digest, _ in photographs.of(split)) for split in SPLITS}
+    now: dict[str, dict[str, Any]] = {
+        split: {"photographs": len(digests), "sha256": hashlib.sha256("".join(digests).encode()).hexdigest()}
+        for split, digests in members.items()
+    }
+    if file.exists():
+        noted = json.loads(file.read_text(encoding="utf-8"))
+        if noted != now:
+            before, after = (sum(one["photographs"] for one in splits.values()) for splits in (noted, now))
+            raise DataError(
+                f"{photographs.source}: {before} photographs were there when {directory} was begun, {after} are there now, and they are in "
+                f"other splits: one that is tested on could have been trained on. Put back the photographs as they were, or remove "
+                f"{directory} or name another, and make all of it anew"
+            )
+    elif all(
+        _shown(folder / f"{split}.json") <= set(members[split])
+        for split in SPLITS
+        for folder in (Path(directory, "data"), Path(directory, "making", "pictures"))
+    ):
+        write_together({file: json.dumps(now, indent=2) + "\n"})
 
 
 def _shown(file: Path) -> set[str]:
