@@ -7,10 +7,13 @@ import pytest
 import yaml
 from labelled_photos import write_photos_folder
 
+from switchkd.data.errors import DataError
 from switchkd.methods import KD, METHODS, SFT, SwitchKD
 from switchkd.recipe.parsing import RecipeError
 from switchkd.recipe.schema import load_recipe
 from switchkd.study.plan import cells, check_world, load_study, world_paths, write_world
+from switchkd.world.photo_world import hold_splits
+from switchkd.world.photographs import load_photographs
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 ARMS = {
@@ -109,6 +112,19 @@ def test_a_world_of_photographs_is_drawn_anew_for_each_seed_and_its_models_lie_w
     assert not trained & asked  # also where the seeds differ
     own = load_study(write(seeds=[0], world=fields, arms={"SFT": ARMS["SFT"]}))
     assert world_paths(own, 0)["teacher.path"] == tmp_path / "out" / "world" / "teacher"
+
+
+def test_photographs_that_changed_since_the_models_were_made_are_refused(write, tmp_path):
+    photos, models = write_photos_folder(tmp_path / "photos"), tmp_path / "made"
+    (models / "data").mkdir(parents=True)
+    hold_splits(models, load_photographs(str(photos)))
+    study = load_study(write(seeds=[0], world={"train": 3, "test": 2, "photos": str(photos), "models": str(models)}))
+    write_photos_folder(tmp_path / "more", each=5, first=20)
+    for file in sorted((tmp_path / "more").rglob("*.png")):
+        file.rename(photos / file.parent.name / file.name)
+    with pytest.raises(DataError, match=r"photographs were there when .*made was begun"):
+        write_world(study)
+    assert not world_paths(study, 0)["data.train"].exists()
 
 
 @pytest.mark.parametrize("noted", [True, False])

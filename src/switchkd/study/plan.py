@@ -277,17 +277,24 @@ def _note(folder: Path, world: World) -> None:
 
 
 def write_world(study: Study) -> None:
-    """Draw the data of every seed, and copy the models of the procedural world, unless they are there."""
+    """Draw the data of every seed, and copy the models of the procedural world, unless they are there.
+
+    Raises:
+        DataError: the photographs are not those that the world of the models was made of.
+    """
     from switchkd import world
 
     assert study.world is not None
     write = partial(world.write)
     if study.world.photos is not None:
-        from switchkd.world.photo_world import IMAGE_SIZES, write_photos
+        from switchkd.world.photo_world import IMAGE_SIZES, hold_splits, write_photos
         from switchkd.world.photographs import load_photographs
 
-        image_size = IMAGE_SIZES[study.world.scale]
-        write = partial(write_photos, photographs=load_photographs(study.world.photos), image_size=image_size)
+        photographs = load_photographs(study.world.photos)
+        models = world_paths(study, study.seeds[0])["teacher.path"].parent
+        if (models / "data").is_dir():  # a world of `switchkd world`
+            hold_splits(models, photographs)
+        write = partial(write_photos, photographs=photographs, image_size=IMAGE_SIZES[study.world.scale])
 
     def draw(folder: Path, seed: int) -> None:
         assert study.world is not None
