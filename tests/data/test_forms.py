@@ -470,13 +470,6 @@ def test_no_row_of_a_damaged_archive_is_lost_without_a_word(folder):
         assert comparable(load_rows(folder / f"{size}.tar")) == comparable(load_rows(folder / "whole.tar"))
 
 
-def test_an_empty_text_names_no_image(folder):
-    (row,) = load_rows(write(folder, [{"question": "What?", "answer": "A.", "image": ""}]))
-    assert (row["problem"], row["images"]) == (None, [])
-    with pytest.raises(DataError, match="the row has no image"):
-        load_rows(write(folder, [{"question": "<image>What?", "answer": "A.", "image": ""}], "marked.jsonl"))
-
-
 OTHERS = {
     "below": ("one.jsonl", "more/two.jsonl", r"more/two\.jsonl.* is not read.*\*\*/\*\.jsonl"),
     "packed otherwise": ("a.jsonl", "b.jsonl.zst", r"b\.jsonl\.zst is not read"),

@@ -180,8 +180,8 @@ def _with_system(system: Any, messages: list[Row]) -> list[Row]:
 
 
 def _image_list(columns: Row) -> list[Row]:
-    """The images of a row: one or a list of what `_image` reads, under `image` or `images`. An empty text is none, as an empty cell is."""
-    given = [columns[key] for key in ("image", "images") if columns.get(key) not in (None, "", [])]
+    """The images of a row: one or a list of what `_image` reads, under `image` or `images`."""
+    given = [columns[key] for key in ("image", "images") if columns.get(key) is not None and columns[key] != []]
     if len(given) > 1:
         raise SampleError("has both `image` and `images`; keep one")
     value = given[0] if given else []
