@@ -103,9 +103,8 @@ def print_json(value: object) -> None:
     import json
 
     text = json.dumps(value, indent=2, ensure_ascii=False)
-    print(
-        escaped(text.encode(errors="backslashreplace").decode())
-    )  # half a pair of surrogates stays what it is, as an escape
+    text = text.encode(errors="backslashreplace").decode()  # half a pair of surrogates stays what it is, as an escape
+    print(escaped(text))
 
 
 def escaped(text: str) -> str:
