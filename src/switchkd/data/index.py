@@ -64,7 +64,7 @@ def build_index(
     *,
     max_bad_fraction: float = MAX_BAD_FRACTION,
     report_path: str | Path | None = None,
-    good_again: bool = False,
+    recheck_pictures: bool = False,
 ) -> RowIndex:
     """Measure every row, or read from the cache what has been measured.
 
@@ -79,7 +79,7 @@ def build_index(
         encoder: what the rows are measured with.
         max_bad_fraction: the share of bad rows that is put up with.
         report_path: where to list bad and truncated rows.
-        good_again: whether good rows whose images have changed are measured again too: their keys are then those of the files as they are.
+        recheck_pictures: whether usable rows whose pictures have changed are measured again too, so that their keys are current.
 
     Raises:
         DataError: there is no row, no row is usable, or more than `max_bad_fraction` of them are bad. The report is written first.
@@ -87,7 +87,7 @@ def build_index(
     if len(rows) == 0:
         raise DataError("there are no rows to index; look at the data file")
     with _local_main_first() as is_first:
-        verdicts = open_verdicts(rows, encoder, measure=is_first, good_again=good_again)
+        verdicts = open_verdicts(rows, encoder, measure=is_first, recheck_pictures=recheck_pictures)
     bad, truncated = _bad_rows(verdicts), _truncated_rows(verdicts)
     for row in bad:
         _log.warning("skipped %s", row.reason)

@@ -112,12 +112,12 @@ def _shards(folder: Path) -> list[Source]:
 def _refuse_unread(folder: Path, files: list[Path], kind: str) -> None:
     """Raise DataError where more files look like rows than those that are read, here or in folders below."""
     read = {file.name for file in files}
-    # a list of pictures may have any JSON beside it, such as a licence, and pictures below have notes of their own
-    beside = [file for file in folder.iterdir() if file.name not in read and _DATA_NAME.search(file.name.lower())]
+    # metadata of an image folder may have any JSON in its folder, such as a licence, and picture folders have annotations of their own
+    siblings = [file for file in folder.iterdir() if file.name not in read and _DATA_NAME.search(file.name.lower())]
     if files[0].name.split(".")[0] == _METADATA:
-        beside = [file for file in beside if not file.name.endswith(".json")]
-    below = [file for file in folder.glob("*/**/*") if _DATA_NAME.search(file.name.lower()) and file.suffix != ".json"]
-    names = [str(file.relative_to(folder)) for file in (*beside, *below)]
+        siblings = [file for file in siblings if not file.name.endswith(".json")]
+    nested = [file for file in folder.glob("*/**/*") if _DATA_NAME.search(file.name.lower()) and file.suffix != ".json"]
+    names = [str(file.relative_to(folder)) for file in (*siblings, *nested)]
     if others := sorted(name for name in names if not any(part.startswith(".") for part in Path(name).parts)):
         raise DataError(
             f"{folder}: {others[0]} is not read ({len(others)} such files), and {len(files)} others are: name those you mean, as "

@@ -45,7 +45,7 @@ class _Member(tarfile.TarInfo):
         begin = archive.offset
         try:
             return super().fromtarfile(archive)
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the end mark
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the end mark; the types of the library lack these two
             raise
         except tarfile.EmptyHeaderError as error:  # type: ignore[attr-defined]
             raise tarfile.ReadError(

@@ -100,14 +100,14 @@ _SCHEMA = pa.schema(
 NO_MEMORY = "there was not enough memory to encode it"
 
 
-def open_verdicts(rows: Dataset, encoder: Encoder, *, measure: bool, good_again: bool = False) -> Dataset:
+def open_verdicts(rows: Dataset, encoder: Encoder, *, measure: bool, recheck_pictures: bool = False) -> Dataset:
     """One `Verdict` for each row, from the cache; measured first where they are missing or have become wrong, if `measure`.
 
     Args:
         rows: canonical rows.
         encoder: what they are measured with.
         measure: whether this process measures.
-        good_again: whether the files of good rows are looked at again too, not only those of bad ones.
+        recheck_pictures: whether the picture files of usable rows are looked at again too, not only those of bad ones.
 
     Raises:
         DataError: they are missing, and are not to be measured here.
@@ -123,7 +123,7 @@ def open_verdicts(rows: Dataset, encoder: Encoder, *, measure: bool, good_again:
                 _write_arrow(_from_shards(rows, encoder, folder / "shards"), finished)
                 shutil.rmtree(folder / "shards")
             else:
-                _measure_changed(rows, encoder, finished, good_again=good_again)
+                _measure_changed(rows, encoder, finished, recheck_pictures=recheck_pictures)
     elif not finished.exists():
         raise DataError(
             f"{finished} is missing: the process of this node that had to write it has failed; see its error"
@@ -149,8 +149,8 @@ def _from_shards(rows: Dataset, encoder: Encoder, shards: Path) -> pa.Table:
     return pa.concat_tables([pq.read_table(file) for file in files.values()]).combine_chunks()
 
 
-def _measure_changed(rows: Dataset, encoder: Encoder, finished: Path, *, good_again: bool) -> None:
-    """Measure bad rows again whose images have changed, or for which there was no memory; good ones too if `good_again`."""
+def _measure_changed(rows: Dataset, encoder: Encoder, finished: Path, *, recheck_pictures: bool) -> None:
+    """Measure bad rows again whose images have changed, or for which there was no memory; good ones too if `recheck_pictures`."""
     table: pa.Table = Dataset.from_file(str(finished)).data.table
     bad = pc.indices_nonzero(pc.is_valid(table["reason"])).to_pylist()
 
@@ -162,7 +162,7 @@ def _measure_changed(rows: Dataset, encoder: Encoder, finished: Path, *, good_ag
         for number in bad
         if table["reason"][number].as_py().endswith(NO_MEMORY) or is_changed(number, rows[number])
     ]
-    if good_again:
+    if recheck_pictures:
         known = set(bad)
         looked = progress(enumerate(rows), "looking for changed pictures", len(rows))
         good = [n for n, row in looked if n not in known and _has_files(row) and is_changed(n, row)]

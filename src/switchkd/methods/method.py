@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import fields
 from typing import TYPE_CHECKING, ClassVar
 
 from switchkd.models.capture import Site
@@ -44,8 +43,7 @@ def cross_entropy_and_answers(
 
 def check_unread(method: Method, reason: str, *knobs: str) -> None:
     """Raise ValueError where one of these knobs is not at its default, because nothing reads it for this reason."""
-    defaults = {field.name: field.default for field in fields(method)}  # type: ignore[arg-type]
-    changed = [f"{name}={getattr(method, name)}" for name in knobs if getattr(method, name) != defaults[name]]
+    changed = [f"{name}={value}" for name in knobs if (value := getattr(method, name)) != getattr(type(method), name)]
     if changed:
         raise ValueError(
             f"{method.name}: {reason}, so there is nothing that {', '.join(changed)} could change: leave it out"

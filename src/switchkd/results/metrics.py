@@ -114,8 +114,8 @@ def _vqa_form(text: str) -> str:
     """As the official evaluation compares: no case, articles, punctuation; small numbers as digits. Apostrophes are left out of all words,
     where it lists contractions.
 
-    A mark of its list becomes a space (`t-shirt` is `t shirt`), or nothing in a text where it stands beside a space or a comma between
-    digits (`1,200`). Points are left out, but before a digit.
+    A punctuation mark of its list becomes a space (`t-shirt` is `t shirt`), or nothing in a text where it stands beside a space or a comma
+    between digits (`1,200`). Points are left out, but before a digit.
     """
     text = re.sub("['’]", "", " ".join(text.lower().split()))
     grouped = re.search(r"\d,\d", text)

@@ -233,7 +233,7 @@ def _usable_rows(run: RunContext, stage: ResolvedStage, rows: Dataset, report: P
         max_bad_fraction=allowed,
         report_path=report if processes().is_main_process else None,
         # a teacher's cache has what was said of a picture, which nobody opens to say it again
-        good_again=any(teacher.section.cache is not None for teacher in teachers.values()),
+        recheck_pictures=any(teacher.section.cache is not None for teacher in teachers.values()),
     )
     for tag, teacher in teachers.items():
         taught = taught_by(index.rows, tag) if stage.tagged else index.rows
